@@ -1,0 +1,90 @@
+//! What runs the guest's instructions. Two implementations stand behind one trait: the software
+//! processor ([`soft`]) and, on hosts that have it, hardware virtualization.
+
+pub mod soft;
+
+/// Why a virtual processor stopped running guest instructions.
+///
+/// Every way out of the guest is one of these; each has an entry in `flows.toml`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Intercept {
+    Cpuid {
+        leaf: u32,
+        subleaf: u32,
+    },
+    MsrRead {
+        msr: u32,
+    },
+    MsrWrite {
+        msr: u32,
+        value: u64,
+    },
+    /// `size` is 1, 2 or 4 bytes.
+    PortRead {
+        port: u16,
+        size: u8,
+    },
+    PortWrite {
+        port: u16,
+        size: u8,
+        value: u32,
+    },
+    /// VMMCALL/VMCALL at CPL 0, TLFS 3.7: RCX, RDX, R8.
+    Hypercall {
+        control: u64,
+        input: u64,
+        output: u64,
+    },
+    /// HLT. Without `interruptible` (IF clear) nothing will ever wake this processor.
+    Halt {
+        interruptible: bool,
+    },
+    /// Triple fault: architecturally a reset.
+    Shutdown,
+    /// The time slice is used up, or something outside asked for attention.
+    SliceEnd,
+}
+
+/// How an intercepted instruction is completed. The instruction has not retired before this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Completion {
+    /// Retires with no result (MSR write, port write).
+    Done,
+    /// Result of an MSR read (64 bits), a port read (low `size` bytes) or a hypercall (RAX).
+    Value(u64),
+    /// EAX, EBX, ECX, EDX.
+    Cpuid([u32; 4]),
+    /// #GP(0) at the instruction: how an unknown MSR is refused.
+    GeneralProtection,
+    /// #UD at the instruction: how a hypercall outside CPL 0 or before GUEST_OS_ID is refused.
+    InvalidOpcode,
+}
+
+/// Register state at the first instruction: 64-bit long mode with paging on, interrupts off,
+/// as the Linux 64-bit boot protocol wants it. All addresses are guest physical.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BootState {
+    pub rip: u64,
+    pub rsi: u64,
+    pub rsp: u64,
+    pub cr3: u64,
+    pub gdt_base: u64,
+    pub gdt_limit: u16,
+}
+
+/// A virtual processor.
+pub trait Processor {
+    /// Runs guest instructions until an intercept, for at most about `slice` instructions.
+    fn run(&mut self, slice: u32) -> Intercept;
+
+    /// Completes the instruction that caused the last intercept. `Halt`, `Shutdown` and
+    /// `SliceEnd` take no completion.
+    fn complete(&mut self, completion: Completion);
+
+    /// Raises an edge-triggered interrupt on this processor's local APIC. Delivered by a later
+    /// `run` when the guest can take it; wakes a halted processor.
+    fn assert_interrupt(&mut self, vector: u8);
+
+    /// Whether an interrupt is pending that the guest could take now (so a halted VP must run).
+    fn has_deliverable_interrupt(&self) -> bool;
+}

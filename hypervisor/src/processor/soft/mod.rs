@@ -1,0 +1,19 @@
+//! The software processor: x86-64 long mode, interpreted, in safe Rust.
+//!
+//! How it runs: [`decode`] turns the bytes at a guest address into a block of [`op::Op`]s, each
+//! with a handler function chosen once; [`code`] keeps the blocks per guest physical page and
+//! drops them when the page is written; the loop calls handler after handler. Handlers reach guest
+//! memory only through [`access`] (a software TLB in front of [`paging`]).
+//!
+//! Instruction groups, each with a `select` that names the handler of an instruction:
+//! [`integer`], [`system`] (privileged and control state), [`simd`], [`x87`].
+#![forbid(unsafe_code)]
+
+pub mod access;
+pub mod cpu;
+pub mod flags;
+pub mod integer;
+pub mod op;
+pub mod simd;
+pub mod system;
+pub mod x87;
