@@ -3,5 +3,6 @@
 //! Rooms: [`memory`] guest RAM, [`processor`] what runs the guest's instructions, `tlfs` the
 //! Hyper-V-compatible partition interface, `link` the one connection to the VM's worker.
 
+pub mod flows;
 pub mod memory;
 pub mod processor;

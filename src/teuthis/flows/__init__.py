@@ -1,0 +1,15 @@
+"""The register of flows (`flows.toml`) and the counters of a running VM."""
+
+from teuthis.flows.counters import Counters, Count, counters_size
+from teuthis.flows.register import FLOWS, REGISTER_PATH, Flow, Receiver, RECEIVERS
+
+__all__ = [
+    "FLOWS",
+    "RECEIVERS",
+    "REGISTER_PATH",
+    "Count",
+    "Counters",
+    "Flow",
+    "Receiver",
+    "counters_size",
+]

@@ -1,0 +1,75 @@
+"""Loads `flows.toml`: the one list of every way that data crosses a boundary.
+
+Numbers, limits, dispatch tables and counters of the Python side come from here; the Rust side
+takes the same file through its build script.
+"""
+
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Receiver:
+    """A process that parses flows, and what it could reach if it fell."""
+
+    name: str
+    reach: str
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """One entry of the register; the fields are described at the head of `flows.toml`."""
+
+    index: int
+    id: str
+    kind: str
+    direction: str
+    receiver: str
+    shape: str
+    max_bytes: int
+    rejects: tuple[str, ...]
+    handler: str
+    tests: tuple[str, ...]
+    fuzz: str
+    threat: str
+    min_bytes: int = 0
+    opcode: int | None = None
+    values: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def number(self) -> int:
+        """The operation code on the wire.
+
+        Raises:
+            LookupError: this flow has none.
+        """
+        if self.opcode is None:
+            raise LookupError(f"flow {self.id} has no number in the register")
+        return self.opcode
+
+
+def _find() -> Path:
+    """The register beside the installed package, or at the root of the checkout."""
+    here = Path(__file__).resolve()
+    installed = here.parent / "flows.toml"
+    return installed if installed.exists() else here.parents[3] / "flows.toml"
+
+
+def _flow(index: int, entry: dict[str, Any]) -> Flow:
+    entry = dict(entry)
+    entry["opcode"] = entry.pop("number", None)
+    entry["rejects"] = tuple(entry["rejects"])
+    entry["tests"] = tuple(entry["tests"])
+    return Flow(index=index, **entry)
+
+
+REGISTER_PATH = _find()
+_document = tomllib.loads(REGISTER_PATH.read_text(encoding="utf-8"))
+RECEIVERS: dict[str, Receiver] = {
+    name: Receiver(name, entry["reach"]) for name, entry in _document["receivers"].items()
+}
+FLOWS: dict[str, Flow] = {
+    entry["id"]: _flow(index, entry) for index, entry in enumerate(_document["flow"])
+}
