@@ -39,6 +39,21 @@ pub struct Tlb {
 }
 
 impl Tlb {
+    pub fn new() -> Self {
+        let table = || {
+            let rows = vec![[Entry::default(); ENTRIES]; 4].into_boxed_slice();
+            // The length is 4, so the conversion cannot fail; the other arm only satisfies types.
+            rows.try_into()
+                .unwrap_or_else(|_| Box::new([[Entry::default(); ENTRIES]; 4]))
+        };
+        Self {
+            read: table(),
+            write: table(),
+            domain: Domain::Kernel,
+            generation: [1, 1],
+        }
+    }
+
     #[inline(always)]
     fn tag(&self, linear: u64, size: u64) -> u64 {
         // An access that crosses into the next page gets that page's tag and so misses.
@@ -99,6 +114,23 @@ impl Cpu {
     /// that read, compute and write back (so that they fault before any register changes) and for
     /// stores of more than 16 bytes.
     pub fn check_store(&mut self, _linear: u64, _size: u64) -> Result<(), Exit> {
+        todo!("engine")
+    }
+
+    /// Loads bytes of any length, also across pages.
+    pub fn load_bytes(&mut self, _linear: u64, _into: &mut [u8]) -> Result<(), Exit> {
+        todo!("engine")
+    }
+
+    /// Stores bytes of any length, also across pages; nothing is stored when any page refuses.
+    pub fn store_bytes(&mut self, _linear: u64, _from: &[u8]) -> Result<(), Exit> {
+        todo!("engine")
+    }
+
+    /// For bulk work: offset of `linear` in guest memory and how many bytes from there stay in its
+    /// page. `None` for pages that must go element by element through `load` and `store` (holes;
+    /// decoded code when `write`).
+    pub fn page_span(&mut self, _linear: u64, _write: bool) -> Result<Option<(u64, u64)>, Exit> {
         todo!("engine")
     }
 }

@@ -141,6 +141,52 @@ pub struct Cpu {
 }
 
 impl Cpu {
+    /// A processor in 64-bit mode at CPL 0 with interrupts off, SSE on and paging still off: linear
+    /// addresses are physical (a state no guest can reach; tests use it).
+    pub fn new(memory: GuestMemory) -> Self {
+        let code = Segment {
+            selector: 0x10,
+            attributes: 0xA09B,
+            limit: u32::MAX,
+        };
+        let data = Segment {
+            selector: 0x18,
+            attributes: 0xC093,
+            limit: u32::MAX,
+        };
+        Self {
+            gpr: [0; 32],
+            rip: 0,
+            flags: Flags::from_bits(0),
+            system_flags: 0,
+            segment_base: [0; 8],
+            segments: [data, code, data, data, data, data],
+            gdtr: Table::default(),
+            idtr: Table::default(),
+            ldtr: Table::default(),
+            tr: Table {
+                attributes: 0x8B,
+                limit: 0x67,
+                ..Table::default()
+            },
+            cr0: 0x33, // PE MP ET NE
+            cr2: 0,
+            cr3: 0,
+            cr4: 0x620,  // PAE OSFXSR OSXMMEXCPT
+            efer: 0x501, // SCE LME LMA
+            dr: [0, 0, 0, 0, 0, 0, 0xFFFF_0FF0, 0x400],
+            cpl: 0,
+            long_code: true,
+            xmm: [0; 16],
+            mxcsr: 0x1F80,
+            x87: X87::default(),
+            exception: Exception::DEBUG,
+            intercept: Intercept::SliceEnd,
+            tlb: Tlb::new(),
+            memory,
+        }
+    }
+
     /// Index in `gpr` of a register that always reads 0.
     pub const ZERO: u8 = 16;
     /// Index in `gpr` of the address of the current block's first instruction.

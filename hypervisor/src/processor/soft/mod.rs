@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod access;
+pub mod clock;
 pub mod cpu;
 pub mod flags;
 pub mod integer;
@@ -17,3 +18,62 @@ pub mod op;
 pub mod simd;
 pub mod system;
 pub mod x87;
+
+use super::{BootState, Completion, Intercept, Processor};
+use crate::memory::GuestMemory;
+use clock::Clock;
+use cpu::Cpu;
+use std::collections::BTreeMap;
+
+/// The software processor of one virtual machine.
+pub struct SoftProcessor {
+    cpu: Cpu,
+    clock: Clock,
+    unimplemented: BTreeMap<String, u64>,
+}
+
+impl SoftProcessor {
+    /// A processor about to execute its first instruction as `boot` says.
+    pub fn new(memory: GuestMemory, boot: BootState, clock: Clock) -> Self {
+        let mut cpu = Cpu::new(memory);
+        cpu.rip = boot.rip;
+        Self {
+            cpu,
+            clock,
+            unimplemented: BTreeMap::new(),
+        }
+    }
+
+    /// The clock that this processor's TSC and timers follow.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// Guest RAM, for the partition interface.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.cpu.memory
+    }
+
+    /// Instructions that the guest used and this processor does not have, with their counts.
+    pub fn unimplemented(&self) -> &BTreeMap<String, u64> {
+        &self.unimplemented
+    }
+}
+
+impl Processor for SoftProcessor {
+    fn run(&mut self, _slice: u32) -> Intercept {
+        todo!("engine")
+    }
+
+    fn complete(&mut self, _completion: Completion) {
+        todo!("engine")
+    }
+
+    fn assert_interrupt(&mut self, _vector: u8) {
+        todo!("engine")
+    }
+
+    fn has_deliverable_interrupt(&self) -> bool {
+        todo!("engine")
+    }
+}

@@ -1,0 +1,117 @@
+//! The time a guest sees: nanoseconds since the virtual machine was made, at 1 GHz.
+//!
+//! One [`Clock`] is shared by everything that tells or waits for time (time-stamp counter, local
+//! APIC timer, the partition's timers), so that they can never disagree.
+
+use std::{cell::Cell, rc::Rc, time::Instant};
+
+/// A handle to a virtual machine's clock; clones share it.
+#[derive(Clone)]
+pub struct Clock(Rc<Source>);
+
+enum Source {
+    Host(Instant),
+    /// A function of the instructions executed, so that the same input gives the same trace.
+    Deterministic {
+        instructions_per_microsecond: u64,
+        instructions: Cell<u64>,
+        /// Nanoseconds slept through (HLT).
+        skipped: Cell<u64>,
+    },
+}
+
+impl Clock {
+    /// Follows the host's monotonic clock.
+    pub fn host() -> Self {
+        Self(Rc::new(Source::Host(Instant::now())))
+    }
+
+    /// Advances with the instructions executed; 0 is taken as 1.
+    pub fn deterministic(instructions_per_microsecond: u64) -> Self {
+        Self(Rc::new(Source::Deterministic {
+            instructions_per_microsecond: instructions_per_microsecond.max(1),
+            instructions: Cell::new(0),
+            skipped: Cell::new(0),
+        }))
+    }
+
+    pub fn is_deterministic(&self) -> bool {
+        matches!(*self.0, Source::Deterministic { .. })
+    }
+
+    /// Nanoseconds since the start.
+    pub fn now(&self) -> u64 {
+        match &*self.0 {
+            Source::Host(start) => u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX),
+            Source::Deterministic {
+                instructions_per_microsecond,
+                instructions,
+                skipped,
+            } => {
+                let nanoseconds = u128::from(instructions.get()) * 1000
+                    / u128::from(*instructions_per_microsecond);
+                skipped
+                    .get()
+                    .saturating_add(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
+            }
+        }
+    }
+
+    /// Lets the time jump to `deadline` (nanoseconds since the start) when the guest sleeps. Does
+    /// nothing on the host clock, nor when that time has passed.
+    pub fn advance_to(&self, deadline: u64) {
+        if let Source::Deterministic { skipped, .. } = &*self.0 {
+            let ahead = deadline.saturating_sub(self.now());
+            skipped.set(skipped.get().saturating_add(ahead));
+        }
+    }
+
+    /// The processor's report of how many instructions it has executed in all.
+    pub fn set_instructions(&self, count: u64) {
+        if let Source::Deterministic { instructions, .. } = &*self.0 {
+            instructions.set(count);
+        }
+    }
+
+    /// How many instructions may run until `deadline`; `None` on the host clock.
+    pub fn instructions_until(&self, deadline: u64) -> Option<u64> {
+        match &*self.0 {
+            Source::Host(_) => None,
+            Source::Deterministic {
+                instructions_per_microsecond,
+                ..
+            } => {
+                let nanoseconds = u128::from(deadline.saturating_sub(self.now()));
+                let count =
+                    (nanoseconds * u128::from(*instructions_per_microsecond)).div_ceil(1000);
+                Some(u64::try_from(count).unwrap_or(u64::MAX))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deterministic_time_follows_instructions_and_sleep() {
+        let clock = Clock::deterministic(100);
+        assert_eq!(clock.now(), 0);
+        clock.set_instructions(1000);
+        assert_eq!(clock.now(), 10_000);
+        assert_eq!(clock.instructions_until(20_000), Some(1000));
+        clock.advance_to(50_000);
+        assert_eq!(clock.now(), 50_000);
+        clock.advance_to(40_000);
+        assert_eq!(clock.now(), 50_000);
+    }
+
+    #[test]
+    fn clones_share_the_clock() {
+        let clock = Clock::deterministic(1);
+        let other = clock.clone();
+        clock.advance_to(7);
+        assert_eq!(other.now(), 7);
+    }
+}
