@@ -1,7 +1,7 @@
 """The register of flows (`flows.toml`) and the counters of a running VM."""
 
-from teuthis.flows.counters import Counters, Count, counters_size
-from teuthis.flows.register import FLOWS, REGISTER_PATH, Flow, Receiver, RECEIVERS
+from teuthis.flows.counters import Count, Counters, counters_size
+from teuthis.flows.register import FLOWS, RECEIVERS, REGISTER_PATH, Flow, Receiver
 
 __all__ = [
     "FLOWS",

@@ -1,0 +1,77 @@
+# Two commands: `make run` and `make test`. Each sets up what it needs and is quick when repeated.
+PYTHON ?= python3
+RUST_MINIMUM := 1.85
+DISK_MINIMUM := 3000
+export PYTHON RUST_MINIMUM DISK_MINIMUM
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := build
+STATIC_TARGET := x86_64-unknown-linux-gnu
+# What a build needs, and what only tests, lint and benchmarks need.
+PACKAGES := gcc libc6-dev python3-venv
+TEST_PACKAGES := acpica-tools cpio
+BENCH_PACKAGES := qemu-system-x86
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.PHONY: help setup programs image run test test-rust test-python lint bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(STAMPS)/host.stamp: scripts/check-host scripts/packages Makefile
+	@sh scripts/check-host
+	@sh scripts/packages $(PACKAGES)
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/venv.stamp: $(STAMPS)/host.stamp pyproject.toml requirements.lock
+	@echo "Setting up the Python environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(STAMPS)/test-packages.stamp: $(STAMPS)/host.stamp
+	@sh scripts/packages $(TEST_PACKAGES)
+	@touch $@
+
+# Cargo itself knows best what is up to date. What runs inside the guest finds no shared libraries
+# there, so it is linked statically.
+programs: $(STAMPS)/host.stamp
+	@cargo build --release --locked -p teuthis-hypervisor
+	@cargo build --release --locked -p teuthis-guest -p teuthis-bench-work \
+		--target $(STATIC_TARGET) \
+		--config 'target.$(STATIC_TARGET).rustflags = ["-C", "target-feature=+crt-static"]'
+
+image: $(STAMPS)/venv.stamp programs
+	@$(BIN)/python -m teuthis.images
+
+setup: $(STAMPS)/venv.stamp programs image ## everything that `teuthis run` needs
+
+run: setup ## run a command inside a virtual machine
+	@$(BIN)/teuthis run -- sh -c 'uname -a; echo hello from inside'
+
+test: test-rust test-python lint ## all tests and checks
+
+test-rust: $(STAMPS)/host.stamp
+	@echo "Tests of the Rust programs"
+	@cargo test --workspace --locked --quiet
+
+test-python: setup $(STAMPS)/test-packages.stamp
+	@echo "Tests of the Python package and of whole virtual machines"
+	@$(BIN)/python -m pytest -q
+
+lint: $(STAMPS)/venv.stamp ## formatting, types, lints
+	@echo "Lints and types"
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@cargo fmt --check
+	@cargo clippy --workspace --locked --all-targets --quiet -- -D warnings
+
+bench: setup ## measure speed side by side with QEMU
+	@sh scripts/packages $(BENCH_PACKAGES)
+	@$(BIN)/python benches/bench.py
+
+clean: ## remove everything that was built here (downloads stay in the user's cache)
+	rm -rf $(STAMPS) $(VENV) target
