@@ -1,0 +1,220 @@
+"""The control socket between the root side and one VM's worker: requests down, statuses up.
+
+Both directions are packets of one ``AF_UNIX``/``SOCK_SEQPACKET`` pair. Requests are msgpack
+documents with descriptors attached (`socket.send_fds`); the root side is trusted, yet the worker
+decodes them strictly. Statuses are 32 fixed bytes: all that a worker, which a guest may have taken
+over, can tell the root side. Neither side ever finds guest text here.
+"""
+
+import enum
+import struct
+from typing import Annotated, Final, NamedTuple
+
+import msgspec
+
+VERSION: Final = 1
+MAX_REQUEST: Final = 128 * 1024
+"""Largest encoded request in bytes."""
+
+AGENT_PORT: Final = 0x7E07
+"""vsock port of the guest agent, and of the worker's listener for its HELLO."""
+
+
+class ProtocolError(ValueError):
+    """A packet that is not of this protocol."""
+
+
+class Ended(enum.IntEnum):
+    """Why a VM ended. 1 to 7 are the hypervisor's own reasons (END on the partition link)."""
+
+    POWER_OFF = 1
+    RESET = 2
+    TRIPLE_FAULT = 3
+    GUEST_CRASH = 4
+    """The guest reported a crash; its last words are in the console pipe."""
+    HALTED = 5
+    """Halted with interrupts disabled: nothing can wake it."""
+    WORKER_VIOLATION = 6
+    STOPPED = 7
+    AGENT_VIOLATION = 32
+    MESSAGES_NOT_TAKEN = 33
+    """The guest does not take its synthetic-interrupt messages."""
+    LINK_VIOLATION = 34
+    HYPERVISOR_DIED = 35
+    VMBUS_LIMIT = 36
+    INTERNAL_ERROR = 37
+    """A defect in the worker."""
+
+
+# ---- worker configuration ------------------------------------------------------------------------
+
+Descriptor = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+
+
+class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `python -m teuthis.worker --config-fd N` is given: a JSON document of fd numbers."""
+
+    memory: Descriptor
+    memory_size: Annotated[int, msgspec.Meta(ge=4096, le=1 << 46)]
+    link: Descriptor
+    doorbells: Descriptor
+    to_worker: Descriptor
+    to_hypervisor: Descriptor
+    counters: Descriptor
+    control: Descriptor
+    console: Descriptor
+
+
+# ---- requests: root to worker --------------------------------------------------------------------
+
+RequestId = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
+
+
+class Exec(msgspec.Struct, tag="exec", frozen=True, forbid_unknown_fields=True):
+    """Run a program. Descriptors: stdin, stdout, stderr.
+
+    The worker makes its descriptors non-blocking, so each must be an open file description that
+    nobody else minds (a pipe of one's own, or a reopened one), never a shared terminal's. It closes
+    them when the program has ended and all its output is written.
+    Answers: STARTED then EXITED, or FAILED.
+    """
+
+    id: RequestId
+    argv: list[str]
+    env: dict[str, str]
+    cwd: str
+
+
+class Signal(msgspec.Struct, tag="signal", frozen=True, forbid_unknown_fields=True):
+    """Send a signal to the process group of a running `Exec`. No answer of its own."""
+
+    id: RequestId
+    signal: Annotated[int, msgspec.Meta(ge=1, le=64)]
+
+
+class WriteFile(msgspec.Struct, tag="write-file", frozen=True, forbid_unknown_fields=True):
+    """Create or replace a guest file. Descriptor: source, read to its end. Answer: DONE or FAILED."""
+
+    id: RequestId
+    path: str
+    mode: Annotated[int, msgspec.Meta(ge=0, le=0o7777)]
+
+
+class ReadFile(msgspec.Struct, tag="read-file", frozen=True, forbid_unknown_fields=True):
+    """Copy a guest file out. Descriptor: sink. Answer: DONE or FAILED."""
+
+    id: RequestId
+    path: str
+
+
+class Shutdown(msgspec.Struct, tag="shutdown", frozen=True, forbid_unknown_fields=True):
+    """Ask the agent to power the guest off in order."""
+
+
+class Stop(msgspec.Struct, tag="stop", frozen=True, forbid_unknown_fields=True):
+    """End the VM now, without asking the guest. Answer: ENDED(STOPPED)."""
+
+
+Request = Exec | Signal | WriteFile | ReadFile | Shutdown | Stop
+
+DESCRIPTORS: Final[dict[type[Request], int]] = {
+    Exec: 3,
+    Signal: 0,
+    WriteFile: 1,
+    ReadFile: 1,
+    Shutdown: 0,
+    Stop: 0,
+}
+"""How many descriptors travel with each request."""
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+
+
+def encode_request(request: Request) -> bytes:
+    """The packet for `request`. Raises `ProtocolError` when it is larger than `MAX_REQUEST`."""
+    packet = _encoder.encode(request)
+    if len(packet) > MAX_REQUEST:
+        raise ProtocolError(
+            f"the request is {len(packet)} bytes, the limit is {MAX_REQUEST}: "
+            "shorten the arguments or the environment"
+        )
+    return packet
+
+
+def decode_request(packet: bytes, descriptors: int) -> Request:
+    """The request in `packet`, which came with that many descriptors. Raises `ProtocolError`."""
+    if len(packet) > MAX_REQUEST:
+        raise ProtocolError("request too large")
+    try:
+        request = _decoder.decode(packet)
+    except msgspec.DecodeError as error:
+        raise ProtocolError(f"malformed request: {error}") from error
+    if descriptors != DESCRIPTORS[type(request)]:
+        raise ProtocolError(f"{descriptors} descriptors with {type(request).__name__}")
+    return request
+
+
+# ---- statuses: worker to root --------------------------------------------------------------------
+
+
+class StatusKind(enum.IntEnum):
+    """What a `Status` says; the meaning of `value` and `detail` follows from it."""
+
+    READY = 1
+    """The agent said hello."""
+    STARTED = 2
+    """value = process id in the guest."""
+    EXITED = 3
+    """value = exit code 0..255, or detail = the signal that killed the program."""
+    FAILED = 4
+    """value = errno."""
+    DONE = 5
+    """value = bytes copied."""
+    ENDED = 6
+    """value = an `Ended`. The last status of a worker."""
+
+
+_STATUS = struct.Struct("<HHIqqQ")
+STATUS_SIZE: Final = _STATUS.size
+
+
+class Status(NamedTuple):
+    """One fixed-size answer of the worker."""
+
+    kind: StatusKind
+    id: int = 0
+    value: int = 0
+    detail: int = 0
+
+    def encode(self) -> bytes:
+        """The 32-byte packet."""
+        return _STATUS.pack(VERSION, self.kind, self.id, self.value, self.detail, 0)
+
+    @classmethod
+    def decode(cls, packet: bytes) -> "Status":
+        """The status in `packet`, which a hostile worker may have made. Raises `ProtocolError`."""
+        if len(packet) != STATUS_SIZE:
+            raise ProtocolError("a status of the wrong size")
+        version, kind, request_id, value, detail, reserved = _STATUS.unpack(packet)
+        if version != VERSION or reserved != 0:
+            raise ProtocolError("a status of another version")
+        try:
+            status = cls(StatusKind(kind), request_id, value, detail)
+            if status.kind is StatusKind.ENDED:
+                Ended(value)
+        except ValueError as error:
+            raise ProtocolError("an unknown status") from error
+        if not _RANGES[status.kind](status):
+            raise ProtocolError("a status with a value out of range")
+        return status
+
+
+_RANGES: Final = {
+    StatusKind.READY: lambda s: s.id == s.value == s.detail == 0,
+    StatusKind.STARTED: lambda s: 0 < s.value < 1 << 32 and s.detail == 0,
+    StatusKind.EXITED: lambda s: 0 <= s.value <= 255 and 0 <= s.detail <= 64,
+    StatusKind.FAILED: lambda s: 0 < s.value < 4096 and s.detail == 0,
+    StatusKind.DONE: lambda s: s.value >= 0 and s.detail == 0,
+    StatusKind.ENDED: lambda s: s.id == s.detail == 0,
+}

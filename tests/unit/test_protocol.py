@@ -1,0 +1,77 @@
+"""The control socket's packets: what is accepted, and each kind of bad packet."""
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from teuthis import protocol
+from teuthis.protocol import Ended, Exec, ProtocolError, Status, StatusKind, Stop
+
+
+def test_requests_survive_the_round_trip() -> None:
+    request = Exec(id=7, argv=["sh", "-c", "true"], env={"A": "b"}, cwd="/")
+    assert protocol.decode_request(protocol.encode_request(request), 3) == request
+    assert protocol.decode_request(protocol.encode_request(Stop()), 0) == Stop()
+
+
+def test_request_with_wrong_descriptors_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="1 descriptors with Stop"):
+        protocol.decode_request(protocol.encode_request(Stop()), 1)
+
+
+@pytest.mark.parametrize("packet", [b"", b"\xc0", b"\x81\xa4type\xa4nope", b"\x80" * 100])
+def test_malformed_request_is_refused(packet: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        protocol.decode_request(packet, 0)
+
+
+def test_request_too_large_to_send_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="shorten"):
+        protocol.encode_request(Exec(id=1, argv=["x" * 200_000], env={}, cwd="/"))
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        Status(StatusKind.READY),
+        Status(StatusKind.STARTED, 3, 120),
+        Status(StatusKind.EXITED, 3, 255),
+        Status(StatusKind.EXITED, 3, 0, 9),
+        Status(StatusKind.FAILED, 3, 2),
+        Status(StatusKind.DONE, 3, 1 << 40),
+        Status(StatusKind.ENDED, 0, Ended.GUEST_CRASH),
+    ],
+)
+def test_statuses_survive_the_round_trip(status: Status) -> None:
+    assert Status.decode(status.encode()) == status
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        (2, 1, 0, 0, 0, 0),
+        (1, 0, 0, 0, 0, 0),
+        (1, 7, 0, 0, 0, 0),
+        (1, 1, 0, 0, 0, 1),
+        (1, 1, 5, 0, 0, 0),
+        (1, 2, 1, 0, 0, 0),
+        (1, 3, 1, 256, 0, 0),
+        (1, 3, 1, 0, 65, 0),
+        (1, 4, 1, 0, 0, 0),
+        (1, 5, 1, -1, 0, 0),
+        (1, 6, 0, 99, 0, 0),
+    ],
+)
+def test_hostile_status_is_refused(fields: tuple[int, ...]) -> None:
+    with pytest.raises(ProtocolError):
+        Status.decode(struct.pack("<HHIqqQ", *fields))
+
+
+@given(st.binary(max_size=64))
+def test_any_bytes_give_a_status_or_a_protocol_error(packet: bytes) -> None:
+    try:
+        assert Status.decode(packet).encode() == packet
+    except ProtocolError:
+        pass
