@@ -1,23 +1,156 @@
-"""The exceptions of this package.
+"""Everything that can go wrong, as one small tree.
 
-TeuthisError
-├── ConfigurationError   the request cannot work: bad size, missing program
-├── KernelError          the guest kernel, its packages or the initrd cannot be used
-└── VMError              a virtual machine ended or refused
+    TeuthisError
+    ├── ConfigurationError (also ValueError)   the caller asked for something that cannot be
+    ├── KernelError                            the kernel or initrd cannot be booted
+    ├── HostError                              this host lacks something, or refused it
+    ├── VMError                                the virtual machine is no more
+    │   ├── VMClosed                           it was closed, here
+    │   ├── BootTimeout                        its agent did not report in time
+    │   ├── GuestPanic                         its kernel crashed; `last_words` says how
+    │   │   └── GuestOutOfMemory               … because its memory ran out
+    │   ├── GuestPowerOff                      it switched itself off
+    │   ├── GuestReset                         it restarted itself
+    │   ├── GuestHalted                        its processor stopped: triple fault, halt for ever
+    │   └── ProtocolViolation                  it, or a process serving it, broke the rules
+    └── CommandError                           one command or file failed; the VM lives on
+        ├── CommandNotFound
+        ├── CommandNotExecutable
+        ├── CommandFailed                      exit code not 0, and `check=True`
+        ├── CommandOutOfMemory                 the guest's kernel killed it for memory
+        ├── CommandTimeout (also TimeoutError)
+        ├── OutputTooLarge                     more output than the caller allowed
+        └── FileError                          a file in the guest could not be read or written
+
+Text that comes from a guest is only ever in attributes (`last_words`, `stdout`, …) and, made
+harmless for terminals, at the end of a message.
 """
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from teuthis.root.process import Result
 
 
 class TeuthisError(Exception):
-    """Something went wrong; the message says what, and what to do about it."""
+    """Base of all errors of this package."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Subclasses take other arguments than `args`; errors must still cross process pools.
+        return _restore, (type(self), self.args, self.__dict__)
 
 
-class ConfigurationError(TeuthisError):
-    """The request cannot work as it stands."""
+def _restore(kind: type[TeuthisError], args: tuple[Any, ...], state: dict[str, Any]) -> Exception:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class ConfigurationError(TeuthisError, ValueError):
+    """The caller asked for something that cannot be: a memory size, a name, a file."""
 
 
 class KernelError(TeuthisError):
-    """The guest kernel, its packages or the initrd cannot be used."""
+    """The kernel or the initrd is missing, damaged, or does not fit."""
+
+
+class HostError(TeuthisError):
+    """This host lacks something that a VM needs, or refused it."""
 
 
 class VMError(TeuthisError):
-    """A virtual machine ended or refused."""
+    """The virtual machine is no more; a new one can be started."""
+
+
+class VMClosed(VMError):
+    """The VM was closed by its user."""
+
+
+class BootTimeout(VMError):
+    """The guest's agent did not report in time."""
+
+
+class GuestPanic(VMError):
+    """The guest's kernel crashed.
+
+    Attributes:
+        last_words: the end of what the guest wrote to its console, harmless for terminals.
+    """
+
+    def __init__(self, message: str, last_words: str = "") -> None:
+        super().__init__(f"{message}\n{last_words}" if last_words else message)
+        self.last_words = last_words
+
+
+class GuestOutOfMemory(GuestPanic):
+    """The guest's kernel crashed because its memory ran out."""
+
+
+class GuestPowerOff(VMError):
+    """The guest switched itself off."""
+
+
+class GuestReset(VMError):
+    """The guest restarted itself; a VM runs one boot only."""
+
+
+class GuestHalted(GuestPanic):
+    """The guest's processor stopped: a triple fault, or a halt without interrupts."""
+
+
+class ProtocolViolation(GuestPanic):
+    """The guest, or a process that serves it, broke the rules; the VM was ended."""
+
+
+class CommandError(TeuthisError):
+    """One command or file operation failed; the VM itself can still be used."""
+
+
+class CommandNotFound(CommandError):
+    """The guest has no such program (a shell would exit with 127)."""
+
+
+class CommandNotExecutable(CommandError):
+    """The guest has the file but cannot run it (a shell would exit with 126)."""
+
+
+class _WithResult(CommandError):
+    """An error of a command that ran; `result` has its output up to the error."""
+
+    def __init__(self, message: str, result: Result) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+class CommandFailed(_WithResult):
+    """The command's exit code was not 0, and `check=True` was given."""
+
+
+class CommandOutOfMemory(_WithResult):
+    """The guest's kernel killed the command because the guest's memory ran out."""
+
+
+class CommandTimeout(_WithResult, TimeoutError):
+    """The command took longer than its time limit, and was killed."""
+
+
+class OutputTooLarge(_WithResult):
+    """The command wrote more than `max_output` bytes, and was killed."""
+
+
+class FileError(CommandError):
+    """A file in the guest could not be read or written.
+
+    Attributes:
+        path: the file, in the guest.
+        errno: the guest's error number.
+    """
+
+    def __init__(self, action: str, path: str, errno: int) -> None:
+        super().__init__(f"the guest could not {action} {path!r}: {os.strerror(errno)}")
+        self.path = path
+        self.errno = errno
