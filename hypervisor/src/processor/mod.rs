@@ -3,6 +3,8 @@
 
 pub mod soft;
 
+use crate::memory::GuestMemory;
+
 /// Why a virtual processor stopped running guest instructions.
 ///
 /// Every way out of the guest is one of these; each has an entry in `flows.toml`.
@@ -86,5 +88,13 @@ pub trait Processor {
     fn assert_interrupt(&mut self, vector: u8);
 
     /// Whether an interrupt is pending that the guest could take now (so a halted VP must run).
+    /// A local timer whose time has come counts as pending.
     fn has_deliverable_interrupt(&self) -> bool;
+
+    /// When the processor next interrupts itself (local APIC timer), in nanoseconds of its clock;
+    /// `None` when nothing is armed. A halted VP sleeps no longer than that.
+    fn next_event(&self) -> Option<u64>;
+
+    /// Guest RAM, for the partition interface.
+    fn memory(&self) -> &GuestMemory;
 }

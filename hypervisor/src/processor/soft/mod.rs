@@ -49,11 +49,6 @@ impl SoftProcessor {
         &self.clock
     }
 
-    /// Guest RAM, for the partition interface.
-    pub fn memory(&self) -> &GuestMemory {
-        &self.cpu.memory
-    }
-
     /// Instructions that the guest used and this processor does not have, with their counts.
     pub fn unimplemented(&self) -> &BTreeMap<String, u64> {
         &self.unimplemented
@@ -75,5 +70,13 @@ impl Processor for SoftProcessor {
 
     fn has_deliverable_interrupt(&self) -> bool {
         todo!("engine")
+    }
+
+    fn next_event(&self) -> Option<u64> {
+        todo!("engine")
+    }
+
+    fn memory(&self) -> &GuestMemory {
+        &self.cpu.memory
     }
 }
