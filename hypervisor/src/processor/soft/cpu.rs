@@ -4,6 +4,7 @@ use super::{
     access::Tlb,
     flags::{self, Flags, W64},
     op::Op,
+    simd::vector::Vector,
     x87::X87,
 };
 use crate::{memory::GuestMemory, processor::Intercept};
@@ -131,9 +132,11 @@ pub struct Cpu {
     pub cpl: u8,
     /// Executing 64-bit code (EFER.LMA and CS.L), else compatibility mode.
     pub long_code: bool,
-    pub xmm: [u128; 16],
+    pub xmm: [Vector; 16],
     pub mxcsr: u32,
     pub x87: X87,
+    /// What [`Cpu::update_fpu_access`] derived from CR0, CR4 and the x87 state.
+    pub fpu_refused: u8,
     pub exception: Exception,
     pub intercept: Intercept,
     pub tlb: Tlb,
@@ -177,9 +180,10 @@ impl Cpu {
             dr: [0, 0, 0, 0, 0, 0, 0xFFFF_0FF0, 0x400],
             cpl: 0,
             long_code: true,
-            xmm: [0; 16],
+            xmm: [Vector::default(); 16],
             mxcsr: 0x1F80,
             x87: X87::default(),
+            fpu_refused: 0,
             exception: Exception::DEBUG,
             intercept: Intercept::SliceEnd,
             tlb: Tlb::new(),

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod access;
+pub mod availability;
 pub mod clock;
 pub mod cpu;
 pub mod flags;

@@ -1,5 +1,7 @@
 //! Instruction group: simd.
 
+pub mod vector;
+
 use super::op::Handler;
 use iced_x86::Instruction;
 
