@@ -1,0 +1,32 @@
+"""The user's cache directory: downloads, unpacked kernels, initrds. Safe to delete at any time."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import platformdirs
+
+
+def directory(name: str) -> Path:
+    """The cache's subdirectory `name`, made if it is missing; `TEUTHIS_CACHE` moves the cache."""
+    chosen = os.environ.get("TEUTHIS_CACHE")
+    top = Path(chosen) if chosen else platformdirs.user_cache_path("teuthis")
+    path = top / name
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears at `path` complete or not at all."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as file:
+        try:
+            yield file
+            file.flush()
+            Path(file.name).replace(path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
