@@ -128,6 +128,16 @@ impl Flags {
         }
     }
 
+    /// The same flags with another OF (rotates).
+    #[inline(always)]
+    pub fn with_overflow(self, overflow: bool) -> Self {
+        let change = u64::from(overflow ^ self.overflow());
+        Self {
+            carries: self.carries ^ (change * BELOW),
+            ..self
+        }
+    }
+
     #[inline(always)]
     pub fn carry(self) -> bool {
         self.carries & TOP != 0
@@ -209,6 +219,8 @@ mod tests {
             assert_eq!(flags.bits(), bits);
             assert_eq!(flags.with_carry(true).bits(), bits | CF);
             assert_eq!(flags.with_carry(false).bits(), bits & !CF);
+            assert_eq!(flags.with_overflow(true).bits(), bits | OF);
+            assert_eq!(flags.with_overflow(false).bits(), bits & !OF);
         }
     }
 
