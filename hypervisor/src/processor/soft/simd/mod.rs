@@ -1,11 +1,34 @@
-//! Instruction group: simd.
+//! Instruction group: vectors. MMX and SSE up to SSE4.2, AES, carry-less multiplication, SHA.
+//!
+//! Each module holds one subject: pure functions on [`vector::Vector`]s and a `select` that names
+//! the handler; [`operands`] brings the operands.
 
+mod arithmetic;
+mod compare;
+mod horizontal;
+mod logic;
+mod movement;
+mod operands;
+mod pack;
+mod shift;
+mod shuffle;
 pub mod vector;
 
 use super::op::Handler;
 use iced_x86::Instruction;
 
 /// The handler of `instruction`, or `None` when it is not of this group or not implemented.
-pub fn select(_instruction: &Instruction) -> Option<Handler> {
-    None
+pub fn select(instruction: &Instruction) -> Option<Handler> {
+    [
+        movement::select,
+        logic::select,
+        compare::select,
+        arithmetic::select,
+        horizontal::select,
+        shift::select,
+        shuffle::select,
+        pack::select,
+    ]
+    .into_iter()
+    .find_map(|select| select(instruction))
 }
