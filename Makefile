@@ -41,7 +41,8 @@ programs: $(STAMPS)/host.stamp
 	@cargo build --release --locked -p teuthis-hypervisor
 	@cargo build --release --locked -p teuthis-guest -p teuthis-bench-work \
 		--target $(STATIC_TARGET) \
-		--config 'target.$(STATIC_TARGET).rustflags = ["-C", "target-feature=+crt-static"]'
+		--config 'target.$(STATIC_TARGET).rustflags = ["-C", "target-feature=+crt-static"]' \
+		--config profile.release.strip=true
 
 image: $(STAMPS)/venv.stamp programs
 	@$(BIN)/python -m teuthis.images

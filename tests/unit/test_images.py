@@ -1,0 +1,119 @@
+"""The initrd: what another cpio reads out of it, module order, and how kernels are found."""
+
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from teuthis.errors import KernelError
+from teuthis.images import kernel_from_file
+from teuthis.images.cpio import Archive
+from teuthis.images.initrd import _is_static
+from teuthis.images.modules import ModuleTree
+
+
+def archive() -> bytes:
+    made = Archive()
+    made.directory("etc")
+    made.file("etc/odd", b"12345", 0o640)
+    made.file("etc/empty", b"")
+    made.link("usr", "etc/odd")
+    made.character_device("console", 5, 1)
+    return made.finish()
+
+
+@pytest.mark.skipif(shutil.which("cpio") is None, reason="needs cpio")
+def test_cpio_lists_the_archive() -> None:
+    done = subprocess.run(
+        ["cpio", "-tv", "--numeric-uid-gid"], input=archive(), capture_output=True, check=True
+    )
+    lines = [line.split() for line in done.stdout.decode().splitlines()]
+    assert [(line[0], line[-1]) for line in lines] == [
+        ("drwxr-xr-x", "etc"),
+        ("-rw-r-----", "etc/odd"),
+        ("-rw-r--r--", "etc/empty"),
+        ("lrwxrwxrwx", "etc/odd"),
+        ("crw-------", "console"),
+    ]
+    assert all(line[2:4] == ["0", "0"] for line in lines)
+    assert lines[-1][4:6] == ["5,", "1"]
+
+
+@pytest.mark.skipif(shutil.which("cpio") is None, reason="needs cpio")
+def test_cpio_extracts_the_content() -> None:
+    command = ["cpio", "-i", "--to-stdout", "--quiet", "etc/odd"]
+    done = subprocess.run(command, input=archive(), capture_output=True, check=True)
+    assert done.stdout == b"12345"
+
+
+def test_the_archive_is_reproducible() -> None:
+    assert archive() == archive()
+
+
+def module(depends: str) -> bytes:
+    return b"\x7fELF...license=GPL\0depends=" + depends.encode() + b"\0name=x\0"
+
+
+def tree(tmp_path: Path) -> Path:
+    top = tmp_path / "modules"
+    drivers = top / "kernel/drivers"
+    drivers.mkdir(parents=True)
+    (drivers / "hv_sock.ko").write_bytes(module("hv_vmbus,vsock"))
+    (drivers / "hv_vmbus.ko").write_bytes(module(""))
+    (drivers / "vsock.ko").write_bytes(module("some-library,part"))
+    (drivers / "some-library.ko").write_bytes(module(""))
+    (top / "modules.builtin").write_text("kernel/lib/part.ko\n")
+    return top
+
+
+def test_modules_are_loaded_after_what_they_depend_on(tmp_path: Path) -> None:
+    order = ModuleTree(tree(tmp_path)).load_order(("hv_sock", "hv_vmbus"))
+    assert list(order) == ["hv_vmbus", "some_library", "vsock", "hv_sock"]
+
+
+def test_a_kernel_without_a_needed_module(tmp_path: Path) -> None:
+    top = tree(tmp_path)
+    (top / "kernel/drivers/some-library.ko").unlink()
+    with pytest.raises(KernelError, match="no module some_library"):
+        ModuleTree(top).load_order(("hv_sock",))
+
+
+def bzimage(release: str) -> bytes:
+    image = bytearray(0x1000)
+    image[0x202:0x206] = b"HdrS"
+    struct.pack_into("<H", image, 0x20E, 0x300)
+    image[0x500 : 0x500 + len(release) + 5] = release.encode() + b" (me)"
+    return bytes(image)
+
+
+@pytest.mark.parametrize(
+    "place", ["modules", "lib/modules/6.1.0-9-test", "../lib/modules/6.1.0-9-test"]
+)
+def test_modules_beside_a_kernel_file(place: str, tmp_path: Path) -> None:
+    boot = tmp_path / "boot"
+    boot.mkdir()
+    file = boot / "my-kernel"
+    file.write_bytes(bzimage("6.1.0-9-test"))
+    assert kernel_from_file(file).modules is None
+    (boot / place).mkdir(parents=True)
+    found = kernel_from_file(file).modules
+    assert found is not None
+    assert found.samefile(boot / place)
+
+
+def test_no_kernel_file(tmp_path: Path) -> None:
+    with pytest.raises(KernelError, match="no kernel file"):
+        kernel_from_file(tmp_path / "vmlinuz")
+
+
+def test_static_programs_have_no_interpreter() -> None:
+    def elf(kind: int) -> bytes:
+        header = b"\x7fELF\2\1\1".ljust(32, b"\0") + struct.pack(
+            "<QQIHHHHHH", 64, 0, 0, 64, 56, 1, 0, 0, 0
+        )
+        return header + struct.pack("<I", kind) + bytes(52)
+
+    assert _is_static(elf(1))
+    assert not _is_static(elf(3))
