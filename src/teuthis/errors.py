@@ -19,7 +19,7 @@
         ├── CommandFailed                      exit code not 0, and `check=True`
         ├── CommandOutOfMemory                 the guest's kernel killed it for memory
         ├── CommandTimeout (also TimeoutError)
-        ├── OutputTooLarge                     more output than the caller allowed
+        ├── OutputTooLarge                     more bytes than the caller allowed
         └── FileError                          a file in the guest could not be read or written
 
 Text that comes from a guest is only ever in attributes (`last_words`, `stdout`, …) and, made
@@ -59,7 +59,7 @@ class KernelError(TeuthisError):
 
 
 class HostError(TeuthisError):
-    """This host lacks something that a VM needs, or refused it."""
+    """The host lacks something that a VM needs, or refused it."""
 
 
 class VMError(TeuthisError):
@@ -119,9 +119,9 @@ class CommandNotExecutable(CommandError):
 
 
 class _WithResult(CommandError):
-    """An error of a command that ran; `result` has its output up to the error."""
+    """An error of a command that ran; `result` has its output up to the error, if it had any."""
 
-    def __init__(self, message: str, result: Result) -> None:
+    def __init__(self, message: str, result: Result | None = None) -> None:
         super().__init__(message)
         self.result = result
 
@@ -139,7 +139,7 @@ class CommandTimeout(_WithResult, TimeoutError):
 
 
 class OutputTooLarge(_WithResult):
-    """The command wrote more than `max_output` bytes, and was killed."""
+    """The command wrote, or the file has, more bytes than the caller allowed."""
 
 
 class FileError(CommandError):

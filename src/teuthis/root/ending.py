@@ -1,0 +1,82 @@
+"""Why a VM ended, as the error that its user sees: what happened, and what to do."""
+
+from typing import Final
+
+from teuthis import errors
+from teuthis.protocol import Ended
+
+_REPORT: Final = "this VM alone was ended; please report it with the kernel's version"
+_OUT_OF_MEMORY: Final = ("Out of memory", "System is deadlocked on memory", "Initramfs unpacking failed")
+
+_MESSAGES: Final[dict[Ended, tuple[type[errors.VMError], str]]] = {
+    Ended.POWER_OFF: (
+        errors.GuestPowerOff,
+        "the guest switched itself off: start a new VM to go on",
+    ),
+    Ended.RESET: (
+        errors.GuestReset,
+        "the guest restarted itself, and a VM runs one boot only: start a new VM to go on",
+    ),
+    Ended.TRIPLE_FAULT: (
+        errors.GuestHalted,
+        "the guest's processor stopped in a triple fault: its kernel is damaged or was not made "
+        "for this machine; try the default kernel",
+    ),
+    Ended.GUEST_CRASH: (
+        errors.GuestPanic,
+        "the guest's kernel crashed; `console` (--console) shows all it wrote",
+    ),
+    Ended.HALTED: (
+        errors.GuestHalted,
+        "the guest's processor halted for ever: its kernel gave up; "
+        "`console` (--console) shows all it wrote",
+    ),
+    Ended.WORKER_VIOLATION: (
+        errors.ProtocolViolation,
+        f"the worker process broke the rules of its links to the others: {_REPORT}",
+    ),
+    Ended.STOPPED: (errors.VMClosed, "the VM was stopped"),
+    Ended.AGENT_VIOLATION: (
+        errors.ProtocolViolation,
+        "the guest's agent sent something that is not its protocol, so the guest was ended: "
+        "a program in it may have replaced the agent",
+    ),
+    Ended.MESSAGES_NOT_TAKEN: (
+        errors.ProtocolViolation,
+        "the guest's kernel stopped taking the messages it asked for, so the guest was ended",
+    ),
+    Ended.LINK_VIOLATION: (
+        errors.ProtocolViolation,
+        f"the hypervisor process broke the rules of its link to the worker: {_REPORT}",
+    ),
+    Ended.HYPERVISOR_DIED: (
+        errors.ProtocolViolation,
+        f"the hypervisor process died, or was killed: {_REPORT}",
+    ),
+    Ended.VMBUS_LIMIT: (
+        errors.ProtocolViolation,
+        "the guest asked for more VMBus channels or memory lists than a guest may, so it was ended",
+    ),
+    Ended.INTERNAL_ERROR: (
+        errors.ProtocolViolation,
+        f"the worker process met a defect of its own: {_REPORT}",
+    ),
+}
+
+
+def ending(reason: Ended | None, last_words: str) -> errors.VMError:
+    """The error for a VM that ended; without a reason its worker died before it could give one."""
+    if reason is None:
+        return errors.ProtocolViolation(
+            f"the worker process died, or was killed: {_REPORT}", last_words
+        )
+    kind, message = _MESSAGES[reason]
+    # Before the guest has its crash registers, a panic looks like a restart or a halt.
+    if kind in (errors.GuestReset, errors.GuestHalted) and "Kernel panic" in last_words:
+        kind, message = _MESSAGES[Ended.GUEST_CRASH]
+    if kind is errors.GuestPanic and any(text in last_words for text in _OUT_OF_MEMORY):
+        kind = errors.GuestOutOfMemory
+        message = "the guest's memory ran out and its kernel gave up: give it more, say memory=1G"
+    if issubclass(kind, errors.GuestPanic):
+        return kind(message, last_words)
+    return kind(message)

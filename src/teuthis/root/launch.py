@@ -1,0 +1,118 @@
+"""Starts the two processes of one VM, each with exactly the descriptors that are its own."""
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from teuthis import programs
+from teuthis.errors import HostError
+from teuthis.flows import Counters, counters_size
+from teuthis.protocol import WorkerConfig
+from teuthis.root.console import Console, Sink
+from teuthis.root.descriptors import Descriptors
+from teuthis.root.loader import BootState
+from teuthis.root.spawn import Child
+
+_DOORBELLS_SIZE: Final = 4096
+
+Load = Callable[[int, int], BootState]
+"""Puts what the guest starts with into a memory file of so many bytes: `load(descriptor, size)`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """What the root side holds of a running VM; `held.close()` kills and closes all of it."""
+
+    worker: Child
+    hypervisor: Child
+    control: socket.socket
+    counters: tuple[Counters, ...]
+    console: Console
+    held: Descriptors
+
+
+def launch(memory_size: int, load: Load, sink: Sink | None) -> Processes:
+    """Makes the memory and the channels of a VM, loads its memory, starts its two processes.
+
+    The worker starts first, so that its interpreter wakes up while the kernel is being loaded; the
+    hypervisor waits for the worker's word before the guest's first instruction.
+
+    Raises:
+        HostError: something that a VM needs cannot be had here.
+        KernelError: `load` could not make the guest ready.
+    """
+    with Descriptors() as given, Descriptors() as held:
+        try:
+            memory = given.memory_file("ram", memory_size)
+            doorbells = given.memory_file("doorbells", _DOORBELLS_SIZE)
+            worker_counters = given.memory_file("counters-worker", counters_size())
+            hypervisor_counters = given.memory_file("counters-hypervisor", counters_size())
+            to_worker, to_hypervisor = given.eventfd(), given.eventfd()
+            control, worker_control = _socket_pair(held, given)
+            worker_link, hypervisor_link = _socket_pair(given, given)
+            console_read, console_write = os.pipe2(os.O_CLOEXEC)
+            console = Console(console_read, sink)
+            given.own(console_write)
+        except OSError as error:
+            raise HostError(f"could not make the channels of a VM: {error.strerror}") from error
+
+        worker_descriptors = {
+            "memory": memory,
+            "link": worker_link.fileno(),
+            "doorbells": doorbells,
+            "to_worker": to_worker,
+            "to_hypervisor": to_hypervisor,
+            "counters": worker_counters,
+            "control": worker_control.fileno(),
+            "console": console_write,
+        }
+        config = WorkerConfig(memory_size=memory_size, **worker_descriptors)
+        document = given.document("config", msgspec.json.encode(config))
+        worker = Child(
+            [sys.executable, "-I", "-m", "teuthis.worker", "--config-fd", str(document)],
+            [document, *worker_descriptors.values()],
+        )
+        held.callback(worker.end)
+
+        state = load(memory, memory_size)
+        descriptors = {
+            "--memory-fd": memory,
+            "--link-fd": hypervisor_link.fileno(),
+            "--doorbells-fd": doorbells,
+            "--to-worker-fd": to_worker,
+            "--to-hypervisor-fd": to_hypervisor,
+            "--counters-fd": hypervisor_counters,
+        }
+        numbers = {
+            "--memory-size": memory_size,
+            "--rip": state.rip,
+            "--rsi": state.rsi,
+            "--rsp": state.rsp,
+            "--cr3": state.cr3,
+            "--gdt-base": state.gdt_base,
+            "--gdt-limit": state.gdt_limit,
+        }
+        command = [str(programs.find(programs.HYPERVISOR))]
+        for option, number in {**descriptors, **numbers}.items():
+            command += option, f"{number:#x}"
+        hypervisor = Child(command, descriptors.values())
+        held.callback(hypervisor.end)
+
+        counters = tuple(
+            Counters(descriptor, writable=False)
+            for descriptor in (worker_counters, hypervisor_counters)
+        )
+        for page in counters:
+            held.callback(page.close)
+        return Processes(worker, hypervisor, control, counters, console, held.pop_all())
+
+
+def _socket_pair(one: Descriptors, other: Descriptors) -> tuple[socket.socket, socket.socket]:
+    """Two ends of a socket that keeps packets apart and notices when its other end is gone."""
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return one.enter_context(near), other.enter_context(far)

@@ -1,0 +1,225 @@
+"""A program that runs in a guest, and what is left of it when it has ended."""
+
+import errno
+import math
+import os
+import selectors
+import signal
+import time
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+from teuthis.errors import (
+    CommandError,
+    CommandNotExecutable,
+    CommandNotFound,
+    CommandTimeout,
+    OutputTooLarge,
+)
+from teuthis.protocol import Exec, Signal, StatusKind
+from teuthis.root.machine import Machine
+from teuthis.root.streams import Exchange, Pipes
+
+PIPE: Final = -1
+"""As in `subprocess`: a new pipe."""
+STDOUT: Final = -2
+"""As in `subprocess`: stderr goes where stdout goes."""
+
+_KILL_PATIENCE: Final = 2.0
+"""Seconds that the guest's kernel gets to end a killed program."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a program left behind.
+
+    Attributes:
+        exit_code: its exit code; 128 + n when signal n killed it, as shells say it.
+        signal: the signal that killed it, or None.
+        stdout: all it wrote there.
+        stderr: all it wrote there.
+        duration: seconds from the request to the end.
+    """
+
+    exit_code: int
+    signal: int | None
+    stdout: bytes
+    stderr: bytes
+    duration: float
+
+
+class Process:
+    """A program running in a guest, used like a `subprocess.Popen`. Made by `VM.popen`.
+
+    Attributes:
+        args: its command line.
+        pid: its process id in the guest.
+        stdin, stdout, stderr: our ends of its streams, binary files; None where there is no pipe.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        args: list[str],
+        env: dict[str, str],
+        cwd: str,
+        *,
+        stdin: int | None = None,
+        stderr: int = PIPE,
+        timeout: float | None = None,
+    ) -> None:
+        self.args = args
+        self._machine = machine
+        self._began = time.monotonic()
+        with Pipes() as pipes:
+            stdin_pipe = pipes.writer()
+            self.stdout = pipes.reader()
+            self.stderr = None
+            if stderr == STDOUT:
+                pipes.give(os.dup(pipes.given[-1]))
+            else:
+                self.stderr = pipes.reader()
+            self._answer = machine.submit(
+                lambda number: Exec(number, args, env, cwd), pipes.given
+            )
+            pipes.sent()
+            try:
+                self.pid = self._answer.started.result(timeout)
+            except FutureTimeoutError:
+                self.kill()
+                raise _too_slow(
+                    args, timeout, self._result(-signal.SIGKILL, None)
+                ) from None
+            if self.pid == 0:
+                raise self._not_started(cwd)
+            self.stdin = stdin_pipe if stdin == PIPE else None
+            if self.stdin is None:
+                stdin_pipe.close()
+            pipes.keep()
+
+    def _not_started(self, cwd: str) -> CommandError:
+        number = self._answer.finished.result().value
+        program = self.args[0]
+        if number == errno.ENOENT:
+            return CommandNotFound(
+                f"{program!r} was not found in the guest (or its working directory {cwd!r} "
+                "does not exist): `ls /bin` in the guest lists its programs"
+            )
+        if number in (errno.EACCES, errno.ENOEXEC, errno.EISDIR, errno.ENOTDIR):
+            return CommandNotExecutable(
+                f"{program!r} cannot be run by the guest: {os.strerror(number)}"
+            )
+        return CommandError(f"the guest could not run {program!r}: {os.strerror(number)}")
+
+    def __repr__(self) -> str:
+        return f"<Process {self.args} pid={self.pid} returncode={self.returncode}>"
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit code, or -n when signal n killed it; None while it runs, or if its VM ended first."""
+        finished = self._answer.finished
+        return self.wait() if finished.done() and finished.exception() is None else None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Waits for its end; returns the exit code, or -n when signal n killed it.
+
+        As with `subprocess`, a program that writes more than a pipe holds does not end before its
+        output is read.
+
+        Raises:
+            TimeoutError: it still runs after `timeout` seconds (it goes on running).
+            VMError: the VM ended first.
+        """
+        try:
+            status = self._answer.finished.result(timeout)
+        except FutureTimeoutError:
+            raise TimeoutError(f"{self.args[0]!r} still runs after {timeout:g} s") from None
+        if status.kind is StatusKind.FAILED:
+            raise CommandError(f"the guest lost {self.args[0]!r}: {os.strerror(status.value)}")
+        return -status.detail if status.detail else status.value
+
+    def send_signal(self, number: int) -> None:
+        """Sends a signal to its process group; does nothing when it has ended."""
+        if not self._answer.finished.done():
+            self._machine.tell(Signal(self._answer.id, number))
+
+    def terminate(self) -> None:
+        """Asks it to end (SIGTERM)."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Kills it (SIGKILL)."""
+        self.send_signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        """Closes our ends of its streams. A program that still writes gets SIGPIPE."""
+        for stream in (self.stdin, self.stdout, self.stderr):
+            if stream is not None:
+                with suppress(BrokenPipeError):
+                    stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+        if kind is None:
+            self.wait()
+        else:
+            self.kill()
+
+    def collect(self, data: bytes, timeout: float | None, max_output: int) -> Result:
+        """Feeds `data` to it, reads what it writes, and waits for its end.
+
+        Raises:
+            CommandTimeout: not at its end `timeout` seconds after its start; it has been killed.
+            OutputTooLarge: wrote more than `max_output` bytes; it has been killed.
+            VMError: the VM ended first.
+        """
+        deadline = math.inf if timeout is None else self._began + timeout
+        readers = [stream for stream in (self.stdout, self.stderr) if stream is not None]
+        exchange = Exchange(data, self.stdin, readers, max_output)
+        try:
+            if exchange.run(deadline):
+                with suppress(TimeoutError):
+                    rest = None if timeout is None else max(0.1, deadline - time.monotonic())
+                    return self._result(self.wait(rest), exchange)
+            self.kill()
+            exchange.run(time.monotonic() + _KILL_PATIENCE)
+        except BaseException:
+            self.kill()
+            raise
+        finally:
+            self.close()
+        result = self._result(-signal.SIGKILL, exchange)
+        if exchange.too_large:
+            raise OutputTooLarge(
+                f"{self.args[0]!r} wrote more than {max_output} bytes and was killed: "
+                "raise `max_output`, or read its output in pieces with `popen`",
+                result,
+            )
+        raise _too_slow(self.args, timeout, result)
+
+    def _result(self, code: int, exchange: Exchange | None) -> Result:
+        stdout, stderr = (
+            exchange.output(stream) if exchange is not None and stream is not None else b""
+            for stream in (self.stdout, self.stderr)
+        )
+        duration = time.monotonic() - self._began
+        if code < 0:
+            return Result(128 - code, -code, stdout, stderr, duration)
+        return Result(code, None, stdout, stderr, duration)
+
+
+def _too_slow(args: list[str], timeout: float | None, result: Result) -> CommandTimeout:
+    return CommandTimeout(
+        f"{args[0]!r} was killed after its time limit of {timeout:g} s", result
+    )

@@ -1,0 +1,118 @@
+"""Outstanding requests of one VM, and what the worker's statuses mean for them. Does no I/O.
+
+The worker may have been taken over by the guest. All it can say here are 32 fixed bytes, decoded
+by `teuthis.protocol`; this module refuses what does not fit what was asked.
+"""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Final
+
+from teuthis.errors import VMError
+from teuthis.protocol import Ended, Exec, ProtocolError, Request, Status, StatusKind
+
+MAX_OUTSTANDING: Final = 1024
+
+_EXEC_ENDS: Final = frozenset({StatusKind.EXITED, StatusKind.FAILED})
+_FILE_ENDS: Final = frozenset({StatusKind.DONE, StatusKind.FAILED})
+
+
+class Answer:
+    """What the worker says about one request.
+
+    Attributes:
+        id: the request's number.
+        started: process id in the guest, for an `Exec`; 0 when it finished without one.
+        finished: EXITED, DONE or FAILED; or the error that ended the VM.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.id = number
+        self.started: Future[int] = Future()
+        self.finished: Future[Status] = Future()
+        self.ends = _FILE_ENDS
+
+    def fail(self, error: VMError) -> None:
+        """Ends the waiting: the VM is no more."""
+        for future in (self.started, self.finished):
+            if not future.done():
+                future.set_exception(error)
+
+
+class Requests:
+    """The requests that wait for an answer. May be used from any thread."""
+
+    def __init__(self) -> None:
+        self.ready: Future[None] = Future()
+        self._lock = threading.Lock()
+        self._outstanding: dict[int, Answer] = {}
+        self._number = 0
+        self._error: Callable[[], VMError] | None = None
+
+    def open(self, make: Callable[[int], Request]) -> tuple[Answer, Request]:
+        """Numbers the request that `make(number)` gives, and awaits its answer.
+
+        Raises:
+            VMError: the VM is no more, or this many requests are too many.
+        """
+        with self._lock:
+            if self._error is not None:
+                raise self._error()
+            if len(self._outstanding) >= MAX_OUTSTANDING:
+                raise VMError(f"{MAX_OUTSTANDING} requests are under way in this VM: wait for some")
+            self._number += 1
+            answer = Answer(self._number)
+            request = make(answer.id)
+            if isinstance(request, Exec):
+                answer.ends = _EXEC_ENDS
+            self._outstanding[answer.id] = answer
+            return answer, request
+
+    def withdraw(self, answer: Answer) -> None:
+        """Forgets a request that could not be sent."""
+        with self._lock:
+            self._outstanding.pop(answer.id, None)
+
+    def take(self, packet: bytes) -> Ended | None:
+        """Handles one packet of the worker; returns the reason when the VM has ended.
+
+        Raises:
+            ProtocolError: it is not a status, or does not fit what was asked.
+        """
+        status = Status.decode(packet)
+        if status.kind is StatusKind.ENDED:
+            return Ended(status.value)
+        if status.kind is StatusKind.READY:
+            if self.ready.done():
+                raise ProtocolError("ready twice")
+            self.ready.set_result(None)
+            return None
+        with self._lock:
+            answer = self._outstanding.get(status.id)
+            if answer is None:
+                raise ProtocolError(f"{status.kind.name} for a request that is not under way")
+            if status.kind in answer.ends:
+                del self._outstanding[status.id]
+            elif status.kind is not StatusKind.STARTED or answer.ends is not _EXEC_ENDS:
+                raise ProtocolError(f"{status.kind.name} for a request of another kind")
+            elif answer.started.done():
+                raise ProtocolError("started twice")
+        if status.kind is StatusKind.STARTED:
+            answer.started.set_result(status.value)
+        else:
+            answer.finished.set_result(status)
+            if not answer.started.done():
+                answer.started.set_result(0)
+        return None
+
+    def fail(self, error: Callable[[], VMError]) -> None:
+        """Fails all that waits, and all that is asked from now on, with errors from `error`."""
+        with self._lock:
+            self._error = error
+            outstanding = list(self._outstanding.values())
+            self._outstanding.clear()
+        if not self.ready.done():
+            self.ready.set_exception(error())
+        for answer in outstanding:
+            answer.fail(error())
