@@ -1,13 +1,16 @@
 """Teuthis: virtual machines whose every way out is listed, counted and tested.
 
-    import teuthis
+import teuthis
 
-    with teuthis.VM(memory="256M") as vm:
-        result = vm.run(["sh", "-c", "echo hi"], timeout=10)
-        print(result.exit_code, result.stdout)
+with teuthis.VM(memory="256M") as vm:
+result = vm.run(["sh", "-c", "echo hi"], timeout=10)
+print(result.exit_code, result.stdout)
 
-    print(teuthis.run(["uname", "-a"]).stdout)
+print(teuthis.run(["uname", "-a"]).stdout)
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from teuthis.errors import (
     BootTimeout,
@@ -32,8 +35,27 @@ from teuthis.errors import (
     VMClosed,
     VMError,
 )
-from teuthis.root.process import PIPE, STDOUT, Process, Result
-from teuthis.root.vm import VM, run
+
+if TYPE_CHECKING:
+    from teuthis.root.process import PIPE, STDOUT, Process, Result
+    from teuthis.root.vm import VM, run
+else:
+    # Imported when first used: a worker process imports this package too, and must not carry the
+    # root side with it.
+    _HOMES = {
+        "PIPE": "process",
+        "STDOUT": "process",
+        "Process": "process",
+        "Result": "process",
+        "VM": "vm",
+        "run": "vm",
+    }
+
+    def __getattr__(name):
+        if name in _HOMES:
+            return getattr(import_module(f"teuthis.root.{_HOMES[name]}"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "PIPE",

@@ -21,7 +21,7 @@ def test_messages_say_what_happened_and_carry_the_last_words() -> None:
         errors.GuestPanic("crashed", "words"),
         errors.FileError("write", "/x", errno.EROFS),
         errors.ConfigurationError("no"),
-        errors.CommandTimeout("too long", None),  # type: ignore[arg-type]
+        errors.CommandTimeout("too long", None),
     ],
 )
 def test_errors_cross_process_boundaries(error: errors.TeuthisError) -> None:

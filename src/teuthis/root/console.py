@@ -4,6 +4,7 @@ Everything here was written by the guest. It is kept and passed on as bytes, and
 between it and every message or terminal.
 """
 
+import os
 import re
 import threading
 from typing import Final, Protocol
@@ -25,7 +26,9 @@ class Sink(Protocol):
 def harmless(text: bytes) -> str:
     """Guest text that may be shown: no escape sequences, no control or invisible characters."""
     clean = _ESCAPES.sub("", text.decode(errors="replace").replace("\r\n", "\n"))
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in clean)
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in clean
+    )
 
 
 class Console:
@@ -40,7 +43,7 @@ class Console:
         self._thread.start()
 
     def _read(self) -> None:
-        with open(self._descriptor, "rb", buffering=0) as pipe:
+        with os.fdopen(self._descriptor, "rb", buffering=0) as pipe:
             while data := pipe.read(KEPT):
                 self._tail += data
                 del self._tail[:-KEPT]

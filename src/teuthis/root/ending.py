@@ -6,7 +6,11 @@ from teuthis import errors
 from teuthis.protocol import Ended
 
 _REPORT: Final = "this VM alone was ended; please report it with the kernel's version"
-_OUT_OF_MEMORY: Final = ("Out of memory", "System is deadlocked on memory", "Initramfs unpacking failed")
+_OUT_OF_MEMORY: Final = (
+    "Out of memory",
+    "System is deadlocked on memory",
+    "Initramfs unpacking failed",
+)
 
 _MESSAGES: Final[dict[Ended, tuple[type[errors.VMError], str]]] = {
     Ended.POWER_OFF: (

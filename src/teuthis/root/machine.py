@@ -125,6 +125,11 @@ class Machine:
 
     # ---- ending --------------------------------------------------------------------------------
 
+    @property
+    def ended(self) -> bool:
+        """Whether the VM is no more."""
+        return self._final is not None or os.getpid() != self._owner
+
     def close(self) -> None:
         """Ends the VM and waits until both processes are gone; does nothing a second time."""
         if os.getpid() != self._owner:

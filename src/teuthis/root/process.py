@@ -3,7 +3,6 @@
 import errno
 import math
 import os
-import selectors
 import signal
 import time
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -82,17 +81,13 @@ class Process:
                 pipes.give(os.dup(pipes.given[-1]))
             else:
                 self.stderr = pipes.reader()
-            self._answer = machine.submit(
-                lambda number: Exec(number, args, env, cwd), pipes.given
-            )
+            self._answer = machine.submit(lambda number: Exec(number, args, env, cwd), pipes.given)
             pipes.sent()
             try:
                 self.pid = self._answer.started.result(timeout)
             except FutureTimeoutError:
                 self.kill()
-                raise _too_slow(
-                    args, timeout, self._result(-signal.SIGKILL, None)
-                ) from None
+                raise _too_slow(args, timeout, self._result(-signal.SIGKILL, None)) from None
             if self.pid == 0:
                 raise self._not_started(cwd)
             self.stdin = stdin_pipe if stdin == PIPE else None
@@ -119,7 +114,7 @@ class Process:
 
     @property
     def returncode(self) -> int | None:
-        """Exit code, or -n when signal n killed it; None while it runs, or if its VM ended first."""
+        """Exit code, or -n when signal n killed it; None while it runs or when its VM ended."""
         finished = self._answer.finished
         return self.wait() if finished.done() and finished.exception() is None else None
 
@@ -220,6 +215,4 @@ class Process:
 
 
 def _too_slow(args: list[str], timeout: float | None, result: Result) -> CommandTimeout:
-    return CommandTimeout(
-        f"{args[0]!r} was killed after its time limit of {timeout:g} s", result
-    )
+    return CommandTimeout(f"{args[0]!r} was killed after its time limit of {timeout:g} s", result)

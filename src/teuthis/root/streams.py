@@ -38,13 +38,13 @@ class Pipes:
         """Our end of a pipe that the worker reads."""
         theirs, ours = os.pipe2(os.O_CLOEXEC)
         self.give(theirs)
-        return self._ours.enter_context(open(ours, "wb"))
+        return self._ours.enter_context(os.fdopen(ours, "wb"))
 
     def reader(self) -> io.BufferedReader:
         """Our end of a pipe that the worker writes."""
         ours, theirs = os.pipe2(os.O_CLOEXEC)
         self.give(theirs)
-        return self._ours.enter_context(open(ours, "rb"))
+        return self._ours.enter_context(os.fdopen(ours, "rb"))
 
     def give(self, descriptor: int) -> None:
         """Takes over `descriptor`, to be given too."""

@@ -10,9 +10,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from teuthis.errors import BootTimeout, CommandFailed, CommandOutOfMemory, FileError
+from teuthis.errors import (
+    BootTimeout,
+    CommandFailed,
+    CommandOutOfMemory,
+    ConfigurationError,
+    FileError,
+)
 from teuthis.flows import Count
-from teuthis.root import files, settings
+from teuthis.images import boot_files
+from teuthis.root import files, loader, settings
 from teuthis.root.console import Sink
 from teuthis.root.loader import BootState
 from teuthis.root.machine import Machine
@@ -68,7 +75,12 @@ class VM:
         size = settings.memory_size(memory)
         self._env = settings.environment(_ENVIRONMENT, env)
         settings.time_limit(boot_timeout)
-        load = _loader(None if kernel is None else Path(kernel), console is not None)
+        boot = boot_files(None if kernel is None else Path(kernel))
+        arguments = loader.command_line(console=console is not None)
+
+        def load(descriptor: int, size: int) -> BootState:
+            return loader.load(descriptor, size, boot.kernel, boot.initrd, arguments)
+
         self._machine = Machine(size, load, console)
         self._finalizer = weakref.finalize(self, self._machine.close)
         self._oom_kills = 0
@@ -185,9 +197,7 @@ class VM:
             before, self._oom_kills = self._oom_kills, int(match[1]) if match else 0
             return self._oom_kills > before
 
-    def write_file(
-        self, path: str | os.PathLike[str], data: bytes, mode: int = 0o644
-    ) -> None:
+    def write_file(self, path: str | os.PathLike[str], data: bytes, mode: int = 0o644) -> None:
         """Creates or replaces a file of the guest; its directory must exist.
 
         Raises:
@@ -195,12 +205,10 @@ class VM:
             VMError: the VM is no more.
         """
         if not 0 <= mode <= 0o7777:
-            raise settings.ConfigurationError(f"mode={mode:#o} is not a file mode: say 0o644")
+            raise ConfigurationError(f"mode={mode:#o} is not a file mode: say 0o644")
         files.write_file(self._machine, settings.guest_path(path), data, mode)
 
-    def read_file(
-        self, path: str | os.PathLike[str], *, max_size: int = MAX_OUTPUT
-    ) -> bytes:
+    def read_file(self, path: str | os.PathLike[str], *, max_size: int = MAX_OUTPUT) -> bytes:
         """The content of a file of the guest, of at most `max_size` bytes (64 MiB unless given).
 
         Raises:
