@@ -1,0 +1,114 @@
+"""User ids of a VM's own: Hyper-V has a security identifier per VM, this is ours.
+
+Root gives each process of each VM a user id that no other living process has, out of the range
+0x7E07_0000 to 0x7E07_FFFF (2114387968 to 2114453503), which no distribution, systemd or container
+engine hands out. Group ids are the same numbers. Whoever is not root cannot do that: all their VMs
+run under their own user id, each in a user namespace of its own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from teuthis.errors import HostError
+from teuthis.jail.capabilities import raise_permitted
+from teuthis.jail.kernel import prctl
+
+FIRST: Final = 0x7E07_0000
+PAIRS: Final = 0x8000
+"""VMs that one host can run as root."""
+
+LOCKS: Final = Path("/run/teuthis/identities")
+"""One file per pair in use, locked by the process that started the VM. Gone after a reboot."""
+
+_PR_SET_KEEPCAPS: Final = 8
+
+
+class Identity(NamedTuple):
+    """The user ids of one VM's two processes; both None when the caller is not root."""
+
+    worker: int | None = None
+    hypervisor: int | None = None
+
+
+@contextmanager
+def lease(locks: Path = LOCKS) -> Iterator[Identity]:
+    """A pair of user ids that is this VM's alone until the end of the block.
+
+    Raises:
+        HostError: all are taken, or the lock directory cannot be written.
+    """
+    if os.geteuid() != 0:
+        yield Identity()
+        return
+    number, lock = _lock_any(locks)
+    try:
+        yield _pair(number)
+    finally:
+        os.close(lock)
+
+
+def _pair(number: int) -> Identity:
+    return Identity(FIRST + 2 * number, FIRST + 2 * number + 1)
+
+
+def _lock_any(locks: Path) -> tuple[int, int]:
+    try:
+        locks.mkdir(mode=0o700, parents=True, exist_ok=True)
+        start = secrets.randbelow(PAIRS)
+        for step in range(PAIRS):
+            number = (start + step) % PAIRS
+            lock = os.open(locks / str(number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if _take(lock, number):
+                return number, lock
+            os.close(lock)
+    except OSError as error:
+        raise HostError(f"no user id can be reserved for the VM: {error}") from error
+    raise HostError(f"all {PAIRS} user id pairs for VMs are taken")
+
+
+def _take(lock: int, number: int) -> bool:
+    """Locks a pair, unless another starter has it or a process of a former VM lives on."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    if os.fstat(lock).st_size == 0:
+        os.write(lock, b"used\n")  # from now on there may be leftovers
+        return True
+    return not any(uid in _living() for uid in _pair(number))
+
+
+def _living() -> set[int]:
+    """Real user ids of all processes. Their /proc directories' owners would not tell."""
+    found = set()
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            text = status.read_text()
+        except OSError:
+            continue  # it has just ended
+        found.add(int(text.partition("\nUid:")[2].split(maxsplit=1)[0]))
+    return found
+
+
+def assume(uid: int | None) -> None:
+    """Becomes user and group `uid`, keeping for now the capabilities that build namespaces.
+
+    Raises:
+        OSError: this cannot be; also when root gave no user id.
+    """
+    if uid is None:
+        if os.geteuid() == 0:
+            raise OSError("started by root without a user id of its own")
+        return
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    prctl(_PR_SET_KEEPCAPS, 1)
+    os.setresuid(uid, uid, uid)
+    raise_permitted()

@@ -1,0 +1,137 @@
+"""The walls around a process, one by one, and the one call that raises them all.
+
+`enter` is the privilege drop: a visible line in a process's main, before any byte that a guest has
+made is read. `hypervisor/src/jail.rs` raises the same walls, by the same names, in the same order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from teuthis.errors import HostError
+from teuthis.jail import capabilities, identity, landlock, limits, namespaces, seccomp
+from teuthis.jail.bpf import AllowList
+
+
+@dataclass(frozen=True)
+class Jail:
+    """What one process keeps.
+
+    Attributes:
+        system_calls: what it may still ask of the kernel.
+        limits: highest values, by `resource.RLIMIT_…`.
+        descriptors: what stays open, besides 0, 1 and 2.
+        uid: its user id, when root starts it.
+        allow_missing: names of walls it may go without.
+    """
+
+    system_calls: AllowList
+    limits: Mapping[int, int]
+    descriptors: Iterable[int]
+    uid: int | None = None
+    allow_missing: frozenset[str] = field(default_factory=frozenset)
+
+
+class Wall(NamedTuple):
+    """One wall: what it is called, what it keeps away, how it is raised."""
+
+    name: str
+    keeps_away: str
+    build: Callable[[Jail], None]
+
+
+class MissingWall(HostError):
+    """This host does not give one of the walls."""
+
+    def __init__(self, name: str, reason: object) -> None:
+        super().__init__(
+            f"this host does not give the wall {name!r} ({reason}): see `teuthis doctor`; to run "
+            f"without it, which is less safe, use --allow-missing-wall {name}"
+        )
+        self.name = name
+        self.reason = str(reason)
+
+
+def _close_others(jail: Jail) -> None:
+    """Closes every descriptor that is not on the list, whoever left it open."""
+    at = 3
+    for descriptor in sorted({*jail.descriptors, os.sysconf("SC_OPEN_MAX")}):
+        os.closerange(at, descriptor)
+        at = descriptor + 1
+
+
+WALLS: Final = (
+    Wall("descriptors", "files and sockets that somebody left open", _close_others),
+    Wall("identity", "processes and files of other users", lambda jail: identity.assume(jail.uid)),
+    Wall("user-namespace", "privileges over anything of the host", lambda _: namespaces.user()),
+    Wall("network-namespace", "every network, abstract sockets", lambda _: namespaces.network()),
+    Wall("ipc-namespace", "shared memory and queues", lambda _: namespaces.ipc()),
+    Wall("uts-namespace", "the host's name", lambda _: namespaces.host_name()),
+    Wall("cgroup-namespace", "names of other control groups", lambda _: namespaces.cgroup()),
+    Wall("empty-root", "every path of the host", lambda _: namespaces.empty_root()),
+    Wall("keyring", "keys of the user's session", lambda _: capabilities.own_keyring()),
+    Wall("limits", "more than its share", lambda jail: limits.lower(jail.limits)),
+    Wall("undumpable", "tracing by others, core files", lambda _: capabilities.undumpable()),
+    Wall("capabilities", "every privilege", lambda _: capabilities.drop()),
+    Wall("no-new-privileges", "set-user-id programs", lambda _: capabilities.no_new_privileges()),
+    Wall("landlock", "paths, ports, signals to others", lambda _: landlock.deny_all()),
+    Wall(
+        "system-calls", "the kernel's interfaces", lambda jail: seccomp.install(jail.system_calls)
+    ),
+)
+"""In the order in which they must be raised."""
+
+NAMES: Final = tuple(wall.name for wall in WALLS)
+
+_FIRST_STATUS: Final = 100
+
+
+def exit_status(name: str) -> int:
+    """With which status a process ends that misses this wall."""
+    return _FIRST_STATUS + NAMES.index(name)
+
+
+def missing_wall(status: int) -> MissingWall | None:
+    """The error that such an exit status means, if it is one."""
+    if _FIRST_STATUS <= status < _FIRST_STATUS + len(NAMES):
+        return MissingWall(NAMES[status - _FIRST_STATUS], "the process ended because of it")
+    return None
+
+
+def enter(jail: Jail, walls: Sequence[Wall] = WALLS) -> list[MissingWall]:
+    """Raises the walls around this process, for good. The process must have one thread.
+
+    Returns:
+        The walls this host does not give, all of them in `jail.allow_missing`.
+
+    Raises:
+        MissingWall: one that is not.
+    """
+    absent = []
+    for wall in walls:
+        try:
+            wall.build(jail)
+        except OSError as error:
+            missing = MissingWall(wall.name, error)
+            if wall.name not in jail.allow_missing:
+                raise missing from error
+            absent.append(missing)
+    return absent
+
+
+def missing() -> dict[str, str]:
+    """Which walls this host does not give to the caller's processes, and why. Runs a process."""
+    with identity.lease() as own:
+        probe = subprocess.run(
+            [sys.executable, "-I", "-m", "teuthis.jail.probe", str(own.worker or "")],
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+    found: dict[str, str] = json.loads(probe.stdout)
+    return found
