@@ -5,8 +5,11 @@
 
 mod arithmetic;
 mod compare;
+mod control;
 mod horizontal;
+mod insert;
 mod logic;
+mod mmx;
 mod movement;
 mod operands;
 mod pack;
@@ -21,6 +24,8 @@ use iced_x86::Instruction;
 pub fn select(instruction: &Instruction) -> Option<Handler> {
     [
         movement::select,
+        mmx::select,
+        insert::select,
         logic::select,
         compare::select,
         arithmetic::select,
@@ -28,6 +33,7 @@ pub fn select(instruction: &Instruction) -> Option<Handler> {
         shift::select,
         shuffle::select,
         pack::select,
+        control::select,
     ]
     .into_iter()
     .find_map(|select| select(instruction))

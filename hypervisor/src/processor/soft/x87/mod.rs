@@ -6,6 +6,7 @@ pub mod state;
 
 use super::op::Handler;
 use iced_x86::Instruction;
+pub use image::MXCSR_MASK;
 pub use state::X87;
 
 /// The handler of `instruction`, or `None` when it is not of this group or not implemented.
