@@ -1,0 +1,459 @@
+//! The partition link: the one connection to this VM's worker. Every message is 272 bytes,
+//! little-endian: `u16 version, u16 type, u32 length, u64 value, u8 payload[256]`, zero beyond
+//! `length`. Anything else comes from a hostile peer and ends the VM.
+
+use crate::{
+    counters::Counters,
+    flows::{Flow, values},
+};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    net::{RecvFlags, SendFlags, recv, send},
+};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+const VERSION: u16 = values::LINK_POST_MESSAGE_VERSION as u16;
+pub const MESSAGE_BYTES: usize = values::LINK_POST_MESSAGE_MESSAGE_BYTES as usize;
+const PAYLOAD_BYTES: usize = values::LINK_POST_MESSAGE_PAYLOAD_BYTES as usize;
+const HEADER_BYTES: usize = MESSAGE_BYTES - PAYLOAD_BYTES;
+/// Largest payload of a SynIC message.
+pub const SYNIC_PAYLOAD: usize = values::HYPERCALL_POST_MESSAGE_PAYLOAD_MAX as usize;
+
+/// Connection id of VMBus channel 0; the channel's number is in the low bits.
+const CHANNEL_CONNECTION: u64 = 0x2000;
+const CHANNEL_MASK: u64 = values::DOORBELL_TO_WORKER_CHANNELS - 1;
+
+/// The channel behind a connection id; `None` for an id that is no channel's.
+pub fn channel_of(connection: u64) -> Option<u16> {
+    let channel = connection & CHANNEL_MASK;
+    if connection & !CHANNEL_MASK == CHANNEL_CONNECTION && channel != 0 {
+        u16::try_from(channel).ok()
+    } else {
+        None
+    }
+}
+
+/// Why a virtual machine ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    PowerOff,
+    Reset,
+    TripleFault,
+    /// The guest's crash MSRs: P0 to P4 and the control register.
+    GuestCrash([u64; 6]),
+    /// HLT with interrupts disabled: nothing could ever wake the processor.
+    Halted,
+    WorkerViolation,
+    Stopped,
+    /// The worker is gone: there is nobody to tell.
+    WorkerGone,
+}
+
+impl End {
+    fn reason(self) -> u64 {
+        match self {
+            End::PowerOff => values::LINK_END_POWER_OFF,
+            End::Reset => values::LINK_END_RESET,
+            End::TripleFault => values::LINK_END_TRIPLE_FAULT,
+            End::GuestCrash(_) => values::LINK_END_GUEST_CRASH,
+            End::Halted => values::LINK_END_HALTED,
+            End::WorkerViolation => values::LINK_END_WORKER_VIOLATION,
+            End::Stopped | End::WorkerGone => values::LINK_END_STOPPED,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ToWorker<'a> {
+    PostMessage {
+        connection: u32,
+        kind: u32,
+        payload: &'a [u8],
+    },
+    Console(&'a [u8]),
+    End(End),
+    Note(&'a str),
+}
+
+impl ToWorker<'_> {
+    fn flow(&self) -> Flow {
+        match self {
+            ToWorker::PostMessage { .. } => Flow::LinkPostMessage,
+            ToWorker::Console(_) => Flow::LinkConsole,
+            ToWorker::End(_) => Flow::LinkEnd,
+            ToWorker::Note(_) => Flow::LinkNote,
+        }
+    }
+
+    /// The message on the wire. A payload that is too long is cut.
+    pub fn encode(&self) -> [u8; MESSAGE_BYTES] {
+        let mut crash = [0; 48];
+        let (kind, value, payload): (u32, u64, &[u8]) = match *self {
+            ToWorker::PostMessage {
+                connection,
+                kind,
+                payload,
+            } => {
+                let value = u64::from(connection) | u64::from(kind) << 32;
+                (values::LINK_POST_MESSAGE, value, payload)
+            }
+            ToWorker::Console(bytes) => (values::LINK_CONSOLE, 0, bytes),
+            ToWorker::End(End::GuestCrash(registers)) => {
+                for (bytes, register) in crash.chunks_exact_mut(8).zip(registers) {
+                    bytes.copy_from_slice(&register.to_le_bytes());
+                }
+                (values::LINK_END, values::LINK_END_GUEST_CRASH, &crash)
+            }
+            ToWorker::End(end) => (values::LINK_END, end.reason(), &[]),
+            ToWorker::Note(text) => (values::LINK_NOTE, 0, cut(text).as_bytes()),
+        };
+        let length = payload.len().min(PAYLOAD_BYTES);
+        let mut message = [0; MESSAGE_BYTES];
+        message[0..2].copy_from_slice(&VERSION.to_le_bytes());
+        message[2..4].copy_from_slice(&(kind as u16).to_le_bytes());
+        message[4..8].copy_from_slice(&(length as u32).to_le_bytes());
+        message[8..16].copy_from_slice(&value.to_le_bytes());
+        message[HEADER_BYTES..HEADER_BYTES + length].copy_from_slice(&payload[..length]);
+        message
+    }
+}
+
+/// As much of `text` as fits into a payload, in whole characters.
+fn cut(text: &str) -> &str {
+    let fits = |end: &usize| text.is_char_boundary(*end);
+    let end = (0..=text.len().min(PAYLOAD_BYTES)).rev().find(fits);
+    text.get(..end.unwrap_or(0)).unwrap_or("")
+}
+
+/// At most 240 bytes of a SynIC message.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Payload {
+    bytes: [u8; SYNIC_PAYLOAD],
+    length: u8,
+}
+
+impl Payload {
+    /// `None` when `from` is too long.
+    pub fn new(from: &[u8]) -> Option<Self> {
+        let mut bytes = [0; SYNIC_PAYLOAD];
+        bytes.get_mut(..from.len())?.copy_from_slice(from);
+        let length = u8::try_from(from.len()).ok()?;
+        Some(Self { bytes, length })
+    }
+
+    pub fn as_slice(&self) -> &[u8] {
+        self.bytes.get(..self.length.into()).unwrap_or(&[])
+    }
+}
+
+impl std::fmt::Debug for Payload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Payload({} bytes)", self.length)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant)] // One at a time on the stack; a box would only cost.
+pub enum FromWorker {
+    Start,
+    Stop,
+    DeliverMessage {
+        sint: u8,
+        kind: u32,
+        payload: Payload,
+    },
+    OpenPort {
+        channel: u16,
+    },
+    ClosePort {
+        channel: u16,
+    },
+}
+
+impl FromWorker {
+    /// Parses one message. The error names the flow that it violates.
+    pub fn decode(message: &[u8]) -> Result<Self, Flow> {
+        let message: &[u8; MESSAGE_BYTES] = message.try_into().map_err(|_| Flow::LinkUnknown)?;
+        let (header, body) = message.split_at(HEADER_BYTES);
+        let field = |at: usize, size: usize| {
+            let bytes = header.iter().skip(at).take(size).rev();
+            bytes.fold(0u64, |value, &byte| value << 8 | u64::from(byte))
+        };
+        let (version, kind, length, value) = (field(0, 2), field(2, 2), field(4, 4), field(8, 8));
+        let flow = match kind as u32 {
+            _ if version != u64::from(VERSION) => return Err(Flow::LinkUnknown),
+            values::LINK_START => Flow::LinkStart,
+            values::LINK_STOP => Flow::LinkStop,
+            values::LINK_DELIVER_MESSAGE => Flow::LinkDeliverMessage,
+            values::LINK_OPEN_PORT => Flow::LinkOpenPort,
+            values::LINK_CLOSE_PORT => Flow::LinkClosePort,
+            _ => return Err(Flow::LinkUnknown),
+        };
+        let length = usize::try_from(length).map_err(|_| flow)?;
+        let (payload, rest) = body.split_at_checked(length).ok_or(flow)?;
+        if rest.iter().any(|&byte| byte != 0) {
+            return Err(flow);
+        }
+        let empty = payload.is_empty();
+        match flow {
+            Flow::LinkStart if empty && value == 0 => Ok(FromWorker::Start),
+            Flow::LinkStop if empty && value == 0 => Ok(FromWorker::Stop),
+            // value = SINT | VP << 8 | message type << 32; there is only VP 0.
+            Flow::LinkDeliverMessage if value & 0xFFFF_FFF0 == 0 && value >> 32 != 0 => {
+                Ok(FromWorker::DeliverMessage {
+                    sint: (value & 0xF) as u8,
+                    kind: (value >> 32) as u32,
+                    payload: Payload::new(payload).ok_or(flow)?,
+                })
+            }
+            Flow::LinkOpenPort if empty => {
+                let channel = channel_of(value).ok_or(flow)?;
+                Ok(FromWorker::OpenPort { channel })
+            }
+            Flow::LinkClosePort if empty => {
+                let channel = channel_of(value).ok_or(flow)?;
+                Ok(FromWorker::ClosePort { channel })
+            }
+            _ => Err(flow),
+        }
+    }
+
+    fn flow(&self) -> Flow {
+        match self {
+            FromWorker::Start => Flow::LinkStart,
+            FromWorker::Stop => Flow::LinkStop,
+            FromWorker::DeliverMessage { .. } => Flow::LinkDeliverMessage,
+            FromWorker::OpenPort { .. } => Flow::LinkOpenPort,
+            FromWorker::ClosePort { .. } => Flow::LinkClosePort,
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        match self {
+            FromWorker::DeliverMessage { payload, .. } => payload.length.into(),
+            _ => 0,
+        }
+    }
+}
+
+/// The socket under the messages. Never blocks, but for [`Link::end`] and [`Link::wait`].
+pub struct Link {
+    socket: OwnedFd,
+    counters: Counters,
+}
+
+impl Link {
+    pub fn new(socket: OwnedFd, counters: Counters) -> Self {
+        Self { socket, counters }
+    }
+
+    /// Sends a message; `false` when the link is full or closed, and nothing was sent.
+    pub fn send(&self, message: &ToWorker) -> bool {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let sent = retry(|| send(&self.socket, &message.encode(), flags)).is_ok();
+        if sent {
+            let bytes = match message {
+                ToWorker::PostMessage { payload, .. } => payload.len(),
+                ToWorker::Console(bytes) => bytes.len(),
+                ToWorker::End(End::GuestCrash(_)) => 48,
+                ToWorker::End(_) => 0,
+                ToWorker::Note(text) => cut(text).len(),
+            };
+            self.counters.accept(message.flow(), bytes as u64);
+        }
+        sent
+    }
+
+    /// Sends a message that must not get lost, waiting up to a second for room.
+    pub fn send_last(&self, message: &ToWorker) {
+        for _ in 0..50 {
+            if self.send(message) {
+                return;
+            }
+            let mut fds = [PollFd::new(&self.socket, PollFlags::OUT)];
+            let _ = poll(&mut fds, Some(&milliseconds(20)));
+            if fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR) {
+                return;
+            }
+        }
+    }
+
+    /// The next message, if there is one; an end of the VM when the worker is gone or hostile.
+    pub fn receive(&self) -> Result<Option<FromWorker>, End> {
+        // One byte more than a message, so that a longer one is seen to be longer.
+        let mut buffer = [0; MESSAGE_BYTES + 1];
+        let received = retry(|| recv(&self.socket, &mut buffer[..], RecvFlags::DONTWAIT));
+        let length = match received {
+            Ok((0, _)) => return Err(End::WorkerGone),
+            Ok((length, _)) => length,
+            Err(Errno::AGAIN) => return Ok(None),
+            Err(_) => return Err(End::WorkerGone),
+        };
+        match FromWorker::decode(buffer.get(..length).unwrap_or(&[])) {
+            Ok(message) => {
+                self.counters.accept(message.flow(), message.bytes());
+                Ok(Some(message))
+            }
+            Err(flow) => {
+                self.counters.reject(flow);
+                Err(End::WorkerViolation)
+            }
+        }
+    }
+
+    /// Blocks until the worker's first message.
+    pub fn wait(&self) -> Result<FromWorker, End> {
+        loop {
+            if let Some(message) = self.receive()? {
+                return Ok(message);
+            }
+            let _ = poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], None);
+        }
+    }
+
+    /// Whether the worker has closed its end, seen without reading what it sent before.
+    pub fn is_closed(&self) -> bool {
+        let mut fds = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        let _ = poll(&mut fds, Some(&milliseconds(0)));
+        !fds[0].revents().is_empty()
+    }
+
+    /// Readable when the worker sent something: what a halted processor sleeps on.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+const fn milliseconds(count: i64) -> Timespec {
+    Timespec {
+        tv_sec: count / 1000,
+        tv_nsec: count % 1000 * 1_000_000,
+    }
+}
+
+fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::INTR) => {}
+            result => return result,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    fn message(kind: u16, length: u32, value: u64, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0; MESSAGE_BYTES];
+        bytes[0..2].copy_from_slice(&1u16.to_le_bytes());
+        bytes[2..4].copy_from_slice(&kind.to_le_bytes());
+        bytes[4..8].copy_from_slice(&length.to_le_bytes());
+        bytes[8..16].copy_from_slice(&value.to_le_bytes());
+        bytes[16..16 + payload.len()].copy_from_slice(payload);
+        bytes
+    }
+
+    fn pair() -> (Link, OwnedFd) {
+        let (ours, theirs) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
+        (Link::new(ours, Counters::anonymous().unwrap()), theirs)
+    }
+
+    #[test]
+    fn known_messages_are_understood() {
+        use FromWorker::*;
+        let decode = |kind, value, payload: &[u8]| {
+            FromWorker::decode(&message(kind, payload.len() as u32, value, payload))
+        };
+        assert_eq!(decode(16, 0, b""), Ok(Start));
+        assert_eq!(decode(17, 0, b""), Ok(Stop));
+        assert_eq!(decode(19, 0x2007, b""), Ok(OpenPort { channel: 7 }));
+        assert_eq!(decode(20, 0x27FF, b""), Ok(ClosePort { channel: 2047 }));
+        let Ok(DeliverMessage {
+            sint,
+            kind,
+            payload,
+        }) = decode(18, 2 | 1 << 32, b"hello")
+        else {
+            panic!()
+        };
+        assert_eq!((sint, kind, payload.as_slice()), (2, 1, &b"hello"[..]));
+        assert!(decode(18, 2 | 1 << 32, &[1; 240]).is_ok());
+    }
+
+    #[test]
+    fn everything_else_is_refused() {
+        let refused = |bytes: &[u8]| FromWorker::decode(bytes).unwrap_err();
+        assert_eq!(refused(&[]), Flow::LinkUnknown);
+        assert_eq!(refused(&message(16, 0, 0, &[])[..271]), Flow::LinkUnknown);
+        assert_eq!(refused(&[0; 273]), Flow::LinkUnknown);
+        assert_eq!(refused(&message(0, 0, 0, &[])), Flow::LinkUnknown);
+        assert_eq!(refused(&message(21, 0, 0, &[])), Flow::LinkUnknown);
+        let mut version = message(16, 0, 0, &[]);
+        version[0] = 2;
+        assert_eq!(refused(&version), Flow::LinkUnknown);
+        let cases = [
+            (16, 1, 0, &b"x"[..], Flow::LinkStart),
+            (16, 0, 1, b"", Flow::LinkStart),
+            (17, 0, 0, b"not zero", Flow::LinkStop),
+            (18, 0, 2, b"", Flow::LinkDeliverMessage), // type 0
+            (18, 0, 16 | 1 << 32, b"", Flow::LinkDeliverMessage), // SINT 16
+            (18, 0, 2 | 1 << 8 | 1 << 32, b"", Flow::LinkDeliverMessage), // VP 1
+            (18, 241, 2 | 1 << 32, b"", Flow::LinkDeliverMessage),
+            (18, 257, 2 | 1 << 32, b"", Flow::LinkDeliverMessage),
+            (18, u32::MAX, 2 | 1 << 32, b"", Flow::LinkDeliverMessage),
+            (19, 0, 7, b"", Flow::LinkOpenPort),
+            (19, 0, 0x2000, b"", Flow::LinkOpenPort),
+            (19, 0, 0x1_0000_2007, b"", Flow::LinkOpenPort),
+            (20, 0, 0x2800, b"", Flow::LinkClosePort),
+            (20, 1, 0x2007, b"x", Flow::LinkClosePort),
+        ];
+        for (kind, length, value, payload, flow) in cases {
+            assert_eq!(refused(&message(kind, length, value, payload)), flow);
+        }
+    }
+
+    #[test]
+    fn what_we_send_has_the_agreed_layout() {
+        let post = ToWorker::PostMessage {
+            connection: 4,
+            kind: 1,
+            payload: b"abc",
+        };
+        assert_eq!(post.encode()[..], message(1, 3, 4 | 1 << 32, b"abc"));
+        let crash = ToWorker::End(End::GuestCrash([1, 2, 3, 4, 5, 6])).encode();
+        assert_eq!(crash[2..16], message(3, 48, 4, &[])[2..16]);
+        assert_eq!(crash[56..64], 6u64.to_le_bytes());
+        let long = "é".repeat(200);
+        let note = ToWorker::Note(&long).encode();
+        assert_eq!(note[4..8], 256u32.to_le_bytes());
+        assert!(std::str::from_utf8(&note[16..]).is_ok());
+    }
+
+    #[test]
+    fn a_full_link_refuses_and_a_closed_one_ends() {
+        let (link, worker) = pair();
+        let mut sent = 0;
+        while link.send(&ToWorker::Console(b"x")) {
+            sent += 1;
+            assert!(sent < 100_000, "the link takes messages without end");
+        }
+        assert!(!link.is_closed());
+        assert_eq!(link.receive(), Ok(None));
+        send(&worker, &message(17, 0, 0, &[]), SendFlags::empty()).unwrap();
+        assert_eq!(link.receive(), Ok(Some(FromWorker::Stop)));
+        send(&worker, &[0; 1000], SendFlags::empty()).unwrap();
+        assert_eq!(link.receive(), Err(End::WorkerViolation));
+        drop(worker);
+        assert!(link.is_closed());
+        assert_eq!(link.receive(), Err(End::WorkerGone));
+    }
+}

@@ -1,0 +1,57 @@
+//! Crash MSRs: five parameters and a control register by which a guest tells that it panicked.
+//! The text they point at is read and validated by the worker, not here.
+
+use crate::link::End;
+
+/// The guest asks to notify the host; all 0 to 4 parameters are valid.
+const NOTIFY: u64 = 1 << 63;
+/// P3 is the guest physical address, P4 the length of a text.
+const MESSAGE: u64 = 1 << 62;
+
+#[derive(Default)]
+pub struct Crash {
+    parameters: [u64; 5],
+}
+
+impl Crash {
+    /// Parameter `index`; 0 when there is no such parameter.
+    pub fn parameter(&self, index: usize) -> Option<u64> {
+        self.parameters.get(index).copied()
+    }
+
+    pub fn set_parameter(&mut self, index: usize, value: u64) -> Option<()> {
+        *self.parameters.get_mut(index)? = value;
+        Some(())
+    }
+
+    /// The control register reads as what is supported.
+    pub fn control(&self) -> u64 {
+        NOTIFY | MESSAGE
+    }
+
+    /// `Some` when the guest reports its crash; unknown bits are passed over.
+    pub fn set_control(&self, value: u64) -> Option<End> {
+        let [p0, p1, p2, p3, p4] = self.parameters;
+        let control = value & (NOTIFY | MESSAGE);
+        (value & NOTIFY != 0).then_some(End::GuestCrash([p0, p1, p2, p3, p4, control]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_carries_the_parameters() {
+        let mut crash = Crash::default();
+        for index in 0..5 {
+            crash.set_parameter(index, index as u64 + 10).unwrap();
+        }
+        assert_eq!(crash.set_parameter(5, 0), None);
+        assert_eq!(crash.parameter(4), Some(14));
+        assert_eq!(crash.parameter(5), None);
+        assert_eq!(crash.set_control(MESSAGE | 1), None);
+        let expected = End::GuestCrash([10, 11, 12, 13, 14, NOTIFY | MESSAGE]);
+        assert_eq!(crash.set_control(NOTIFY | MESSAGE | 1), Some(expected));
+    }
+}

@@ -1,0 +1,254 @@
+//! The partition interface: what a guest finds around its processor, following the public
+//! Hyper-V Top Level Functional Specification as far as a stock Linux kernel uses it. Everything
+//! here is a function of the intercepts, guest RAM, the clock and the worker's messages: no I/O.
+
+mod cpuid;
+mod crash;
+mod hypercall;
+mod msr;
+mod notes;
+mod page;
+mod reference_time;
+mod stimer;
+mod synic;
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub use synic::Message;
+
+use crate::{
+    counters::Counters,
+    flows::Flow,
+    link::End,
+    memory::GuestMemory,
+    ports::Ports,
+    processor::{Completion, Intercept, soft::clock::Clock},
+};
+use crash::Crash;
+use hypercall::Channels;
+use notes::Notes;
+use page::PageRegister;
+use reference_time::{ReferenceTsc, reference_time, tsc_at};
+use stimer::SyntheticTimer;
+use synic::Synic;
+
+/// What the guest's hypercalls ask of the VM's worker.
+pub trait Worker {
+    /// `false`: no room, the guest tries again later.
+    fn post_message(&mut self, connection: u32, kind: u32, payload: &[u8]) -> bool;
+    fn signal(&mut self, channel: u16);
+}
+
+/// What becomes of the virtual processor after an intercept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Complete(Completion),
+    Continue,
+    /// Halted until an interrupt is deliverable.
+    Sleep,
+    End(End),
+}
+
+/// Interrupt vectors to raise: a set, since each is an edge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Vectors([u64; 4]);
+
+impl Vectors {
+    fn insert(&mut self, vector: u8) {
+        if let Some(word) = self.0.get_mut(usize::from(vector / 64)) {
+            *word |= 1 << (vector % 64);
+        }
+    }
+
+    /// Empties the set, lowest vector first.
+    pub fn take(&mut self) -> impl Iterator<Item = u8> + use<> {
+        let words = std::mem::take(&mut self.0);
+        (0..=u8::MAX).filter(move |&vector| {
+            let word = words.get(usize::from(vector / 64));
+            word.is_some_and(|word| word >> (vector % 64) & 1 != 0)
+        })
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0 == [0; 4]
+    }
+}
+
+/// One virtual machine's partition: everything between its processor and its worker.
+pub struct Partition {
+    pub ports: Ports,
+    clock: Clock,
+    counters: Counters,
+    notes: Notes,
+    guest_os_id: u64,
+    hypercall: PageRegister,
+    vp_assist: PageRegister,
+    reference_tsc: ReferenceTsc,
+    synic: Synic,
+    timer: SyntheticTimer,
+    crash: Crash,
+    channels: Channels,
+    vectors: Vectors,
+}
+
+impl Partition {
+    /// `wall_clock`: seconds since 1970 (UTC) at time 0 of `clock`.
+    pub fn new(clock: Clock, wall_clock: u64, counters: Counters) -> Self {
+        Self {
+            ports: Ports::new(wall_clock, counters.clone()),
+            clock,
+            counters,
+            notes: Notes::default(),
+            guest_os_id: 0,
+            hypercall: PageRegister::default(),
+            vp_assist: PageRegister::default(),
+            reference_tsc: ReferenceTsc::default(),
+            synic: Synic::default(),
+            timer: SyntheticTimer::default(),
+            crash: Crash::default(),
+            channels: Channels::default(),
+            vectors: Vectors::default(),
+        }
+    }
+
+    /// Answers one intercept.
+    pub fn handle(
+        &mut self,
+        intercept: Intercept,
+        memory: &GuestMemory,
+        worker: &mut impl Worker,
+    ) -> Outcome {
+        let completion = match intercept {
+            Intercept::SliceEnd => return Outcome::Continue,
+            Intercept::Cpuid { leaf, subleaf } => self.cpuid(leaf, subleaf),
+            Intercept::MsrRead { msr } => match self.read_msr(msr) {
+                Some(value) => Completion::Value(value),
+                None => Completion::GeneralProtection,
+            },
+            Intercept::MsrWrite { msr, value } => match self.write_msr(msr, value, memory) {
+                Some(None) => Completion::Done,
+                Some(Some(end)) => return Outcome::End(end),
+                None => Completion::GeneralProtection,
+            },
+            Intercept::PortRead { port, size } => {
+                Completion::Value(self.ports.read(port, size, self.clock.now()).into())
+            }
+            Intercept::PortWrite { port, size, value } => {
+                match self.ports.write(port, size, value) {
+                    Some(end) => return Outcome::End(end),
+                    None => Completion::Done,
+                }
+            }
+            Intercept::Hypercall { control, input, .. } => {
+                self.hypercall(control, input, memory, worker)
+            }
+            Intercept::Halt {
+                interruptible: true,
+            } => {
+                self.counters.accept(Flow::InterceptHalt, 0);
+                return Outcome::Sleep;
+            }
+            Intercept::Halt {
+                interruptible: false,
+            } => {
+                self.counters.reject(Flow::InterceptHalt);
+                return Outcome::End(End::Halted);
+            }
+            Intercept::Shutdown => {
+                self.counters.accept(Flow::InterceptShutdown, 0);
+                return Outcome::End(End::TripleFault);
+            }
+        };
+        self.counters.accept(Flow::CompletionInstruction, 8);
+        Outcome::Complete(completion)
+    }
+
+    /// Queues a message from the worker; ask [`Partition::takes_messages`] first.
+    pub fn deliver_message(&mut self, message: Message, memory: &GuestMemory) {
+        let bytes = message.payload.as_slice().len() as u64;
+        if self.synic.post(message, memory, &mut self.vectors) {
+            self.counters.accept(Flow::SynicMessage, bytes);
+        } else {
+            self.counters.reject(Flow::SynicMessage);
+        }
+    }
+
+    /// Whether there is room for another message.
+    pub fn takes_messages(&self) -> bool {
+        self.synic.has_room()
+    }
+
+    /// The worker rang for `channel`.
+    pub fn signal_event(&mut self, channel: u16, memory: &GuestMemory) {
+        if self.synic.signal(channel, memory, &mut self.vectors) {
+            self.counters.accept(Flow::SynicEvent, 1);
+        } else {
+            self.counters.reject(Flow::SynicEvent);
+        }
+    }
+
+    /// Whether the guest may signal `channel` from now on.
+    pub fn set_channel_open(&mut self, channel: u16, open: bool) {
+        self.channels.set(channel, open);
+    }
+
+    /// When the partition next has something to do by itself, in nanoseconds of the clock.
+    pub fn next_event(&self) -> Option<u64> {
+        self.timer.deadline().map(tsc_at)
+    }
+
+    /// Interrupts to raise now, those of expired timers among them.
+    pub fn take_interrupts(&mut self) -> impl Iterator<Item = u8> + use<> {
+        if self.timer.deadline().is_some() {
+            let expired = self.timer.expire(self.now());
+            expired
+                .into_iter()
+                .for_each(|vector| self.vectors.insert(vector));
+        }
+        self.vectors.take()
+    }
+
+    /// Texts for the log about what was refused.
+    pub fn take_notes(&mut self) -> Vec<String> {
+        self.notes.take()
+    }
+
+    /// Reference time, in 100 ns.
+    fn now(&self) -> u64 {
+        reference_time(self.clock.now())
+    }
+
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> Completion {
+        match cpuid::leaf(leaf, subleaf) {
+            Some(registers) => {
+                self.counters.accept(Flow::InterceptCpuid, 8);
+                Completion::Cpuid(registers)
+            }
+            None => {
+                self.counters.reject(Flow::InterceptCpuid);
+                Completion::Cpuid([0; 4])
+            }
+        }
+    }
+
+    fn hypercall(
+        &mut self,
+        control: u64,
+        input: u64,
+        memory: &GuestMemory,
+        worker: &mut impl Worker,
+    ) -> Completion {
+        if !self.hypercall.is_enabled() {
+            self.counters.reject(Flow::HypercallUnknown);
+            return Completion::InvalidOpcode;
+        }
+        let (channels, counters) = (&self.channels, &self.counters);
+        let status = hypercall::call(control, input, memory, channels, worker, counters);
+        if status == hypercall::Status::InvalidCode {
+            let code = control & 0xFFFF;
+            self.notes
+                .add(Flow::HypercallUnknown, code, "refused hypercall");
+        }
+        Completion::Value(status as u64)
+    }
+}

@@ -1,0 +1,149 @@
+//! Which register an MSR number belongs to. What nobody owns is refused with #GP and counted.
+
+use super::{Partition, hypercall::PAGE_CODE, page::PageRegister, reference_time};
+use crate::{
+    flows::{Flow, values},
+    link::End,
+    memory::{GuestMemory, PAGE_SIZE},
+};
+
+const GUEST_OS_ID: u32 = values::MSR_PARTITION_GUEST_OS_ID as u32;
+const HYPERCALL: u32 = values::MSR_PARTITION_HYPERCALL as u32;
+const VP_INDEX: u32 = values::MSR_PARTITION_VP_INDEX as u32;
+const VP_ASSIST_PAGE: u32 = values::MSR_PARTITION_VP_ASSIST_PAGE as u32;
+const TIME_REF_COUNT: u32 = values::MSR_TIME_TIME_REF_COUNT as u32;
+const REFERENCE_TSC: u32 = values::MSR_TIME_REFERENCE_TSC as u32;
+const TSC_FREQUENCY: u32 = values::MSR_TIME_TSC_FREQUENCY as u32;
+const APIC_FREQUENCY: u32 = values::MSR_TIME_APIC_FREQUENCY as u32;
+const SCONTROL: u32 = values::MSR_SYNIC_SCONTROL as u32;
+const EOM: u32 = values::MSR_SYNIC_EOM as u32;
+const SINT0: u32 = values::MSR_SYNIC_SINT0 as u32;
+const SINT15: u32 = values::MSR_SYNIC_SINT15 as u32;
+const TIMER_CONFIG: u32 = values::MSR_STIMER_CONFIG as u32;
+const TIMER_COUNT: u32 = values::MSR_STIMER_COUNT as u32;
+const CRASH_P0: u32 = values::MSR_CRASH_P0 as u32;
+const CRASH_P4: u32 = values::MSR_CRASH_P4 as u32;
+const CRASH_CONTROL: u32 = values::MSR_CRASH_CONTROL as u32;
+
+/// HYPERCALL: once set, the register cannot be changed any more.
+const LOCKED: u64 = 1 << 1;
+
+/// AMD registers that Linux reads without expecting a fault, at their only value.
+const SYSTEM_CONFIGURATION: u32 = 0xC001_0010;
+const HARDWARE_CONFIGURATION: u32 = 0xC001_0015;
+const DECODE_CONFIGURATION: u32 = 0xC001_1029;
+/// The TSC counts at the P0 frequency.
+const TSC_FREQUENCY_SELECT: u64 = 1 << 24;
+/// LFENCE is serializing.
+const LFENCE_SERIALIZE: u64 = 1 << 1;
+
+fn owner(msr: u32) -> Flow {
+    match msr {
+        GUEST_OS_ID | HYPERCALL | VP_INDEX | VP_ASSIST_PAGE => Flow::MsrPartition,
+        TIME_REF_COUNT | REFERENCE_TSC | TSC_FREQUENCY | APIC_FREQUENCY => Flow::MsrTime,
+        SCONTROL..=EOM | SINT0..=SINT15 => Flow::MsrSynic,
+        TIMER_CONFIG | TIMER_COUNT => Flow::MsrStimer,
+        CRASH_P0..=CRASH_P4 | CRASH_CONTROL => Flow::MsrCrash,
+        SYSTEM_CONFIGURATION | HARDWARE_CONFIGURATION | DECODE_CONFIGURATION => Flow::MsrProcessor,
+        _ => Flow::MsrUnknown,
+    }
+}
+
+impl Partition {
+    /// `None`: #GP.
+    pub(super) fn read_msr(&mut self, msr: u32) -> Option<u64> {
+        let value = self.msr_value(msr);
+        self.count_msr(msr, value.is_some());
+        value
+    }
+
+    fn msr_value(&self, msr: u32) -> Option<u64> {
+        Some(match msr {
+            GUEST_OS_ID => self.guest_os_id,
+            HYPERCALL => self.hypercall.value(),
+            VP_INDEX => 0,
+            VP_ASSIST_PAGE => self.vp_assist.value(),
+            TIME_REF_COUNT => self.now(),
+            REFERENCE_TSC => self.reference_tsc.read(),
+            TSC_FREQUENCY => reference_time::TSC_HZ,
+            APIC_FREQUENCY => reference_time::APIC_HZ,
+            SCONTROL..=EOM | SINT0..=SINT15 => return self.synic.read(msr),
+            TIMER_CONFIG => self.timer.config(),
+            TIMER_COUNT => self.timer.count(),
+            CRASH_P0..=CRASH_P4 => return self.crash.parameter((msr - CRASH_P0) as usize),
+            CRASH_CONTROL => self.crash.control(),
+            SYSTEM_CONFIGURATION => 0,
+            HARDWARE_CONFIGURATION => TSC_FREQUENCY_SELECT,
+            DECODE_CONFIGURATION => LFENCE_SERIALIZE,
+            _ => return None,
+        })
+    }
+
+    /// `None`: #GP. `Some(Some(end))`: the write ends the virtual machine.
+    pub(super) fn write_msr(
+        &mut self,
+        msr: u32,
+        value: u64,
+        memory: &GuestMemory,
+    ) -> Option<Option<End>> {
+        let result = if msr == CRASH_CONTROL {
+            Some(self.crash.set_control(value))
+        } else {
+            self.set_msr(msr, value, memory).map(|()| None)
+        };
+        self.count_msr(msr, result.is_some());
+        result
+    }
+
+    fn set_msr(&mut self, msr: u32, value: u64, memory: &GuestMemory) -> Option<()> {
+        match msr {
+            GUEST_OS_ID => {
+                self.guest_os_id = value;
+                if value == 0 {
+                    self.hypercall = PageRegister::default();
+                }
+            }
+            HYPERCALL => self.set_hypercall(value, memory)?,
+            VP_ASSIST_PAGE => self.vp_assist = PageRegister::checked(value, memory)?,
+            REFERENCE_TSC => self.reference_tsc.write(value, memory)?,
+            SCONTROL..=EOM | SINT0..=SINT15 => {
+                self.synic.write(msr, value, memory, &mut self.vectors)?;
+            }
+            TIMER_CONFIG => self.timer.set_config(value, self.now())?,
+            TIMER_COUNT => self.timer.set_count(value, self.now()),
+            CRASH_P0..=CRASH_P4 => self.crash.set_parameter((msr - CRASH_P0) as usize, value)?,
+            _ => return None,
+        }
+        Some(())
+    }
+
+    /// Places the hypercall page. Without a guest identity it stays disabled (TLFS 3.13).
+    fn set_hypercall(&mut self, value: u64, memory: &GuestMemory) -> Option<()> {
+        if self.hypercall.value() & LOCKED != 0 {
+            return None;
+        }
+        let value = if self.guest_os_id == 0 {
+            value & !PageRegister::ENABLE
+        } else {
+            value
+        };
+        let register = PageRegister::checked(value, memory)?;
+        if let Some(page) = register.page(memory) {
+            // INT3 around the code: nothing else in the page is meant to run.
+            memory.fill(page, PAGE_SIZE, 0xCC)?;
+            memory.write_bytes(page, &PAGE_CODE)?;
+        }
+        self.hypercall = register;
+        Some(())
+    }
+
+    fn count_msr(&mut self, msr: u32, accepted: bool) {
+        let flow = owner(msr);
+        if accepted {
+            self.counters.accept(flow, 8);
+        } else {
+            self.counters.reject(flow);
+            self.notes.add(flow, msr.into(), "refused MSR");
+        }
+    }
+}
