@@ -177,7 +177,7 @@ class VM:
         timeout = settings.time_limit(timeout)
         process = self._popen(argv, stdin=PIPE, stderr=PIPE, env=env, cwd=cwd, timeout=timeout)
         result = process.collect(input, timeout, max_output)
-        if result.exit_code == 128 + _SIGKILL and self._memory_ran_out():
+        if result.exit_code == 128 + _SIGKILL and self.memory_ran_out():
             raise CommandOutOfMemory(
                 f"the guest's memory ran out and its kernel killed {argv[0]!r}: "
                 "give the VM more, say memory=1G",
@@ -187,7 +187,7 @@ class VM:
             raise CommandFailed(f"{argv[0]!r} ended with exit code {result.exit_code}", result)
         return result
 
-    def _memory_ran_out(self) -> bool:
+    def memory_ran_out(self) -> bool:
         """Whether the guest's kernel has killed something for memory since the last call."""
         with self._oom_lock:
             try:

@@ -1,0 +1,33 @@
+"""The command line: one file per verb, imported when it is used."""
+
+import typer
+
+from teuthis.cli import doctor, flows, run, version
+
+_EPILOG = """
+Examples:
+
+    teuthis run -- uname -a
+    teuthis run --timeout 30s -- sh -c 'echo hello from inside'
+    teuthis run -- sha256sum < some-file
+    teuthis flows
+"""
+
+app = typer.Typer(
+    help="Runs programs in virtual machines whose every way out is listed, counted and tested.",
+    epilog=_EPILOG,
+    rich_markup_mode="markdown",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("run", cls=run.Command, epilog=run.EPILOG)(run.main)
+app.command("flows")(flows.main)
+app.command("doctor")(doctor.main)
+app.command("version")(version.main)
+
+
+def main() -> None:
+    """Entry point of the program `teuthis`."""
+    app()

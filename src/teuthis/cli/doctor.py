@@ -1,0 +1,71 @@
+"""`teuthis doctor`: what this machine has, and what it lacks."""
+
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import typer
+
+from teuthis import programs
+from teuthis.errors import TeuthisError
+
+_KERNEL_MINIMUM = (5, 10)
+
+
+def main() -> None:
+    """Check whether this machine can run VMs; the exit code is 0 if it can."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "", "", box=None, show_header=False)
+    fine = True
+    for what, good, says in _findings():
+        fine = fine and good is not False
+        mark = {True: "[green]ok[/]", False: "[red]missing[/]", None: "[dim]info[/]"}[good]
+        table.add_row(mark, what, says)
+    Console(highlight=False).print(table)
+    raise typer.Exit(0 if fine else 1)
+
+
+def _findings() -> Iterator[tuple[str, bool | None, str]]:
+    """What was looked at, whether it is good (None: no matter), and what there is to say."""
+    yield (
+        "processor",
+        platform.machine() == "x86_64",
+        f"{platform.machine()}, {os.cpu_count()} CPUs",
+    )
+    release = platform.release()
+    numbers = tuple(int(part) for part in release.split("-")[0].split(".")[:2])
+    yield "host kernel", numbers >= _KERNEL_MINIMUM, f"Linux {release}"
+    yield "Python", sys.version_info >= (3, 11), platform.python_version()
+    pages = {name: os.sysconf(f"SC_{name}PHYS_PAGES") for name in ("", "AV")}
+    page = os.sysconf("SC_PAGE_SIZE")
+    yield (
+        "memory",
+        pages["AV"] * page > 512 << 20,
+        f"{pages['AV'] * page >> 20} MiB free of {pages[''] * page >> 20} MiB",
+    )
+    for name in (programs.HYPERVISOR, programs.GUEST_AGENT):
+        try:
+            yield name, True, str(programs.find(name))
+        except TeuthisError as error:
+            yield name, False, str(error)
+    yield "guest kernel", *_kernel()
+    kvm = os.access("/dev/kvm", os.R_OK | os.W_OK)
+    yield (
+        "/dev/kvm",
+        None,
+        ("usable" if kvm else "not usable") + "; not needed: VMs run on the software processor",
+    )
+
+
+def _kernel() -> tuple[bool | None, str]:
+    from teuthis.images import cache
+
+    packages = cache.directory("packages")
+    kernels = sorted(Path(packages).glob("linux-image-*/boot/vmlinuz-*"))
+    if kernels:
+        return True, str(kernels[-1])
+    return None, f"none in {packages} yet: the first run fetches it with apt"
