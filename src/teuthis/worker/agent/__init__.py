@@ -1,0 +1,1 @@
+"""The connection to the guest agent; every byte from it is hostile."""

@@ -1,0 +1,200 @@
+"""The agent as the worker sees it: its greeting, and the client's requests made into sessions."""
+
+import errno
+import os
+from collections.abc import Callable
+from typing import Final
+
+from teuthis import protocol
+from teuthis.flows import FLOWS, Counters
+from teuthis.protocol import Ended, Status, StatusKind
+from teuthis.worker.agent import frames
+from teuthis.worker.agent.frames import STDERR, STDOUT, FrameDecoder, FrameError
+from teuthis.worker.agent.pump import Sink, Source
+from teuthis.worker.agent.session import ExecSession, ReadSession, Session, WriteSession
+from teuthis.worker.devices.hvsock import Connection, Handler, HvSock
+from teuthis.worker.ending import EndVM
+from teuthis.worker.loop import Loop
+
+PORT: Final = FLOWS["agent.hello"].values["port"]
+_VERSION = FLOWS["agent.hello"].values["version"]
+_ENTROPY_BYTES = 64
+MAX_SESSIONS: Final = 64
+_POWER_OFF = 0
+
+
+class Greeting:
+    """The connection that the agent opens at boot and keeps: HELLO and nothing else."""
+
+    def __init__(self, agent: "Agent", connection: Connection, counters: Counters) -> None:
+        self.connection = connection
+        self._agent = agent
+        self._counters = counters
+        self._decoder = FrameDecoder(counters)
+        self._greeted = False
+
+    def opened(self) -> None:
+        """Nothing to say before the agent has."""
+
+    def received(self, data: bytes) -> None:
+        """HELLO, once. Raises `EndVM` for anything else."""
+        try:
+            for frame in self._decoder.feed(data):
+                if not isinstance(frame, frames.Hello) or self._greeted:
+                    raise FrameError("agent.unknown", "not a greeting")
+                if frame.version != _VERSION:
+                    raise FrameError("agent.hello", "another version")
+                self._greeted = True
+                self._agent.greeted()
+        except FrameError as error:
+            self._counters.reject(error.flow)
+            raise EndVM(
+                Ended.AGENT_VIOLATION, f"the guest agent broke its protocol: {error}"
+            ) from error
+
+    def closed(self) -> None:
+        """The agent is gone, or the VMBus connection was reset."""
+        self._agent.lost()
+
+
+class Agent:
+    """Greeting and sessions of one VM."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        sockets: HvSock,
+        counters: Counters,
+        report: Callable[[Status], None],
+        console: Callable[[str], None],
+    ) -> None:
+        """`report` takes statuses for the root; `console` takes the agent's error texts."""
+        self._loop = loop
+        self._sockets = sockets
+        self._counters = counters
+        self._report = report
+        self._console = console
+        self._greeting: Greeting | None = None
+        self._ready = False
+        self._abandoned = False
+        self._sessions: dict[int, Session] = {}
+        sockets.listen(PORT, self._accept)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a session has not reported its result yet."""
+        return bool(self._sessions)
+
+    def _accept(self, connection: Connection) -> Handler | None:
+        """Only one greeting connection at a time: any program in the guest may try."""
+        if self._greeting is not None:
+            return None
+        self._greeting = Greeting(self, connection, self._counters)
+        return self._greeting
+
+    def greeted(self) -> None:
+        """The agent said HELLO."""
+        self._say(frames.encode("agent.entropy", os.urandom(_ENTROPY_BYTES)))
+        if not self._ready:
+            self._ready = True
+            self._report(Status(StatusKind.READY))
+
+    def lost(self) -> None:
+        """The greeting connection is over; the agent may come again."""
+        self._greeting = None
+
+    def _say(self, frame: bytes) -> None:
+        if self._greeting is not None:
+            self._greeting.connection.send(frame)
+
+    # ---- requests --------------------------------------------------------------------------------
+
+    def handle(self, request: protocol.Request, descriptors: list[int]) -> None:
+        """Carries out a request of the client's; takes the descriptors over."""
+        match request:
+            case protocol.Signal(id=request_id, signal=number):
+                session = self._sessions.get(request_id)
+                if isinstance(session, ExecSession):
+                    session.signal(number)
+            case protocol.Shutdown():
+                self._say(frames.encode_number("agent.shutdown", _POWER_OFF))
+            case protocol.Exec() | protocol.ReadFile() | protocol.WriteFile():
+                self._start(request, descriptors)
+
+    def _start(
+        self,
+        request: protocol.Exec | protocol.ReadFile | protocol.WriteFile,
+        descriptors: list[int],
+    ) -> None:
+        problem = self._problem(request.id)
+        try:
+            frame = _request_frame(request)
+        except ValueError:
+            problem = problem or errno.E2BIG
+        if problem:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            self._report(Status(StatusKind.FAILED, request.id, problem))
+            return
+        session = self._session(request, frame, descriptors)
+        session.on_text = self._console
+        self._sessions[request.id] = session
+
+        def accept(connection: Connection) -> Handler:
+            session.connection = connection
+            return session
+
+        if not self._sockets.connect(PORT, accept):
+            session.connection = None
+            session.fail(errno.ENOTCONN)
+
+    def _problem(self, request_id: int) -> int:
+        if not self._ready:
+            return errno.ENOTCONN
+        if request_id in self._sessions:
+            return errno.EEXIST
+        return errno.EAGAIN if len(self._sessions) >= MAX_SESSIONS else 0
+
+    def _session(
+        self,
+        request: protocol.Exec | protocol.ReadFile | protocol.WriteFile,
+        frame: bytes,
+        descriptors: list[int],
+    ) -> Session:
+        common = (request.id, frame, self._counters, self._session_report)
+        match request:
+            case protocol.Exec():
+                stdin, stdout, stderr = descriptors
+                sinks = {STDOUT: Sink(self._loop, stdout), STDERR: Sink(self._loop, stderr)}
+                return ExecSession(*common, Source(self._loop, stdin), {**sinks})
+            case protocol.ReadFile():
+                return ReadSession(*common, None, {STDOUT: Sink(self._loop, descriptors[0])})
+            case protocol.WriteFile():
+                return WriteSession(*common, Source(self._loop, descriptors[0]))
+
+    def _session_report(self, status: Status) -> None:
+        if status.kind is not StatusKind.STARTED:
+            self._sessions.pop(status.id, None)
+        if not (self._abandoned and status.kind is StatusKind.FAILED):
+            self._report(status)
+
+    def abandon(self) -> None:
+        """The VM has ended: sessions hand out what they hold; what they miss goes unreported."""
+        self._abandoned = True
+        for session in list(self._sessions.values()):
+            session.fail(errno.ESHUTDOWN)
+
+
+def _request_frame(request: protocol.Exec | protocol.ReadFile | protocol.WriteFile) -> bytes:
+    """The agent's frame for a request. Raises `ValueError` when it is too large."""
+    match request:
+        case protocol.Exec():
+            return frames.encode_exec(
+                [argument.encode() for argument in request.argv],
+                [f"{name}={value}".encode() for name, value in request.env.items()],
+                request.cwd.encode(),
+            )
+        case protocol.ReadFile():
+            return frames.encode("agent.read-file", request.path.encode())
+        case protocol.WriteFile():
+            return frames.encode_write_file(request.mode, request.path.encode())

@@ -1,0 +1,81 @@
+"""The control socket: requests of the root side in, statuses out; also the worker's lifeline."""
+
+import os
+import socket
+from collections import deque
+from collections.abc import Iterator
+
+from teuthis import protocol
+from teuthis.flows import Counters
+from teuthis.protocol import ProtocolError, Request, Status
+
+_MAX_DESCRIPTORS = 3
+_FINISH_SECONDS = 1.0
+
+
+class LifelineCut(Exception):
+    """The root side has gone: the worker ends at once."""
+
+
+class Control:
+    """The socket, and the statuses it could not take yet (bounded by the sessions there are)."""
+
+    def __init__(self, control: socket.socket, counters: Counters) -> None:
+        control.setblocking(False)
+        self._socket = control
+        self._counters = counters
+        self._unsent: deque[bytes] = deque()
+
+    def fileno(self) -> int:
+        """Descriptor to wait on."""
+        return self._socket.fileno()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether statuses wait for the socket to become writable."""
+        return bool(self._unsent)
+
+    def receive(self) -> Iterator[tuple[Request, list[int]]]:
+        """The requests that are there, with their descriptors. Raises `LifelineCut`."""
+        while True:
+            try:
+                packet, descriptors, _, _ = socket.recv_fds(
+                    self._socket, protocol.MAX_REQUEST + 1, _MAX_DESCRIPTORS
+                )
+            except BlockingIOError:
+                return
+            except OSError as error:
+                raise LifelineCut from error
+            if not packet:
+                raise LifelineCut
+            try:
+                request = protocol.decode_request(packet, len(descriptors))
+            except ProtocolError as error:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                self._counters.reject("control.request")
+                raise LifelineCut from error
+            self._counters.accept("control.request", len(packet))
+            yield request, descriptors
+
+    def send(self, status: Status) -> None:
+        """Sends or queues a status."""
+        self._unsent.append(status.encode())
+        self._counters.accept("control.status", protocol.STATUS_SIZE)
+        self.flush()
+
+    def flush(self) -> None:
+        """Sends what the socket takes. Raises `LifelineCut`."""
+        while self._unsent:
+            try:
+                self._socket.send(self._unsent[0])
+            except BlockingIOError:
+                return
+            except OSError as error:
+                raise LifelineCut from error
+            self._unsent.popleft()
+
+    def finish(self, status: Status) -> None:
+        """Sends the last status, waiting a little for a slow reader. Raises `LifelineCut`."""
+        self._socket.settimeout(_FINISH_SECONDS)
+        self.send(status)

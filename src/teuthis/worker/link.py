@@ -1,0 +1,196 @@
+"""The partition link to the hypervisor process: messages of 272 bytes over a packet socket.
+
+The hypervisor process may have been taken over: whatever is not exactly a message of this
+protocol ends the VM. `decode` and `encode` are pure; `Link` is the socket and a bounded queue.
+"""
+
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
+
+from teuthis.flows import FLOWS, Counters
+from teuthis.protocol import Ended
+from teuthis.worker.ending import EndVM
+
+_FRAME = struct.Struct("<HHIQ256s")
+MESSAGE_BYTES: Final = _FRAME.size
+_VERSION = 1
+
+_POST_MESSAGE = FLOWS["link.post-message"].number
+_CONSOLE = FLOWS["link.console"].number
+_END = FLOWS["link.end"].number
+_NOTE = FLOWS["link.note"].number
+_FLOW_OF = {
+    FLOWS[name].number: FLOWS[name]
+    for name in ("link.post-message", "link.console", "link.end", "link.note")
+}
+_CONNECTION_IDS = (1, 4)
+_CRASH = struct.Struct("<6Q")
+
+MAX_UNSENT: Final = 1024
+"""Messages kept for a guest that does not take them; one more ends the VM."""
+
+
+class PostMessage(NamedTuple):
+    """What the guest gave to HvPostMessage."""
+
+    connection_id: int
+    message_type: int
+    payload: bytes
+
+
+class ConsoleText(NamedTuple):
+    """Bytes the guest wrote to its serial port."""
+
+    data: bytes
+
+
+class Note(NamedTuple):
+    """A line of the hypervisor's own."""
+
+    text: str
+
+
+class End(NamedTuple):
+    """The VM has ended; `crash` is P0 to P4 and the control register when the guest crashed."""
+
+    reason: Ended
+    crash: tuple[int, ...] = ()
+
+
+Incoming = PostMessage | ConsoleText | Note | End
+
+
+class Outgoing(NamedTuple):
+    """One message to the hypervisor, not yet encoded."""
+
+    flow: str
+    value: int = 0
+    payload: bytes = b""
+
+
+START: Final = Outgoing("link.start")
+STOP: Final = Outgoing("link.stop")
+
+
+def deliver(payload: bytes, vp: int, *, sint: int = 2, message_type: int = 1) -> Outgoing:
+    """A message for the guest's SynIC: VMBus messages are type 1 on SINT 2."""
+    return Outgoing("link.deliver-message", sint | vp << 8 | message_type << 32, payload)
+
+
+def open_port(connection_id: int) -> Outgoing:
+    """Lets the guest signal `connection_id`."""
+    return Outgoing("link.open-port", connection_id)
+
+
+def close_port(connection_id: int) -> Outgoing:
+    """Takes that back."""
+    return Outgoing("link.close-port", connection_id)
+
+
+def encode(message: Outgoing) -> bytes:
+    """The 272 bytes of a message to the hypervisor."""
+    flow = FLOWS[message.flow]
+    length = len(message.payload)
+    if length > flow.max_bytes:
+        raise ValueError(f"{message.flow} with {length} bytes")
+    return _FRAME.pack(_VERSION, flow.number, length, message.value, message.payload)
+
+
+def decode(packet: bytes) -> tuple[str, Incoming]:
+    """The flow and the message in a packet from the hypervisor. Raises `ValueError`."""
+    if len(packet) != MESSAGE_BYTES:
+        raise ValueError("wrong size")
+    version, kind, length, value, payload = _FRAME.unpack(packet)
+    flow = _FLOW_OF.get(kind)
+    if version != _VERSION or flow is None:
+        raise ValueError("wrong version or type")
+    if length > flow.max_bytes or payload.count(0, length) != len(payload) - length:
+        raise ValueError("wrong length")
+    return flow.id, _message(kind, value, payload[:length])
+
+
+def _message(kind: int, value: int, payload: bytes) -> Incoming:
+    if kind == _POST_MESSAGE:
+        message = PostMessage(value & 0xFFFF_FFFF, value >> 32, payload)
+        if message.connection_id not in _CONNECTION_IDS:
+            raise ValueError("unknown connection")
+        return message
+    if kind == _END:
+        reason = Ended(value)
+        crashed = reason is Ended.GUEST_CRASH
+        if reason > Ended.STOPPED or len(payload) != (_CRASH.size if crashed else 0):
+            raise ValueError("unknown reason")
+        return End(reason, _CRASH.unpack(payload) if crashed else ())
+    if value != 0:
+        raise ValueError("a value where none belongs")
+    if kind == _CONSOLE:
+        return ConsoleText(payload)
+    return Note(payload.decode("utf-8"))
+
+
+class Link:
+    """The socket, and the messages it could not take yet."""
+
+    def __init__(self, link: socket.socket, counters: Counters, attend: Callable[[], None]) -> None:
+        """`attend` raises the hypervisor's attention flag before each message."""
+        link.setblocking(False)
+        self._socket = link
+        self._counters = counters
+        self._attend = attend
+        self._unsent: deque[bytes] = deque()
+
+    def fileno(self) -> int:
+        """Descriptor to wait on."""
+        return self._socket.fileno()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether messages wait for the socket to become writable."""
+        return bool(self._unsent)
+
+    def receive(self, limit: int = 64) -> Iterator[Incoming]:
+        """At most `limit` messages that are there now. Raises `EndVM`."""
+        for _ in range(limit):
+            try:
+                # One byte more than a message: a longer one is then seen as such.
+                packet = self._socket.recv(MESSAGE_BYTES + 1)
+            except BlockingIOError:
+                return
+            except OSError:
+                packet = b""
+            if not packet:
+                raise EndVM(Ended.HYPERVISOR_DIED)
+            try:
+                flow, message = decode(packet)
+            except ValueError as error:
+                self._counters.reject("link.post-message")
+                raise EndVM(Ended.LINK_VIOLATION) from error
+            self._counters.accept(flow, len(packet))
+            yield message
+
+    def send(self, message: Outgoing) -> None:
+        """Sends or queues a message. Raises `EndVM` when too many wait."""
+        if len(self._unsent) >= MAX_UNSENT:
+            raise EndVM(Ended.MESSAGES_NOT_TAKEN)
+        self._unsent.append(encode(message))
+        self._counters.accept(message.flow, MESSAGE_BYTES)
+
+    def flush(self) -> None:
+        """Sends what the socket takes. Raises `EndVM` when the hypervisor is gone."""
+        while self._unsent:
+            self._attend()
+            try:
+                self._socket.send(self._unsent[0])
+            except BlockingIOError:
+                return
+            except OSError as error:
+                # A message of the hypervisor's, such as its END, may still be waiting to be read.
+                self._unsent.clear()
+                for message in self.receive():
+                    if isinstance(message, End):
+                        raise EndVM(message.reason) from error
+                raise EndVM(Ended.HYPERVISOR_DIED) from error
+            self._unsent.popleft()

@@ -1,0 +1,51 @@
+"""A small event loop over epoll: callbacks per descriptor, and work to be continued soon."""
+
+import select
+from collections.abc import Callable
+from typing import Final
+
+READ: Final = select.EPOLLIN
+WRITE: Final = select.EPOLLOUT
+
+
+class Loop:
+    """Descriptors, what to do when they are ready, and what to do before waiting again."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._watched: dict[int, tuple[int, Callable[[], None]]] = {}
+        self._soon: list[Callable[[], None]] = []
+
+    def watch(self, descriptor: int, events: int, callback: Callable[[], None]) -> bool:
+        """Calls `callback` whenever `descriptor` is ready; False: such a file is always ready."""
+        known = self._watched.get(descriptor)
+        if known is None:
+            try:
+                self._epoll.register(descriptor, events)
+            except PermissionError:  # a regular file
+                return False
+        elif known[0] != events:
+            self._epoll.modify(descriptor, events)
+        self._watched[descriptor] = (events, callback)
+        return True
+
+    def unwatch(self, descriptor: int) -> None:
+        """Stops watching, if it was watched."""
+        if self._watched.pop(descriptor, None) is not None:
+            self._epoll.unregister(descriptor)
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Calls `callback` in the next turn, which then does not wait."""
+        self._soon.append(callback)
+
+    def turn(self, timeout: float | None) -> None:
+        """Waits for something, at most `timeout` seconds, and handles it."""
+        work, self._soon = self._soon, []
+        ready = self._epoll.poll(0 if work else timeout)
+        for descriptor, _ in ready:
+            # An earlier callback of this turn may have stopped watching this one.
+            watched = self._watched.get(descriptor)
+            if watched is not None:
+                watched[1]()
+        for callback in work:
+            callback()

@@ -1,0 +1,175 @@
+"""One VM's worker put together: which event goes where, and how the VM ends."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Final
+
+from teuthis.flows import Counters
+from teuthis.protocol import Ended, Status, StatusKind, Stop
+from teuthis.worker import link as partition
+from teuthis.worker.agent.agent import Agent
+from teuthis.worker.console import Console
+from teuthis.worker.control import Control, LifelineCut
+from teuthis.worker.devices.hvsock import HvSock
+from teuthis.worker.doorbells import Doorbells
+from teuthis.worker.ending import EndVM
+from teuthis.worker.link import Link
+from teuthis.worker.loop import READ, WRITE, Loop
+from teuthis.worker.memory import GuestMemory
+from teuthis.worker.vmbus.server import Server
+
+STOP_SECONDS: Final = 2.0
+"""How long the hypervisor may take to answer STOP."""
+DRAIN_SECONDS: Final = 1.0
+"""How long the client may take to read what the guest wrote before its end."""
+_CRASH_TEXT_MAX = 4096
+_CRASH_HAS_TEXT = 1 << 62
+
+
+class Machine:
+    """All that one worker serves, and the loop that serves it."""
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        link: Link,
+        doorbells: Doorbells,
+        control: Control,
+        console: Console,
+        loop: Loop,
+        counters: Counters,
+    ) -> None:
+        self._memory = memory
+        self._link = link
+        self._doorbells = doorbells
+        self._control = control
+        self._console = console
+        self._loop = loop
+        self._server = Server(memory, counters)
+        self._sockets = HvSock(self._server, counters, time.monotonic)
+        self._agent = Agent(loop, self._sockets, counters, control.send, self._agent_text)
+        self._stop_deadline: float | None = None
+
+    def run(self) -> None:
+        """Serves the VM until it ends. Raises `LifelineCut` when the root side goes first."""
+        try:
+            self._link.send(partition.START)
+            while True:
+                self._flush()
+                self._loop.turn(self._timeout())
+                self._expire()
+        except EndVM as end:
+            self._end(end)
+        except LifelineCut:
+            raise
+        except Exception as error:  # a defect of ours ends the VM as anything else does
+            self._end(EndVM(Ended.INTERNAL_ERROR, _internal_error(error)))
+
+    # ---- events ----------------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        """Hands out what the last turn produced and waits for the rest of it to be taken."""
+        for relid, vp in self._server.interrupts:
+            self._doorbells.ring(relid, vp)
+        self._server.interrupts.clear()
+        for message in self._server.outbox:
+            self._link.send(message)
+        self._server.outbox.clear()
+        self._link.flush()
+        self._doorbells.flush()
+        self._watch(self._link.fileno(), self._link.blocked, self._on_link)
+        self._watch(self._control.fileno(), self._control.blocked, self._on_control)
+        self._loop.watch(self._doorbells.fileno(), READ, self._on_doorbells)
+
+    def _watch(self, descriptor: int, blocked: bool, callback: Callable[[], None]) -> None:
+        self._loop.watch(descriptor, READ | WRITE if blocked else READ, callback)
+
+    def _on_link(self) -> None:
+        for message in self._link.receive():
+            match message:
+                case partition.PostMessage(connection_id, message_type, payload):
+                    self._server.receive(connection_id, message_type, payload)
+                case partition.ConsoleText(data):
+                    self._console.write(data)
+                case partition.Note(text):
+                    self._console.note(text)
+                case partition.End(reason, crash):
+                    self._crash_text(crash)
+                    raise EndVM(reason)
+
+    def _on_doorbells(self) -> None:
+        for relid in self._doorbells.take():
+            self._serve(relid)
+
+    def _serve(self, relid: int) -> None:
+        if self._server.doorbell(relid):
+            self._loop.soon(partial(self._serve, relid))
+
+    def _on_control(self) -> None:
+        self._control.flush()
+        for request, descriptors in self._control.receive():
+            if isinstance(request, Stop):
+                self._link.send(partition.STOP)
+                self._stop_deadline = time.monotonic() + STOP_SECONDS
+            else:
+                self._agent.handle(request, descriptors)
+
+    # ---- time ------------------------------------------------------------------------------------
+
+    def _timeout(self) -> float | None:
+        deadlines = [d for d in (self._sockets.deadline(), self._stop_deadline) if d is not None]
+        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+
+    def _expire(self) -> None:
+        self._sockets.expire()
+        if self._stop_deadline is not None and self._stop_deadline <= time.monotonic():
+            raise EndVM(Ended.STOPPED)
+
+    # ---- the end ---------------------------------------------------------------------------------
+
+    def _agent_text(self, text: str) -> None:
+        self._console.write(f"[guest agent] {text}\n".encode())
+
+    def _crash_text(self, crash: tuple[int, ...]) -> None:
+        """The guest's last words: a page of its log at P3, P4 bytes long, when it says so."""
+        if not crash:
+            return
+        *_, address, length, control = crash
+        self._console.note("the guest reported a crash; its last words:")
+        text = self._memory.read(address, length) if length <= _CRASH_TEXT_MAX else None
+        if control & _CRASH_HAS_TEXT and text:
+            self._console.write(text.rstrip(b"\0\n") + b"\n")
+
+    def _end(self, end: EndVM) -> None:
+        """Reports the end after what the guest wrote before it has been handed out."""
+        if end.note:
+            self._console.note(end.note)
+        self._loop.unwatch(self._link.fileno())
+        self._loop.unwatch(self._doorbells.fileno())
+        if end.reason is not Ended.INTERNAL_ERROR:
+            self._drain()
+        self._control.finish(Status(StatusKind.ENDED, value=end.reason))
+
+    def _drain(self) -> None:
+        """Takes what the guest's rings still hold and gives the client time to read it all."""
+        with suppress(EndVM):
+            self._on_doorbells()
+        self._agent.abandon()
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while self._agent.busy or not self._console.empty:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                return
+            with suppress(EndVM):
+                self._loop.turn(remaining)
+
+
+def _internal_error(error: Exception) -> str:
+    """One line about a defect of ours: its kind and place, never a value."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    where = f" at {place.tb_frame.f_code.co_qualname}:{place.tb_lineno}" if place else ""
+    return f"internal error in the worker: {type(error).__name__}{where}"

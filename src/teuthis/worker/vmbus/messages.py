@@ -1,0 +1,226 @@
+"""VMBus channel messages: one declarative table each way, and the pure functions that use it.
+
+Numbers and sizes come from the register. Every message has an 8-byte header {u32 type, u32 0}.
+Guests may send more bytes than a message's fields need, never fewer.
+"""
+
+import struct
+from typing import Any, Final, NamedTuple
+
+from teuthis.flows import FLOWS
+
+HEADER: Final = struct.Struct("<II")
+MAX_MESSAGE: Final = 240
+"""Largest payload of a SynIC message, hence of a VMBus message, in bytes."""
+
+VERSION_4_1: Final = FLOWS["vmbus.initiate-contact"].values["version_oldest"]
+VERSION_5_0: Final = 5 << 16
+VERSION_5_3: Final = FLOWS["vmbus.initiate-contact"].values["version_newest"]
+VERSIONS: Final = (VERSION_4_1, VERSION_5_0, VERSION_5_0 + 1, VERSION_5_0 + 2, VERSION_5_3)
+
+SUCCESS: Final = 0
+INVALID_PARAMETER: Final = 0xC000_000D
+INSUFFICIENT_RESOURCES: Final = 0xC000_009A
+CONNECTION_REFUSED: Final = 0xC000_0236
+
+
+# ---- guest to host -------------------------------------------------------------------------------
+
+
+class RequestOffers(NamedTuple):
+    """Asks for all offers."""
+
+
+class OpenChannel(NamedTuple):
+    """Opens an offered channel over a ring buffer the guest has described before."""
+
+    relid: int
+    open_id: int
+    ring_gpadl: int
+    target_vp: int
+    downstream_page: int
+
+
+class CloseChannel(NamedTuple):
+    """Stops the use of a channel's rings."""
+
+    relid: int
+
+
+class GpadlHeader(NamedTuple):
+    """Describes guest memory; the page numbers follow in the message and in bodies."""
+
+    relid: int
+    gpadl: int
+    range_bytes: int
+    range_count: int
+    byte_count: int
+    byte_offset: int
+
+
+class GpadlBody(NamedTuple):
+    """More page numbers of the description."""
+
+    number: int
+    gpadl: int
+
+
+class GpadlTeardown(NamedTuple):
+    """Takes a description back."""
+
+    relid: int
+    gpadl: int
+
+
+class RelidReleased(NamedTuple):
+    """The guest has forgotten a rescinded channel."""
+
+    relid: int
+
+
+class InitiateContact(NamedTuple):
+    """Starts a connection; from version 5.0 on, the SINT and VTL stand where a page address was."""
+
+    version: int
+    target_vp: int
+    sint: int
+    vtl: int
+
+
+class Unload(NamedTuple):
+    """Ends the connection."""
+
+
+class TlConnectRequest(NamedTuple):
+    """Asks the host to offer a channel for a new hv_sock connection."""
+
+    endpoint: bytes
+    service: bytes
+
+
+class ModifyChannel(NamedTuple):
+    """Moves a channel's interrupt to another processor."""
+
+    relid: int
+    target_vp: int
+
+
+Record = (
+    RequestOffers
+    | OpenChannel
+    | CloseChannel
+    | GpadlHeader
+    | GpadlBody
+    | GpadlTeardown
+    | RelidReleased
+    | InitiateContact
+    | Unload
+    | TlConnectRequest
+    | ModifyChannel
+)
+
+
+class Shape(NamedTuple):
+    """How a message's body is laid out, and the first VMBus version that has it (0: any)."""
+
+    flow: str
+    minimum_version: int
+    body: struct.Struct
+    record: Any
+
+
+def _shape(name: str, minimum_version: int, layout: str, record: Any) -> tuple[int, Shape]:
+    flow = FLOWS[f"vmbus.{name}"]
+    shape = Shape(flow.id, minimum_version, struct.Struct("<" + layout), record)
+    return flow.number, shape
+
+
+INBOUND: Final[dict[int, Shape]] = dict(
+    [
+        _shape("request-offers", VERSION_4_1, "", RequestOffers),
+        _shape("open-channel", VERSION_4_1, "5I", OpenChannel),
+        _shape("close-channel", VERSION_4_1, "I", CloseChannel),
+        _shape("gpadl-header", VERSION_4_1, "IIHHII", GpadlHeader),
+        _shape("gpadl-body", VERSION_4_1, "II", GpadlBody),
+        _shape("gpadl-teardown", VERSION_4_1, "II", GpadlTeardown),
+        _shape("relid-released", VERSION_4_1, "I", RelidReleased),
+        _shape("initiate-contact", 0, "IIBB", InitiateContact),
+        _shape("unload", VERSION_4_1, "", Unload),
+        _shape("tl-connect-request", VERSION_4_1, "16s16s", TlConnectRequest),
+        _shape("modify-channel", VERSION_4_1, "II", ModifyChannel),
+    ]
+)
+
+
+class UnknownMessage(ValueError):
+    """A message type that nobody offers, or a message shorter than its type wants."""
+
+
+def decode(payload: bytes) -> tuple[Shape, Record, bytes]:
+    """Shape, record and the bytes behind the record. Raises `UnknownMessage`."""
+    if not HEADER.size <= len(payload) <= MAX_MESSAGE:
+        raise UnknownMessage("a message of impossible size")
+    shape = INBOUND.get(HEADER.unpack_from(payload)[0])
+    if shape is None:
+        raise UnknownMessage("unknown message type")
+    if len(payload) < FLOWS[shape.flow].min_bytes:
+        raise UnknownMessage("message too short")
+    record = shape.record(*shape.body.unpack_from(payload, HEADER.size))
+    return shape, record, payload[HEADER.size + shape.body.size :]
+
+
+# ---- host to guest -------------------------------------------------------------------------------
+
+_OFFER = struct.Struct("<16s16s16xHH120sHxxIBBHI")
+
+_OUTBOUND: Final[dict[str, struct.Struct]] = {
+    f"vmbus.{name}": struct.Struct("<" + layout)
+    for name, layout in {
+        "rescind-channel-offer": "I",
+        "all-offers-delivered": "",
+        "open-channel-result": "III",
+        "gpadl-created": "III",
+        "gpadl-torndown": "I",
+        "version-response": "BBxxI",
+        "unload-response": "",
+        "tl-connect-result": "16s16sI",
+        "modify-channel-response": "II",
+    }.items()
+}
+
+
+def encode(flow: str, *fields: int | bytes) -> bytes:
+    """A message to the guest; the fields are those the register's entry names, in its order."""
+    return HEADER.pack(FLOWS[flow].number, 0) + _OUTBOUND[flow].pack(*fields)
+
+
+class Offer(NamedTuple):
+    """What a channel is offered as."""
+
+    interface: bytes
+    """GUID of the class of device, 16 bytes in wire order."""
+    instance: bytes
+    flags: int
+    user_defined: bytes = b""
+
+
+def connection_id(relid: int) -> int:
+    """The id that the guest signals for channel `relid` (SINT 2)."""
+    return 0x2000 | relid
+
+
+def encode_offer(offer: Offer, relid: int) -> bytes:
+    """OFFERCHANNEL: no monitor page, a dedicated interrupt."""
+    return HEADER.pack(FLOWS["vmbus.offer-channel"].number, 0) + _OFFER.pack(
+        offer.interface,
+        offer.instance,
+        offer.flags,
+        0,
+        offer.user_defined,
+        0,
+        relid,
+        0xFF,
+        0,
+        1,
+        connection_id(relid),
+    )

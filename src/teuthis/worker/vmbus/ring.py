@@ -1,0 +1,187 @@
+"""Ring buffers shared with the guest: every index and length is copied once and judged as a copy.
+
+A half of a ring is one control page and data pages. Control page: u32 write index at 0, read index
+at 4, interrupt mask at 8, pending send size at 12, feature bits at 64. Our own index of each half
+lives here; what the guest makes of the copy in the control page does not matter to us.
+"""
+
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+from teuthis.flows import FLOWS, Counters
+from teuthis.worker.memory import GuestMemory, PageRange, full_barrier
+
+_DESCRIPTOR = struct.Struct("<HHHHQ")
+_TRAILER = struct.Struct("<Q")
+OVERHEAD: Final = _DESCRIPTOR.size + _TRAILER.size
+"""Bytes of a packet besides its payload."""
+
+IN_BAND: Final = FLOWS["ring.packet"].values["in_band"]
+COMPLETION: Final = FLOWS["ring.packet"].values["completion"]
+_TYPES = frozenset(FLOWS["ring.packet"].values.values())
+_MAX_PACKET = FLOWS["ring.packet"].max_bytes
+
+# Words of the control page.
+_WRITE, _READ, _MASK, _PENDING, _FEATURES = 0, 1, 2, 3, 16
+_FEATURE_PENDING_SIZE = 1
+
+
+class RingError(ValueError):
+    """The guest broke the rules of its own ring; its channel ends."""
+
+
+class Packet(NamedTuple):
+    """One packet, copied out of the ring."""
+
+    type: int
+    flags: int
+    transaction: int
+    payload: memoryview
+
+
+class _Half:
+    """What reader and writer have in common."""
+
+    def __init__(self, memory: GuestMemory, pages: Sequence[int], counters: Counters) -> None:
+        """`pages`: the control page, then the data pages. Raises `ValueError` outside RAM."""
+        if len(pages) < 2:
+            raise ValueError("a ring half without data pages")
+        self._data = PageRange(memory, pages[1:])
+        self._size = self._data.length
+        self._words = memory.words
+        self._control = PageRange(memory, pages[:1]).offset(0) // 4
+        self._counters = counters
+
+    def _index(self, word: int) -> int:
+        """A copy of one of the guest's indices, inside the ring or `RingError`."""
+        index = self._words[self._control + word]
+        if index >= self._size or index % 8:
+            self._counters.reject("ring.control")
+            raise RingError("an index outside the ring")
+        return index
+
+
+class RingReader(_Half):
+    """Guest to host."""
+
+    def __init__(self, memory: GuestMemory, pages: Sequence[int], counters: Counters) -> None:
+        """As `_Half`; reading starts where the guest left its read index."""
+        super().__init__(memory, pages, counters)
+        self._read = self._index(_READ)
+        self.signal = False
+        """Whether the guest waits for space that the last `read` has made."""
+
+    def read(self) -> list[Packet]:
+        """All packets that are there now, their space given back. Raises `RingError`."""
+        written = self._index(_WRITE)
+        available = (written - self._read) % self._size
+        self.signal = False
+        if not available:
+            return []
+        tail = self._size - self._read
+        if available <= tail:
+            data = self._data.read(self._read, available)
+        else:
+            data = self._data.read(self._read, tail) + self._data.read(0, available - tail)
+        packets = self._parse(memoryview(data))
+        self._read = written
+        words, control = self._words, self._control
+        words[control + _READ] = written
+        full_barrier()
+        pending = words[control + _PENDING]
+        if pending and words[control + _FEATURES] & _FEATURE_PENDING_SIZE:
+            # The guest waits for space: signal when this read crossed its mark, once.
+            free = self._size - (self._index(_WRITE) - written) % self._size
+            self.signal = free - available <= pending < free
+        return packets
+
+    def _parse(self, data: memoryview) -> list[Packet]:
+        packets = []
+        at, end = 0, len(data)
+        unpack = _DESCRIPTOR.unpack_from
+        while at < end:
+            if end - at < OVERHEAD:
+                raise self._bad("a packet shorter than its descriptor")
+            kind, offset, length, flags, transaction = unpack(data, at)
+            offset *= 8
+            length *= 8
+            if not _DESCRIPTOR.size <= offset <= length <= end - at - _TRAILER.size:
+                raise self._bad("a packet that reaches past what was written")
+            if kind not in _TYPES or length > _MAX_PACKET:
+                raise self._bad("a packet of unknown type or size")
+            packets.append(Packet(kind, flags, transaction, data[at + offset : at + length]))
+            self._counters.accept("ring.packet", length)
+            at += length + _TRAILER.size
+        return packets
+
+    def _bad(self, what: str) -> RingError:
+        self._counters.reject("ring.packet")
+        return RingError(what)
+
+
+class RingWriter(_Half):
+    """Host to guest."""
+
+    def __init__(self, memory: GuestMemory, pages: Sequence[int], counters: Counters) -> None:
+        """As `_Half`; writing starts where the guest left its write index."""
+        super().__init__(memory, pages, counters)
+        self._write = self._index(_WRITE)
+
+    def room(self) -> int:
+        """Bytes of payload that one packet could carry now. Raises `RingError`.
+
+        A ring never becomes completely full: that would read as empty.
+        """
+        used = (self._write - self._index(_READ)) % self._size
+        return max(self._size - used - 8 - OVERHEAD, 0) & ~7
+
+    def write(self, payloads: Iterable[bytes]) -> bool:
+        """Writes in-band packets whose sum the caller knows to fit; True: signal the guest.
+
+        The guest is to be signalled when the ring was empty before and it does not mask.
+        Raises `RingError`.
+        """
+        start = self._write
+        position = start
+        pieces: list[bytes] = []
+        for payload in payloads:
+            padding = -len(payload) % 8
+            length = _DESCRIPTOR.size + len(payload) + padding
+            pieces += (
+                _DESCRIPTOR.pack(IN_BAND, _DESCRIPTOR.size // 8, length // 8, 0, 0),
+                payload,
+                bytes(padding),
+                _TRAILER.pack(position << 32),
+            )
+            self._counters.accept("ring.send", length)
+            position = (position + length + _TRAILER.size) % self._size
+        data = b"".join(pieces)
+        tail = self._size - start
+        if len(data) <= tail:
+            self._data.write(start, data)
+        else:
+            self._data.write(start, data[:tail])
+            self._data.write(0, data[tail:])
+        self._write = position
+        words, control = self._words, self._control
+        words[control + _WRITE] = position
+        full_barrier()
+        return not words[control + _MASK] and self._index(_READ) == start
+
+    def wait_for(self, room: int) -> bool:
+        """Asks the guest for a signal once `room` bytes of payload fit; True: they fit already.
+
+        `room`: a multiple of 8, less than the ring can hold.
+        """
+        words, control = self._words, self._control
+        words[control + _PENDING] = room + OVERHEAD
+        full_barrier()
+        if self.room() < room:
+            return False
+        words[control + _PENDING] = 0
+        return True
+
+    def stop_waiting(self) -> None:
+        """Takes the request of `wait_for` back."""
+        self._words[self._control + _PENDING] = 0

@@ -1,0 +1,333 @@
+"""The VMBus host as a state machine: messages of the guest in, messages of the link out.
+
+No I/O happens here: what is to be sent collects in `outbox`, what is to be signalled in
+`interrupts`; the event loop takes both. Whatever is unknown or out of order is refused as the
+register says, counted under its flow, and changes nothing.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from teuthis.flows import Counters
+from teuthis.worker import link
+from teuthis.worker.memory import PAGE_SIZE, GuestMemory
+from teuthis.worker.vmbus import gpadl as gpadls
+from teuthis.worker.vmbus import messages as m
+from teuthis.worker.vmbus.channel import Channel, Device
+from teuthis.worker.vmbus.gpadl import Gpadl, GpadlError
+from teuthis.worker.vmbus.ring import RingError, RingReader, RingWriter
+
+MAX_CHANNELS: Final = 2048
+_VMBUS_MESSAGE = 1
+_GENERAL_CONNECTION = 1
+_CONTACT_CONNECTION = 4
+_SINT = 2
+_MIN_HALF_PAGES = 2
+
+ConnectRequest = Callable[[bytes, bytes], bool]
+"""Answers a request for an hv_sock connection (endpoint, service): False refuses it."""
+
+
+class Server:
+    """The host's end of one guest's VMBus."""
+
+    def __init__(self, memory: GuestMemory, counters: Counters, processors: int = 1) -> None:
+        self.outbox: list[link.Outgoing] = []
+        self.interrupts: list[tuple[int, int]] = []
+        """(relid, processor) of channels whose guest side is to be signalled."""
+        self.version: int | None = None
+        """Agreed version, or None without a connection."""
+        self.on_connect_request: ConnectRequest = lambda endpoint, service: False
+        self._memory = memory
+        self._counters = counters
+        self._processors = processors
+        self._message_vp = 0
+        self._offers_requested = False
+        self._channels: dict[int, Channel] = {}
+        self._gpadls: dict[int, Gpadl] = {}
+        self._gpadl_pages = 0
+        self._last_relid = 0
+        self._handlers: dict[type[m.Record], Callable[..., bool]] = {
+            m.RequestOffers: self._request_offers,
+            m.OpenChannel: self._open_channel,
+            m.CloseChannel: self._close_channel,
+            m.GpadlHeader: self._gpadl_header,
+            m.GpadlBody: self._gpadl_body,
+            m.GpadlTeardown: self._gpadl_teardown,
+            m.RelidReleased: self._relid_released,
+            m.Unload: self._unload,
+            m.TlConnectRequest: self._tl_connect_request,
+            m.ModifyChannel: self._modify_channel,
+        }
+
+    # ---- what the guest does ---------------------------------------------------------------------
+
+    def receive(self, connection_id: int, message_type: int, payload: bytes) -> None:
+        """Handles one message that the guest posted."""
+        if message_type != _VMBUS_MESSAGE:
+            self._counters.reject("vmbus.unknown")
+            return
+        try:
+            shape, record, tail = m.decode(payload)
+        except m.UnknownMessage:
+            self._counters.reject("vmbus.unknown")
+            return
+        if isinstance(record, m.InitiateContact):
+            accepted = self._initiate_contact(record, connection_id)
+        elif self.version is None or connection_id != _GENERAL_CONNECTION:
+            accepted = False
+        elif isinstance(record, m.GpadlHeader | m.GpadlBody):
+            accepted = self._handlers[type(record)](record, tail)
+        else:
+            accepted = self._handlers[type(record)](record)
+        if accepted:
+            self._counters.accept(shape.flow, len(payload))
+        else:
+            self._counters.reject(shape.flow)
+
+    def doorbell(self, relid: int) -> bool:
+        """The guest signalled `relid`; True: call again soon, there may be more."""
+        channel = self._channels.get(relid)
+        if channel is None or not channel.open or channel.rescinded:
+            self._counters.reject("doorbell.to-worker")
+            return False
+        try:
+            return channel.device.ready(channel)
+        except RingError:
+            self.rescind(channel)
+            return False
+
+    # ---- what devices do -------------------------------------------------------------------------
+
+    def offer(self, offer: m.Offer, device: Device) -> Channel | None:
+        """Offers a channel; None when the guest has not asked for offers or no relid is free."""
+        if not self._offers_requested or len(self._channels) >= MAX_CHANNELS - 1:
+            return None
+        # Least recently used first: a guest is slow to forget.
+        relid = self._last_relid % (MAX_CHANNELS - 1) + 1
+        while relid in self._channels:
+            relid = relid % (MAX_CHANNELS - 1) + 1
+        self._last_relid = relid
+        channel = Channel(relid, offer, device)
+        self._channels[relid] = channel
+        self._deliver("vmbus.offer-channel", m.encode_offer(offer, relid))
+        return channel
+
+    def rescind(self, channel: Channel) -> None:
+        """Takes a channel away; its relid is free once the guest says so."""
+        if channel.rescinded or self._channels.get(channel.relid) is not channel:
+            return
+        channel.rescinded = True
+        self._send("vmbus.rescind-channel-offer", channel.relid)
+        self._finish(channel)
+
+    def interrupt(self, channel: Channel) -> None:
+        """Signals the guest's side of an open channel."""
+        self.interrupts.append((channel.relid, channel.target_vp))
+
+    # ---- connection ------------------------------------------------------------------------------
+
+    def _initiate_contact(self, contact: m.InitiateContact, connection_id: int) -> bool:
+        """Begins anew: whatever was open before is gone, without a word, as on real hosts."""
+        self._reset()
+        modern = contact.version >= m.VERSION_5_0
+        supported = (
+            contact.version in m.VERSIONS
+            and connection_id == (_CONTACT_CONNECTION if modern else _GENERAL_CONNECTION)
+            and contact.target_vp < self._processors
+            and (not modern or (contact.sint == _SINT and contact.vtl == 0))
+        )
+        if supported:
+            self.version = contact.version
+            self._message_vp = contact.target_vp
+        self._send("vmbus.version-response", supported, 0, _GENERAL_CONNECTION)
+        return supported
+
+    def _request_offers(self, _: m.RequestOffers) -> bool:
+        if self._offers_requested:
+            return False
+        self._offers_requested = True
+        self._send("vmbus.all-offers-delivered")
+        return True
+
+    def _unload(self, _: m.Unload) -> bool:
+        self._reset()
+        self._send("vmbus.unload-response")
+        return True
+
+    def _reset(self) -> None:
+        self.version = None
+        self._offers_requested = False
+        channels = list(self._channels.values())
+        self._channels.clear()
+        self._gpadls.clear()
+        self._gpadl_pages = 0
+        for channel in channels:
+            self._finish(channel)
+
+    # ---- guest memory ----------------------------------------------------------------------------
+
+    def _gpadl_header(self, header: m.GpadlHeader, tail: bytes) -> bool:
+        channel = self._channels.get(header.relid)
+        status = m.SUCCESS
+        try:
+            gpadl = Gpadl(header, tail)
+        except GpadlError:
+            status = m.INVALID_PARAMETER
+        else:
+            mine = sum(other.relid == header.relid for other in self._gpadls.values())
+            if channel is None or channel.rescinded or header.gpadl in self._gpadls:
+                status = m.INVALID_PARAMETER
+            elif (
+                mine >= gpadls.MAX_PER_CHANNEL
+                or self._gpadl_pages + gpadl.expected > gpadls.MAX_TOTAL_PAGES
+            ):
+                status = m.INSUFFICIENT_RESOURCES
+        if status != m.SUCCESS:
+            self._send("vmbus.gpadl-created", header.relid, header.gpadl, status)
+            return False
+        self._gpadls[gpadl.id] = gpadl
+        self._gpadl_pages += gpadl.expected
+        return self._gpadl_completed(gpadl)
+
+    def _gpadl_body(self, body: m.GpadlBody, tail: bytes) -> bool:
+        gpadl = self._gpadls.get(body.gpadl)
+        if gpadl is None or gpadl.complete:
+            return False
+        try:
+            gpadl.append(tail)
+        except GpadlError:
+            return self._gpadl_failed(gpadl)
+        return self._gpadl_completed(gpadl)
+
+    def _gpadl_completed(self, gpadl: Gpadl) -> bool:
+        if not gpadl.complete:
+            return True
+        if any(page == 0 or self._memory.page_offset(page) is None for page in gpadl.pages):
+            return self._gpadl_failed(gpadl)
+        self._send("vmbus.gpadl-created", gpadl.relid, gpadl.id, m.SUCCESS)
+        return True
+
+    def _gpadl_failed(self, gpadl: Gpadl) -> bool:
+        self._drop_gpadl(gpadl)
+        self._send("vmbus.gpadl-created", gpadl.relid, gpadl.id, m.INVALID_PARAMETER)
+        return False
+
+    def _gpadl_teardown(self, teardown: m.GpadlTeardown) -> bool:
+        gpadl = self._gpadls.get(teardown.gpadl)
+        if gpadl is not None:
+            channel = self._channels.get(gpadl.relid)
+            if gpadl.relid != teardown.relid:
+                return False
+            if channel is not None and channel.ring_gpadl == gpadl.id:
+                return False
+            self._drop_gpadl(gpadl)
+        self._send("vmbus.gpadl-torndown", teardown.gpadl)  # a guest waits for it in any case
+        return gpadl is not None
+
+    def _drop_gpadl(self, gpadl: Gpadl) -> None:
+        del self._gpadls[gpadl.id]
+        self._gpadl_pages -= gpadl.expected
+
+    # ---- channels --------------------------------------------------------------------------------
+
+    def _open_channel(self, request: m.OpenChannel) -> bool:
+        channel = self._channels.get(request.relid)
+        if channel is None:
+            return False
+        opened = self._open(channel, request)
+        status = m.SUCCESS if opened else m.INVALID_PARAMETER
+        if opened:
+            # The port first: the guest may signal as soon as it reads the result.
+            self.outbox.append(link.open_port(m.connection_id(channel.relid)))
+        self._send("vmbus.open-channel-result", request.relid, request.open_id, status)
+        if opened:
+            try:
+                channel.device.opened(channel)
+            except RingError:
+                self.rescind(channel)
+        return opened
+
+    def _open(self, channel: Channel, request: m.OpenChannel) -> bool:
+        gpadl = self._gpadls.get(request.ring_gpadl)
+        if (
+            channel.open
+            or channel.rescinded
+            or gpadl is None
+            or not gpadl.complete
+            or gpadl.relid != channel.relid
+            or gpadl.byte_offset != 0
+            or gpadl.byte_count != len(gpadl.pages) * PAGE_SIZE
+            or request.target_vp >= self._processors
+            or not _MIN_HALF_PAGES <= request.downstream_page <= gpadl.expected - _MIN_HALF_PAGES
+        ):
+            return False
+        pages = gpadl.pages.tolist()
+        try:
+            channel.reader = RingReader(
+                self._memory, pages[: request.downstream_page], self._counters
+            )
+            channel.writer = RingWriter(
+                self._memory, pages[request.downstream_page :], self._counters
+            )
+        except RingError:
+            channel.reader = None
+            return False
+        channel.ring_gpadl = gpadl.id
+        channel.target_vp = request.target_vp
+        channel.finished = False
+        return True
+
+    def _close_channel(self, request: m.CloseChannel) -> bool:
+        channel = self._channels.get(request.relid)
+        if channel is None or not channel.open:
+            return False
+        channel.ring_gpadl = None
+        self._finish(channel)
+        return True
+
+    def _relid_released(self, released: m.RelidReleased) -> bool:
+        channel = self._channels.get(released.relid)
+        if channel is None or not channel.rescinded:
+            return False
+        del self._channels[released.relid]
+        for gpadl in [g for g in self._gpadls.values() if g.relid == released.relid]:
+            self._drop_gpadl(gpadl)
+        return True
+
+    def _modify_channel(self, request: m.ModifyChannel) -> bool:
+        channel = self._channels.get(request.relid)
+        modified = channel is not None and channel.open and request.target_vp < self._processors
+        if channel is not None and modified:
+            channel.target_vp = request.target_vp
+        if self.version == m.VERSION_5_3:
+            status = m.SUCCESS if modified else m.INVALID_PARAMETER
+            self._send("vmbus.modify-channel-response", request.relid, status)
+        return modified
+
+    def _tl_connect_request(self, request: m.TlConnectRequest) -> bool:
+        if self.on_connect_request(request.endpoint, request.service):
+            return True
+        self._send(
+            "vmbus.tl-connect-result", request.endpoint, request.service, m.CONNECTION_REFUSED
+        )
+        return False
+
+    def _finish(self, channel: Channel) -> None:
+        """Stops all work on a channel and tells its device."""
+        if channel.finished:
+            return
+        channel.finished = True
+        if channel.reader is not None:
+            channel.reader = channel.writer = None
+            self.outbox.append(link.close_port(m.connection_id(channel.relid)))
+        channel.device.closed(channel)
+
+    # ---- sending ---------------------------------------------------------------------------------
+
+    def _send(self, flow: str, *fields: int | bytes) -> None:
+        self._deliver(flow, m.encode(flow, *fields))
+
+    def _deliver(self, flow: str, message: bytes) -> None:
+        self._counters.accept(flow, len(message))
+        self.outbox.append(link.deliver(message, self._message_vp))
