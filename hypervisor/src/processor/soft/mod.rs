@@ -14,6 +14,7 @@ pub mod availability;
 pub mod clock;
 pub mod cpu;
 pub mod flags;
+pub mod float;
 pub mod integer;
 pub mod op;
 pub mod simd;

@@ -1,8 +1,9 @@
 //! Memory images of the unit's state: FXSAVE, and the older FNSAVE and FNSTENV.
 
-use super::state::{Extended, X87};
+use super::state::X87;
 use crate::processor::soft::{
     cpu::{Cpu, Exception, Exit, segment},
+    float::Extended,
     op::{Handler, Op},
 };
 use iced_x86::{Code, Instruction};

@@ -1,30 +1,6 @@
 //! The x87 unit's registers.
 
-use crate::processor::soft::cpu::Cpu;
-
-/// An 80-bit register as it lies in memory. The integer bit is explicit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Extended {
-    pub significand: u64,
-    /// Sign in bit 15, biased exponent below.
-    pub sign_exponent: u16,
-}
-
-impl Extended {
-    pub fn from_bytes(bytes: [u8; 10]) -> Self {
-        let [a, b, c, d, e, f, g, h, i, j] = bytes;
-        Self {
-            significand: u64::from_le_bytes([a, b, c, d, e, f, g, h]),
-            sign_exponent: u16::from_le_bytes([i, j]),
-        }
-    }
-
-    pub fn to_bytes(self) -> [u8; 10] {
-        let [a, b, c, d, e, f, g, h] = self.significand.to_le_bytes();
-        let [i, j] = self.sign_exponent.to_le_bytes();
-        [a, b, c, d, e, f, g, h, i, j]
-    }
-}
+use crate::processor::soft::{cpu::Cpu, float::Extended};
 
 /// Bits of the status word. Exception flags have the positions of their masks in the control word.
 pub mod status {
