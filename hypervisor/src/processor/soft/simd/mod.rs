@@ -3,11 +3,16 @@
 //! Each module holds one subject: pure functions on [`vector::Vector`]s and a `select` that names
 //! the handler; [`operands`] brings the operands.
 
+mod approximate;
 mod arithmetic;
 mod compare;
 mod control;
+mod convert;
+mod float;
+mod float_compare;
 mod horizontal;
 mod insert;
+mod lane;
 mod logic;
 mod mmx;
 mod movement;
@@ -33,6 +38,10 @@ pub fn select(instruction: &Instruction) -> Option<Handler> {
         shift::select,
         shuffle::select,
         pack::select,
+        float::select,
+        float_compare::select,
+        convert::select,
+        approximate::select,
         control::select,
     ]
     .into_iter()
