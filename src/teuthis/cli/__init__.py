@@ -1,28 +1,28 @@
-"""The command line: one file per verb, imported when it is used."""
+"""The command line: one file per verb."""
 
 import typer
 
 from teuthis.cli import doctor, flows, run, version
 
-_EPILOG = """
-Examples:
+_HELP = """Runs programs in virtual machines whose every way out is listed, counted and tested.
 
-    teuthis run -- uname -a
-    teuthis run --timeout 30s -- sh -c 'echo hello from inside'
-    teuthis run -- sha256sum < some-file
-    teuthis flows
+```
+teuthis run -- uname -a
+teuthis run --timeout 30s -- sh -c 'echo hello from inside'
+teuthis run -- sha256sum < some-file
+teuthis flows
+```
 """
 
 app = typer.Typer(
-    help="Runs programs in virtual machines whose every way out is listed, counted and tested.",
-    epilog=_EPILOG,
+    help=_HELP,
     rich_markup_mode="markdown",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("run", cls=run.Command, epilog=run.EPILOG)(run.main)
+app.command("run", cls=run.Command)(run.main)
 app.command("flows")(flows.main)
 app.command("doctor")(doctor.main)
 app.command("version")(version.main)

@@ -15,7 +15,10 @@ _KERNEL_MINIMUM = (5, 10)
 
 
 def main() -> None:
-    """Check whether this machine can run VMs; the exit code is 0 if it can."""
+    """Show what this machine has for running VMs, and what it lacks.
+
+    The exit code is 0 if VMs can run here.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -31,11 +34,8 @@ def main() -> None:
 
 def _findings() -> Iterator[tuple[str, bool | None, str]]:
     """What was looked at, whether it is good (None: no matter), and what there is to say."""
-    yield (
-        "processor",
-        platform.machine() == "x86_64",
-        f"{platform.machine()}, {os.cpu_count()} CPUs",
-    )
+    machine = platform.machine()
+    yield "processor", machine == "x86_64", f"{machine}, {os.cpu_count()} CPUs"
     release = platform.release()
     numbers = tuple(int(part) for part in release.split("-")[0].split(".")[:2])
     yield "host kernel", numbers >= _KERNEL_MINIMUM, f"Linux {release}"

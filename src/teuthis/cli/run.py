@@ -25,23 +25,6 @@ from teuthis.errors import (
 from teuthis.root.process import PIPE
 from teuthis.root.vm import VM
 
-EPILOG = """
-Exit code: the program's own; 128 + n when signal n killed it; 124 after the time limit; 125 when
-Teuthis itself or the VM failed; 126 and 127 when the guest cannot run or find the program.
-
-Examples:
-
-teuthis run -- uname -a
-
-teuthis run --memory 512M --timeout 30s -- sh -c 'echo out; echo err >&2; exit 3'
-
-teuthis run --env NAME=world -- sh -c 'echo hello $NAME'
-
-tar c . | teuthis run -- sha256sum
-
-teuthis run --kernel ./vmlinuz --console -- dmesg
-"""
-
 _TIMED_OUT: Final = 124
 _OWN_ERROR: Final = 125
 _NOT_EXECUTABLE: Final = 126
@@ -92,6 +75,18 @@ def main(
     The program's stdout and stderr arrive here as they come, and stdin goes to it. The VM has a
     fresh file system in memory, no network and no access to this machine's files; when the program
     ends, on ^C and after the time limit nothing of it stays behind.
+
+    The exit code is the program's own, or 128 + n when signal n killed it; 124 after the time
+    limit; 125 when Teuthis or the VM failed; 126 and 127 when the guest cannot run or find the
+    program.
+
+    For example:
+
+        teuthis run -- uname -a
+        teuthis run --memory 512M --timeout 30s -- sh -c 'exit 3'
+        teuthis run --env NAME=world -- sh -c 'echo hello $NAME'
+        tar c . | teuthis run -- sha256sum
+        teuthis run --kernel ./vmlinuz --console -- dmesg
     """
     from teuthis.root import settings
 
@@ -100,9 +95,8 @@ def main(
         with _signals():
             limit = None if timeout is None else settings.duration(timeout)
             variables = dict(_variable(text) for text in env or ())
-            with VM(
-                memory, kernel=kernel, console=_Log() if console else None, env=variables
-            ) as vm:
+            log = _Log() if console else None
+            with VM(memory, kernel=kernel, console=log, env=variables) as vm:
                 try:
                     code = _run(vm, command, workdir, limit)
                 finally:
@@ -188,7 +182,8 @@ def _run(vm: VM, command: Sequence[str], workdir: str, limit: float | None) -> i
     """Runs the program with its streams connected to ours; returns the exit code for us."""
     deadline = None if limit is None else time.monotonic() + limit
     process = vm.popen(command, stdin=PIPE, cwd=workdir)
-    assert process.stdin and process.stderr
+    assert process.stdin is not None
+    assert process.stderr is not None
     unread = threading.Event()
     pumps = [
         threading.Thread(target=_pump, args=(source.fileno(), target, vm, unread), daemon=True)
@@ -219,7 +214,7 @@ def _run(vm: VM, command: Sequence[str], workdir: str, limit: float | None) -> i
 
 
 def _pump(source: int, target: int, vm: VM, unread: threading.Event) -> None:
-    """Copies the guest's output to ours as it comes; ends the VM when nobody reads ours any more."""
+    """Copies the guest's output to ours as it comes; ends the VM when nobody reads ours."""
     while data := os.read(source, _CHUNK):
         try:
             _write(target, data)
