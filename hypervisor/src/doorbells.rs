@@ -92,6 +92,11 @@ impl Doorbells {
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.to_hypervisor.as_fd()
     }
+
+    /// What wakes the worker.
+    pub fn to_worker(&self) -> BorrowedFd<'_> {
+        self.to_worker.as_fd()
+    }
 }
 
 #[cfg(test)]

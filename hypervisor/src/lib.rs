@@ -2,12 +2,16 @@
 //!
 //! Rooms: [`memory`] guest RAM, [`processor`] what runs the guest's instructions, [`tlfs`] the
 //! Hyper-V-compatible partition interface, [`ports`] the few legacy ports, [`link`] and
-//! [`doorbells`] the one connection to the VM's worker, [`counters`] the live counters.
+//! [`doorbells`] the one connection to the VM's worker, [`machine`] the loop that ties them together,
+//! [`jail`] the walls around this process, [`counters`] what is counted.
 
+pub mod arguments;
 pub mod counters;
 pub mod doorbells;
 pub mod flows;
+pub mod jail;
 pub mod link;
+pub mod machine;
 pub mod memory;
 pub mod ports;
 pub mod processor;

@@ -1,1 +1,78 @@
-fn main() {}
+//! The hypervisor program: one virtual machine's processor and partition.
+//!
+//! Read `run` from top to bottom to see what this process holds when the guest's first
+//! instruction runs: guest RAM, a socket and two eventfds to the VM's worker, two shared pages.
+
+use std::{env, process::ExitCode, time::SystemTime};
+use teuthis_hypervisor::{
+    arguments::{self, Arguments, ClockChoice},
+    counters::Counters,
+    doorbells::Doorbells,
+    jail,
+    link::Link,
+    machine::{Connection, Machine},
+    memory::GuestMemory,
+    processor::soft::{SoftProcessor, clock::Clock},
+    tlfs::Partition,
+};
+
+/// What the guest's battery-backed clock shows at the start of a deterministic run: 2025-01-01.
+const DETERMINISTIC_WALL_CLOCK: u64 = 1_735_689_600;
+
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Arguments(#[from] arguments::Error),
+    #[error(transparent)]
+    Jail(#[from] jail::Error),
+    #[error("could not map the memory it was given: {0}")]
+    Map(#[from] rustix::io::Errno),
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("teuthis-hypervisor: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Error> {
+    // What the root side gave us, and nothing else.
+    let arguments = Arguments::parse(env::args().skip(1))?;
+    let [memory, link, doorbells, to_worker, to_hypervisor, counters] =
+        jail::adopt(arguments.descriptors())?;
+
+    let memory = GuestMemory::map(memory, arguments.memory_size)?;
+    let counters = Counters::map(counters)?;
+    let connection = Connection {
+        doorbells: Doorbells::map(doorbells, to_worker, to_hypervisor, counters.clone())?,
+        link: Link::new(link, counters.clone()),
+    };
+
+    let (clock, wall_clock) = match arguments.clock {
+        ClockChoice::Host => (Clock::host(), wall_clock()),
+        ClockChoice::Deterministic {
+            instructions_per_microsecond,
+        } => (
+            Clock::deterministic(instructions_per_microsecond),
+            DETERMINISTIC_WALL_CLOCK,
+        ),
+    };
+    let partition = Partition::new(clock.clone(), wall_clock, counters.clone());
+    let processor = SoftProcessor::new(memory, arguments.boot, clock.clone());
+    let machine = Machine::new(processor, partition, connection, clock, counters);
+
+    // The door is locked before the first guest instruction.
+    jail::lock(&machine.descriptors())?;
+    machine.run();
+    Ok(())
+}
+
+/// Seconds since 1970.
+fn wall_clock() -> u64 {
+    let elapsed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    elapsed.map_or(0, |elapsed| elapsed.as_secs())
+}

@@ -1,0 +1,168 @@
+//! Command line: `--name value` pairs, numbers decimal or 0x hexadecimal, each name once.
+
+use crate::{memory::PAGE_SIZE, processor::BootState};
+use std::{collections::BTreeMap, os::fd::RawFd};
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("`{0}` is not an option followed by a value, or was given twice")]
+    Malformed(String),
+    #[error("`--{0}` is missing")]
+    Missing(&'static str),
+    #[error("`--{0}` is not a number in its range")]
+    Range(&'static str),
+    #[error("`--{0}` is not an option of this program")]
+    Unknown(String),
+    #[error("`--clock` is neither `host` nor `deterministic:INSTRUCTIONS_PER_MICROSECOND`")]
+    Clock,
+    #[error("`--processor` knows `soft` only")]
+    Processor,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClockChoice {
+    Host,
+    Deterministic { instructions_per_microsecond: u64 },
+}
+
+#[derive(Debug)]
+pub struct Arguments {
+    pub memory_size: u64,
+    pub memory: RawFd,
+    pub link: RawFd,
+    pub doorbells: RawFd,
+    pub to_worker: RawFd,
+    pub to_hypervisor: RawFd,
+    pub counters: RawFd,
+    pub boot: BootState,
+    pub clock: ClockChoice,
+}
+
+impl Arguments {
+    pub fn parse(mut words: impl Iterator<Item = String>) -> Result<Self, Error> {
+        let mut values = BTreeMap::new();
+        while let Some(word) = words.next() {
+            let option = word.strip_prefix("--").map(str::to_owned);
+            let (Some(option), Some(value)) = (option, words.next()) else {
+                return Err(Error::Malformed(word));
+            };
+            if values.insert(option, value).is_some() {
+                return Err(Error::Malformed(word));
+            }
+        }
+        let memory_size = take(&mut values, "memory-size")?;
+        if memory_size == 0 || memory_size % PAGE_SIZE != 0 {
+            return Err(Error::Range("memory-size"));
+        }
+        let arguments = Self {
+            memory_size,
+            memory: take(&mut values, "memory-fd")?,
+            link: take(&mut values, "link-fd")?,
+            doorbells: take(&mut values, "doorbells-fd")?,
+            to_worker: take(&mut values, "to-worker-fd")?,
+            to_hypervisor: take(&mut values, "to-hypervisor-fd")?,
+            counters: take(&mut values, "counters-fd")?,
+            boot: BootState {
+                rip: take(&mut values, "rip")?,
+                rsi: take(&mut values, "rsi")?,
+                rsp: take(&mut values, "rsp")?,
+                cr3: take(&mut values, "cr3")?,
+                gdt_base: take(&mut values, "gdt-base")?,
+                gdt_limit: take(&mut values, "gdt-limit")?,
+            },
+            clock: clock(values.remove("clock"))?,
+        };
+        if values
+            .remove("processor")
+            .is_some_and(|name| name != "soft")
+        {
+            return Err(Error::Processor);
+        }
+        match values.pop_first() {
+            Some((option, _)) => Err(Error::Unknown(option)),
+            None => Ok(arguments),
+        }
+    }
+
+    /// The descriptors this program was given, each to be owned once.
+    pub fn descriptors(&self) -> [RawFd; 6] {
+        [
+            self.memory,
+            self.link,
+            self.doorbells,
+            self.to_worker,
+            self.to_hypervisor,
+            self.counters,
+        ]
+    }
+}
+
+fn take<T: TryFrom<u64>>(
+    values: &mut BTreeMap<String, String>,
+    option: &'static str,
+) -> Result<T, Error> {
+    let text = values.remove(option).ok_or(Error::Missing(option))?;
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    let number = number.map_err(|_| Error::Range(option))?;
+    T::try_from(number).map_err(|_| Error::Range(option))
+}
+
+fn clock(text: Option<String>) -> Result<ClockChoice, Error> {
+    match text.as_deref() {
+        None | Some("host") => Ok(ClockChoice::Host),
+        Some(text) => {
+            let rate = text.strip_prefix("deterministic:").map(str::parse);
+            match rate {
+                Some(Ok(instructions_per_microsecond @ 1..)) => Ok(ClockChoice::Deterministic {
+                    instructions_per_microsecond,
+                }),
+                _ => Err(Error::Clock),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "--memory-size 0x10000000 --memory-fd 3 --link-fd 4 --doorbells-fd 5 \
+        --to-worker-fd 6 --to-hypervisor-fd 7 --counters-fd 8 --rip 0x1000000 --rsi 4096 --rsp 0 \
+        --cr3 0x2000 --gdt-base 0x3000 --gdt-limit 31";
+
+    fn parse(text: &str) -> Result<Arguments, Error> {
+        Arguments::parse(text.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn the_root_sides_command_line_is_understood() {
+        let arguments = parse(GOOD).unwrap();
+        assert_eq!(arguments.memory_size, 256 << 20);
+        assert_eq!(arguments.descriptors(), [3, 4, 5, 6, 7, 8]);
+        assert_eq!(arguments.boot.rip, 0x100_0000);
+        assert_eq!(arguments.clock, ClockChoice::Host);
+        let arguments = parse(&format!("{GOOD} --clock deterministic:100")).unwrap();
+        let expected = ClockChoice::Deterministic {
+            instructions_per_microsecond: 100,
+        };
+        assert_eq!(arguments.clock, expected);
+    }
+
+    #[test]
+    fn anything_else_is_refused_by_name() {
+        let message = |text: &str| parse(text).unwrap_err().to_string();
+        assert!(message("").contains("memory-size"));
+        assert!(message("--memory-size").contains("memory-size"));
+        assert!(message("--memory-size 4097").contains("memory-size"));
+        assert!(message(&GOOD.replace("--rip 0x1000000", "")).contains("rip"));
+        assert!(message(&GOOD.replace("limit 31", "limit 65536")).contains("gdt-limit"));
+        assert!(message(&GOOD.replace("fd 3", "fd -3")).contains("memory-fd"));
+        assert!(message(&format!("{GOOD} --rip 1")).contains("rip"));
+        assert!(message(&format!("{GOOD} --verbose 1")).contains("verbose"));
+        assert!(message(&format!("{GOOD} --clock deterministic:0")).contains("clock"));
+        assert!(message(&format!("{GOOD} --processor tcg")).contains("soft"));
+    }
+}

@@ -1,0 +1,269 @@
+//! The virtual machine's life: run a slice, answer what it ran into, see to the worker, sleep when
+//! the guest does. A single thread does all of it.
+
+use crate::{
+    counters::Counters,
+    doorbells::Doorbells,
+    flows::Flow,
+    jail,
+    link::{End, FromWorker, Link, ToWorker},
+    processor::{Intercept, Processor, soft::clock::Clock},
+    tlfs::{Message, Outcome, Partition, Worker},
+};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::time::{Duration, Instant};
+
+/// Instructions until the next look at timers and doorbells: 100 to 200 µs.
+const SLICE: u32 = 20_000;
+/// How often to look whether the worker is still there, and to pass on what the guest left
+/// unfinished on its serial port.
+const HOUSEKEEPING: Duration = Duration::from_millis(20);
+/// Most messages of the worker taken at once, so that it cannot keep the guest from running.
+const MESSAGES_AT_ONCE: usize = 64;
+/// On the deterministic clock a sleep takes no time; but the worker gets this long to answer.
+const DETERMINISTIC_SLEEP: u64 = 1_000_000;
+
+/// Both ways to the worker.
+pub struct Connection {
+    pub link: Link,
+    pub doorbells: Doorbells,
+}
+
+impl Worker for Connection {
+    fn post_message(&mut self, connection: u32, kind: u32, payload: &[u8]) -> bool {
+        self.link.send(&ToWorker::PostMessage {
+            connection,
+            kind,
+            payload,
+        })
+    }
+
+    fn signal(&mut self, channel: u16) {
+        self.doorbells.ring(channel);
+    }
+}
+
+pub struct Machine<P> {
+    processor: P,
+    partition: Partition,
+    connection: Connection,
+    clock: Clock,
+    counters: Counters,
+    /// The worker may have sent messages that were left on the link.
+    backlog: bool,
+}
+
+impl<P: Processor> Machine<P> {
+    pub fn new(
+        processor: P,
+        partition: Partition,
+        connection: Connection,
+        clock: Clock,
+        counters: Counters,
+    ) -> Self {
+        Self {
+            processor,
+            partition,
+            connection,
+            clock,
+            counters,
+            backlog: false,
+        }
+    }
+
+    /// The descriptors that it uses while it runs.
+    pub fn descriptors(&self) -> jail::Descriptors<'_> {
+        jail::Descriptors {
+            link: self.connection.link.descriptor(),
+            to_worker: self.connection.doorbells.to_worker(),
+            to_hypervisor: self.connection.doorbells.descriptor(),
+        }
+    }
+
+    /// Waits for the worker's START, runs the guest to its end and tells the worker.
+    pub fn run(mut self) {
+        let end = match self.connection.link.wait() {
+            Ok(FromWorker::Start) => self.run_guest(),
+            Ok(FromWorker::Stop) => End::Stopped,
+            Ok(_) => End::WorkerViolation,
+            Err(end) => end,
+        };
+        if end != End::WorkerGone {
+            self.send_notes();
+            let output = self.partition.ports.serial.output();
+            if !output.is_empty() {
+                self.connection.link.send_last(&ToWorker::Console(output));
+            }
+            self.connection.link.send_last(&ToWorker::End(end));
+        }
+    }
+
+    fn run_guest(&mut self) -> End {
+        let mut cleaned = Instant::now();
+        loop {
+            let waiting = self.backlog && self.partition.takes_messages();
+            if waiting || self.connection.doorbells.attention() {
+                if let Err(end) = self.take_input() {
+                    return end;
+                }
+            }
+            self.raise_interrupts();
+            let intercept = self.processor.run(self.slice());
+            if let Err(end) = self.handle(intercept) {
+                return end;
+            }
+            if self.partition.ports.serial.is_due() {
+                self.flush_console();
+            }
+            if cleaned.elapsed() >= HOUSEKEEPING {
+                cleaned = Instant::now();
+                self.flush_console();
+                self.send_notes();
+                if self.connection.link.is_closed() {
+                    return End::WorkerGone;
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, intercept: Intercept) -> Result<(), End> {
+        let memory = self.processor.memory();
+        match self
+            .partition
+            .handle(intercept, memory, &mut self.connection)
+        {
+            Outcome::Complete(completion) => self.processor.complete(completion),
+            Outcome::Continue => {}
+            Outcome::Sleep => self.sleep()?,
+            Outcome::End(end) => return Err(end),
+        }
+        Ok(())
+    }
+
+    /// Instructions to run now: on the deterministic clock not past the next timer.
+    fn slice(&self) -> u32 {
+        let until = |deadline| self.clock.instructions_until(deadline);
+        let instructions = self.partition.next_event().and_then(until);
+        let instructions = instructions.and_then(|count| u32::try_from(count).ok());
+        instructions.unwrap_or(SLICE).clamp(1, SLICE)
+    }
+
+    fn raise_interrupts(&mut self) {
+        for vector in self.partition.take_interrupts() {
+            self.counters.accept(Flow::InterruptDeliver, 1);
+            self.processor.assert_interrupt(vector);
+        }
+    }
+
+    /// Takes in what the worker rang and sent.
+    fn take_input(&mut self) -> Result<(), End> {
+        let memory = self.processor.memory();
+        let Connection { link, doorbells } = &self.connection;
+        doorbells.take(|channel| self.partition.signal_event(channel, memory));
+        self.backlog = true;
+        for _ in 0..MESSAGES_AT_ONCE {
+            // A guest that does not take its messages holds the worker back, not our memory.
+            if !self.partition.takes_messages() {
+                break;
+            }
+            match link.receive()? {
+                Some(FromWorker::DeliverMessage {
+                    sint,
+                    kind,
+                    payload,
+                }) => {
+                    let message = Message {
+                        sint,
+                        kind,
+                        payload,
+                    };
+                    self.partition.deliver_message(message, memory);
+                }
+                Some(FromWorker::OpenPort { channel }) => {
+                    self.partition.set_channel_open(channel, true);
+                }
+                Some(FromWorker::ClosePort { channel }) => {
+                    self.partition.set_channel_open(channel, false);
+                }
+                Some(FromWorker::Stop) => return Err(End::Stopped),
+                Some(FromWorker::Start) => return Err(End::WorkerViolation),
+                None => {
+                    self.backlog = false;
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The guest has halted: sleeps until an interrupt is deliverable.
+    fn sleep(&mut self) -> Result<(), End> {
+        self.flush_console();
+        self.send_notes();
+        self.raise_interrupts();
+        while !self.processor.has_deliverable_interrupt() {
+            let events = [self.processor.next_event(), self.partition.next_event()];
+            self.wait(events.into_iter().flatten().min())?;
+            self.take_input()?;
+            self.raise_interrupts();
+        }
+        Ok(())
+    }
+
+    /// Sleeps until the worker wants something or the clock reaches `deadline`.
+    fn wait(&self, deadline: Option<u64>) -> Result<(), End> {
+        let Connection { link, doorbells } = &self.connection;
+        if doorbells.attention() {
+            return Ok(());
+        }
+        let timeout = deadline.map(|deadline| {
+            let left = deadline.saturating_sub(self.clock.now());
+            if self.clock.is_deterministic() {
+                left.min(DETERMINISTIC_SLEEP)
+            } else {
+                left
+            }
+        });
+        let takes_messages = self.partition.takes_messages();
+        let wanted = if takes_messages {
+            PollFlags::IN | PollFlags::RDHUP
+        } else {
+            PollFlags::RDHUP
+        };
+        let (link, bells) = (link.descriptor(), doorbells.descriptor());
+        let mut fds = [
+            PollFd::from_borrowed_fd(link, wanted),
+            PollFd::from_borrowed_fd(bells, PollFlags::IN),
+        ];
+        let ready = poll(&mut fds, timeout.map(timespec).as_ref());
+        if !takes_messages && !fds[0].revents().is_empty() {
+            return Err(End::WorkerGone);
+        }
+        if let (Ok(0), Some(deadline)) = (ready, deadline) {
+            self.clock.advance_to(deadline);
+        }
+        Ok(())
+    }
+
+    fn flush_console(&mut self) {
+        let serial = &mut self.partition.ports.serial;
+        let output = serial.output();
+        if !output.is_empty() && self.connection.link.send(&ToWorker::Console(output)) {
+            serial.clear();
+        }
+    }
+
+    fn send_notes(&mut self) {
+        for note in self.partition.take_notes() {
+            // A full link loses notes: they are a help, not a record.
+            self.connection.link.send(&ToWorker::Note(&note));
+        }
+    }
+}
+
+fn timespec(nanoseconds: u64) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(nanoseconds / 1_000_000_000).unwrap_or(i64::MAX),
+        tv_nsec: (nanoseconds % 1_000_000_000) as i64,
+    }
+}
