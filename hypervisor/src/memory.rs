@@ -17,17 +17,29 @@ pub const PAGE_SIZE: u64 = 4096;
 ///
 /// # Safety
 /// Implementors must have no padding and no invalid bit patterns.
-pub unsafe trait Plain: Copy + Default {}
-// SAFETY: integers have neither padding nor invalid bit patterns.
-unsafe impl Plain for u8 {}
-// SAFETY: as above.
-unsafe impl Plain for u16 {}
-// SAFETY: as above.
-unsafe impl Plain for u32 {}
-// SAFETY: as above.
-unsafe impl Plain for u64 {}
-// SAFETY: as above.
-unsafe impl Plain for u128 {}
+pub unsafe trait Plain: Copy + Default {
+    /// Zero-extends.
+    fn widen(self) -> u128;
+    /// Keeps the low bytes.
+    fn narrow(value: u128) -> Self;
+}
+
+macro_rules! plain {
+    ($($integer:ty)*) => {$(
+        // SAFETY: integers have neither padding nor invalid bit patterns.
+        unsafe impl Plain for $integer {
+            #[inline(always)]
+            fn widen(self) -> u128 {
+                self as u128
+            }
+            #[inline(always)]
+            fn narrow(value: u128) -> Self {
+                value as $integer
+            }
+        }
+    )*};
+}
+plain!(u8 u16 u32 u64 u128);
 
 #[repr(C, packed)]
 #[derive(Clone, Copy)]

@@ -2,9 +2,14 @@
 
 use super::{
     access::Tlb,
+    apic::Apic,
+    clock::Clock,
+    code::{CodeWatch, JumpCache},
     flags::{self, Flags, W64},
     op::Op,
+    random::Random,
     simd::vector::Vector,
+    system::msr::Msrs,
     x87::X87,
 };
 use crate::{memory::GuestMemory, processor::Intercept};
@@ -55,6 +60,20 @@ impl Exception {
             address: 0,
         }
     }
+    pub const fn invalid_task(error: u32) -> Self {
+        Self {
+            vector: 10,
+            error: Some(error),
+            address: 0,
+        }
+    }
+    pub const fn not_present(error: u32) -> Self {
+        Self {
+            vector: 11,
+            error: Some(error),
+            address: 0,
+        }
+    }
     pub const fn stack(error: u32) -> Self {
         Self {
             vector: 12,
@@ -85,6 +104,8 @@ pub struct Segment {
     /// Descriptor bytes 5 and 6: type, S, DPL, P in bits 0-7; AVL, L, D/B, G in bits 12-15.
     pub attributes: u16,
     pub limit: u32,
+    /// What compatibility mode adds to addresses; FS and GS have theirs in `segment_base` alone.
+    pub base: u32,
 }
 
 /// A table register: GDTR, IDTR, and the hidden parts of TR and LDTR.
@@ -141,21 +162,42 @@ pub struct Cpu {
     pub intercept: Intercept,
     pub tlb: Tlb,
     pub memory: GuestMemory,
+    pub code: CodeWatch,
+    pub jumps: JumpCache,
+    pub msrs: Msrs,
+    pub apic: Apic,
+    pub clock: Clock,
+    pub random: Random,
+    /// Something may have to be done before the next block: an interrupt, a trap.
+    pub attention: bool,
+    /// After STI or a load of SS: no interrupt before the next instruction has retired.
+    pub interrupt_shadow: bool,
+    /// The #UD being raised is for an instruction that exists but is not implemented.
+    pub unimplemented: bool,
+    /// Instructions executed before the current block.
+    pub executed: u64,
 }
 
 impl Cpu {
     /// A processor in 64-bit mode at CPL 0 with interrupts off, SSE on and paging still off: linear
     /// addresses are physical (a state no guest can reach; tests use it).
     pub fn new(memory: GuestMemory) -> Self {
+        Self::with_clock(memory, Clock::deterministic(1000))
+    }
+
+    /// As [`Cpu::new`], with the time of `clock`.
+    pub fn with_clock(memory: GuestMemory, clock: Clock) -> Self {
         let code = Segment {
             selector: 0x10,
             attributes: 0xA09B,
             limit: u32::MAX,
+            base: 0,
         };
         let data = Segment {
             selector: 0x18,
             attributes: 0xC093,
             limit: u32::MAX,
+            base: 0,
         };
         Self {
             gpr: [0; 32],
@@ -187,7 +229,17 @@ impl Cpu {
             exception: Exception::DEBUG,
             intercept: Intercept::SliceEnd,
             tlb: Tlb::new(),
+            code: CodeWatch::new(memory.size()),
             memory,
+            jumps: JumpCache::default(),
+            msrs: Msrs::default(),
+            apic: Apic::new(clock.clone()),
+            random: Random::new(clock.is_deterministic()),
+            clock,
+            attention: false,
+            interrupt_shadow: false,
+            unimplemented: false,
+            executed: 0,
         }
     }
 
@@ -240,6 +292,20 @@ impl Cpu {
     #[inline(always)]
     pub fn next_rip(&self, op: &Op) -> u64 {
         self.reg(Self::RIP).wrapping_add(op.next_offset())
+    }
+
+    /// What distinguishes blocks and translations at `rip` in the jump cache; never 0.
+    #[inline(always)]
+    pub fn jump_tag(&self, rip: u64) -> u32 {
+        (self.tlb.generation[(rip >> 63) as usize & 1] as u32) << 2
+            | u32::from(self.cpl == 3) << 1
+            | u32::from(self.long_code)
+    }
+
+    /// Nanoseconds of the virtual machine's clock, also in the middle of a slice.
+    pub fn now(&self) -> u64 {
+        self.clock.set_instructions(self.executed);
+        self.clock.now()
     }
 
     /// Raises `exception` for the current instruction: `return cpu.raise(…)`.

@@ -181,12 +181,12 @@ impl Flags {
 
     /// The six bits at their places in RFLAGS.
     pub fn bits(self) -> u64 {
-        u64::from(self.carry()) * CF
-            | u64::from(self.parity()) * PF
-            | u64::from(self.auxiliary()) * AF
-            | u64::from(self.zero()) * ZF
-            | u64::from(self.sign()) * SF
-            | u64::from(self.overflow()) * OF
+        (u64::from(self.carry()) * CF)
+            | (u64::from(self.parity()) * PF)
+            | (u64::from(self.auxiliary()) * AF)
+            | (u64::from(self.zero()) * ZF)
+            | (u64::from(self.sign()) * SF)
+            | (u64::from(self.overflow()) * OF)
     }
 
     /// Any combination of the six bits.

@@ -32,12 +32,19 @@ pub struct Op {
     pub segment: u8,
     /// Offset of this instruction from the start of its block.
     pub offset: u8,
-    /// Bits 0-3: length in bytes. Bit 7: the effective address is truncated to 32 bits.
+    /// Bits 0-3: length in bytes. Bit 6: there is an explicit memory operand. Bit 7: the effective
+    /// address is truncated to 32 bits.
     pub length_and_flags: u8,
 }
 
 impl Op {
     pub const ADDRESS32: u8 = 0x80;
+    pub const MEMORY: u8 = 0x40;
+
+    /// For handlers that serve both kinds of operand.
+    pub fn has_memory(&self) -> bool {
+        self.length_and_flags & Self::MEMORY != 0
+    }
 
     #[inline(always)]
     pub fn length(&self) -> u8 {

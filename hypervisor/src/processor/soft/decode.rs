@@ -1,0 +1,294 @@
+//! From bytes to blocks: iced-x86 decodes, the instruction groups choose handlers, operands are
+//! lowered the same way for all of them.
+//!
+//! A block is a trace: it goes on past conditional branches (not taken) and ends where control
+//! always leaves, at the end of the page, or when it is full.
+
+use super::{
+    cpu::{Cpu, Exception, Exit},
+    integer,
+    op::{Handler, Op},
+    simd, system, x87,
+};
+use iced_x86::{
+    Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, OpKind, Register,
+};
+
+/// An `Op` holds its offset in the block in one byte.
+const MAX_BYTES: usize = 255;
+const MAX_OPS: usize = 64;
+pub const MAX_INSTRUCTION: usize = 15;
+
+/// What [`decode`] made of some bytes.
+pub enum Decoded {
+    /// `ops`, instructions retired up to and including each op, and how many bytes they cover.
+    Block {
+        ops: Vec<Op>,
+        retired: Vec<u8>,
+        length: usize,
+    },
+    /// The first instruction continues beyond the bytes.
+    Incomplete,
+}
+
+/// Decodes a block of at most `limit` instructions from `bytes`.
+pub fn decode(bytes: &[u8], long_code: bool, limit: usize) -> Decoded {
+    let bytes = bytes.get(..MAX_BYTES).unwrap_or(bytes);
+    // At address 0, so that what is relative to RIP comes out relative to the block.
+    let bitness = if long_code { 64 } else { 32 };
+    let mut decoder = Decoder::with_ip(bitness, bytes, 0, DecoderOptions::NONE);
+    let mut instruction = Instruction::default();
+    let mut ops = Vec::new();
+    let mut length = 0;
+    while ops.len() < limit.min(MAX_OPS) && decoder.can_decode() {
+        decoder.decode_out(&mut instruction);
+        let mut ends = ends_block(&instruction);
+        let op = match decoder.last_error() {
+            DecoderError::None => lower(&instruction, handler(&instruction)),
+            DecoderError::NoMoreBytes if ops.is_empty() => return Decoded::Incomplete,
+            DecoderError::NoMoreBytes => break,
+            _ => {
+                ends = true;
+                lower(&instruction, undefined)
+            }
+        };
+        ops.push(op);
+        length = decoder.position();
+        if ends {
+            break;
+        }
+    }
+    let retired = (1..=ops.len()).map(|count| count as u8).collect();
+    Decoded::Block {
+        ops,
+        retired,
+        length,
+    }
+}
+
+/// The name of the instruction at the start of `bytes`.
+pub fn name(bytes: &[u8], long_code: bool) -> String {
+    let bitness = if long_code { 64 } else { 32 };
+    let instruction = Decoder::with_ip(bitness, bytes, 0, DecoderOptions::NONE).decode();
+    format!("{:?}", instruction.code())
+}
+
+fn handler(instruction: &Instruction) -> Handler {
+    system::select(instruction)
+        .or_else(|| integer::select(instruction))
+        .or_else(|| simd::select(instruction))
+        .or_else(|| x87::select(instruction))
+        .unwrap_or(unimplemented)
+}
+
+/// No such instruction.
+fn undefined(cpu: &mut Cpu, _op: &Op) -> Result<(), Exit> {
+    cpu.raise(Exception::INVALID_OPCODE)
+}
+
+/// An instruction that exists, but not here: the loop counts it by name.
+fn unimplemented(cpu: &mut Cpu, _op: &Op) -> Result<(), Exit> {
+    cpu.unimplemented = true;
+    cpu.raise(Exception::INVALID_OPCODE)
+}
+
+/// Whether control never goes on to the next instruction in the same block.
+fn ends_block(instruction: &Instruction) -> bool {
+    let falls_through = matches!(
+        instruction.flow_control(),
+        FlowControl::Next | FlowControl::ConditionalBranch
+    );
+    // These always leave the block, as intercepts or to look at the new state.
+    let leaves = matches!(
+        instruction.code(),
+        Code::Hlt
+            | Code::Cpuid
+            | Code::Wrmsr
+            | Code::Rdmsr
+            | Code::Sti
+            | Code::Popfq
+            | Code::Popfd
+            | Code::In_AL_DX
+            | Code::In_EAX_DX
+            | Code::Out_DX_AL
+            | Code::Out_DX_EAX
+            | Code::Mov_cr_r64
+    );
+    !falls_through || leaves
+}
+
+/// Number of a register within its class; AH, CH, DH and BH are 4 to 7.
+fn number(register: Register) -> u8 {
+    match register {
+        Register::AH | Register::CH | Register::DH | Register::BH => {
+            4 + (register as u8).wrapping_sub(Register::AH as u8)
+        }
+        _ if register.is_gpr() => register.full_register().number() as u8,
+        _ => register.number() as u8,
+    }
+}
+
+fn address_register(register: Register) -> u8 {
+    match register {
+        Register::None => Cpu::ZERO,
+        Register::RIP | Register::EIP => Cpu::RIP,
+        other => number(other),
+    }
+}
+
+fn lower(instruction: &Instruction, run: Handler) -> Op {
+    let mut op = Op {
+        run,
+        displacement: 0,
+        immediate: 0,
+        dst: 0,
+        src: 0,
+        base: Cpu::ZERO,
+        index: Cpu::ZERO,
+        scale: 0,
+        segment: 0,
+        offset: instruction.ip() as u8,
+        length_and_flags: instruction.len() as u8,
+    };
+    let mut has_immediate = false;
+    let mut has_memory = false;
+    let mut source = None;
+    for i in 0..instruction.op_count() {
+        match instruction.op_kind(i) {
+            OpKind::Register => {
+                let register = number(instruction.op_register(i));
+                if i == 0 {
+                    op.dst = register;
+                } else {
+                    source.get_or_insert(register);
+                }
+            }
+            OpKind::NearBranch64 => op.immediate = instruction.near_branch64() as i64,
+            OpKind::NearBranch32 => {
+                op.immediate = i64::from(instruction.near_branch32() as i32);
+            }
+            OpKind::NearBranch16 => op.immediate = i64::from(instruction.near_branch16()),
+            OpKind::FarBranch32 => {
+                op.immediate = i64::from(instruction.far_branch_selector()) << 32
+                    | i64::from(instruction.far_branch32());
+            }
+            OpKind::FarBranch16 => {
+                op.immediate = i64::from(instruction.far_branch_selector()) << 32
+                    | i64::from(instruction.far_branch16());
+            }
+            OpKind::Immediate8_2nd => {
+                op.immediate |= i64::from(instruction.immediate8_2nd()) << 16;
+            }
+            OpKind::Immediate8
+            | OpKind::Immediate16
+            | OpKind::Immediate32
+            | OpKind::Immediate64
+            | OpKind::Immediate8to16
+            | OpKind::Immediate8to32
+            | OpKind::Immediate8to64
+            | OpKind::Immediate32to64 => {
+                if !has_immediate {
+                    has_immediate = true;
+                    op.immediate |= instruction.immediate(i) as i64;
+                }
+            }
+            OpKind::Memory => {
+                has_memory = true;
+                lower_memory(instruction, &mut op);
+            }
+            // String instructions: registers are implied.
+            kind => {
+                has_memory = true;
+                op.segment = number(instruction.memory_segment());
+                let narrow = matches!(
+                    kind,
+                    OpKind::MemorySegESI
+                        | OpKind::MemorySegEDI
+                        | OpKind::MemoryESEDI
+                        | OpKind::MemorySegSI
+                        | OpKind::MemorySegDI
+                        | OpKind::MemoryESDI
+                );
+                if narrow {
+                    op.length_and_flags |= Op::ADDRESS32;
+                }
+            }
+        }
+    }
+    if !has_memory {
+        op.segment = 0;
+    }
+    op.src = source.unwrap_or(0);
+    op
+}
+
+fn lower_memory(instruction: &Instruction, op: &mut Op) {
+    let (base, index) = (instruction.memory_base(), instruction.memory_index());
+    op.length_and_flags |= Op::MEMORY;
+    op.base = address_register(base);
+    op.index = address_register(index);
+    op.scale = instruction.memory_index_scale().trailing_zeros() as u8;
+    op.displacement = instruction.memory_displacement64() as i64;
+    op.segment = number(instruction.memory_segment());
+    let narrow_register = |register: Register| register.is_gpr32() || register == Register::EIP;
+    let absolute32 =
+        base == Register::None && index == Register::None && instruction.memory_displ_size() == 4;
+    if narrow_register(base) || narrow_register(index) || absolute32 {
+        op.length_and_flags |= Op::ADDRESS32;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(bytes: &[u8]) -> (Vec<Op>, usize) {
+        match decode(bytes, true, 64) {
+            Decoded::Block { ops, length, .. } => (ops, length),
+            Decoded::Incomplete => (Vec::new(), 0),
+        }
+    }
+
+    #[test]
+    fn a_trace_goes_on_past_conditional_branches_and_ends_at_calls() {
+        // jz +2; nop; call +0; nop
+        let (ops, length) = block(&[0x74, 0x02, 0x90, 0xE8, 0, 0, 0, 0, 0x90]);
+        assert_eq!((ops.len(), length), (3, 8));
+        assert_eq!(ops[0].immediate, 4);
+        assert_eq!(ops[2].immediate, 8);
+        assert_eq!(ops[2].offset, 3);
+    }
+
+    #[test]
+    fn rip_relative_operands_are_relative_to_the_block() {
+        // nop; mov rax, [rip+0x10]
+        let (ops, _) = block(&[0x90, 0x48, 0x8B, 0x05, 0x10, 0, 0, 0]);
+        assert_eq!(ops[1].base, Cpu::RIP);
+        assert_eq!(ops[1].displacement, 8 + 0x10);
+    }
+
+    #[test]
+    fn registers_are_numbered_within_their_class() {
+        // mov ah, spl is not encodable: mov bh, al; mov sil, r9b
+        let (ops, _) = block(&[0x88, 0xC7, 0x44, 0x88, 0xCE]);
+        assert_eq!((ops[0].dst, ops[0].src), (7, 0));
+        assert_eq!((ops[1].dst, ops[1].src), (6, 9));
+        // mov fs:[rax+rcx*8-8], rdx
+        let (ops, _) = block(&[0x64, 0x48, 0x89, 0x54, 0xC8, 0xF8]);
+        assert_eq!((ops[0].src, ops[0].base, ops[0].index), (2, 0, 1));
+        assert_eq!(
+            (ops[0].scale, ops[0].segment, ops[0].displacement),
+            (3, 4, -8)
+        );
+    }
+
+    #[test]
+    fn an_instruction_cut_off_is_incomplete_only_at_the_start() {
+        assert!(matches!(
+            decode(&[0x48, 0x8B], true, 64),
+            Decoded::Incomplete
+        ));
+        let (ops, length) = block(&[0x90, 0x48, 0x8B]);
+        assert_eq!((ops.len(), length), (1, 1));
+    }
+}

@@ -1,0 +1,531 @@
+//! The loop: finds or decodes the next block, runs its handlers, and deals with what made them
+//! stop. Interrupts and traps are taken between blocks.
+
+use super::{
+    clock::Clock,
+    code::{Block, Blocks},
+    cpu::{Cpu, Exception, Exit, segment},
+    decode::{self, Decoded, MAX_INSTRUCTION},
+    exception::{Origin, TripleFault},
+    flags,
+};
+use crate::{
+    memory::{GuestMemory, PAGE_SIZE},
+    processor::{BootState, Completion, Intercept, Processor},
+};
+use std::collections::BTreeMap;
+
+/// How many names of unimplemented instructions are kept.
+const MAX_NAMES: usize = 64;
+/// DR6: single step.
+const SINGLE_STEP: u64 = 1 << 14;
+
+/// What the guest must be given before it goes on.
+enum State {
+    Running,
+    /// An intercepted instruction waits for its completion; the next one is at this address.
+    Intercepted {
+        next: u64,
+    },
+    /// HLT, until an interrupt comes.
+    Halted,
+    /// A triple fault: for ever.
+    Shutdown,
+}
+
+/// The software processor of one virtual machine.
+pub struct SoftProcessor {
+    cpu: Cpu,
+    blocks: Blocks,
+    state: State,
+    unimplemented: BTreeMap<String, u64>,
+}
+
+impl SoftProcessor {
+    /// A processor about to execute its first instruction as `boot` says.
+    pub fn new(memory: GuestMemory, boot: BootState, clock: Clock) -> Self {
+        let mut cpu = Cpu::with_clock(memory, clock);
+        cpu.rip = boot.rip;
+        cpu.set_reg(Cpu::RSI, boot.rsi);
+        cpu.set_reg(Cpu::RSP, boot.rsp);
+        cpu.cr0 = 0x8005_0033; // PG AM WP NE ET MP PE
+        cpu.cr3 = boot.cr3;
+        cpu.cr4 = 0x20; // PAE
+        cpu.efer = 0x500; // LMA LME
+        cpu.gdtr.base = boot.gdt_base;
+        cpu.gdtr.limit = boot.gdt_limit.into();
+        cpu.update_domain();
+        cpu.update_fpu_access();
+        Self {
+            cpu,
+            blocks: Blocks::default(),
+            state: State::Running,
+            unimplemented: BTreeMap::new(),
+        }
+    }
+
+    /// The clock that this processor's TSC and timers follow.
+    pub fn clock(&self) -> &Clock {
+        &self.cpu.clock
+    }
+
+    /// Instructions executed since the start.
+    pub fn instructions(&self) -> u64 {
+        self.cpu.executed
+    }
+
+    /// Instructions that the guest used and this processor does not have, with their counts.
+    pub fn unimplemented(&self) -> &BTreeMap<String, u64> {
+        &self.unimplemented
+    }
+
+    /// Registers, for diagnosis and tests.
+    pub fn cpu(&self) -> &Cpu {
+        &self.cpu
+    }
+
+    /// As [`SoftProcessor::cpu`], to set a scene.
+    pub fn cpu_mut(&mut self) -> &mut Cpu {
+        &mut self.cpu
+    }
+
+    /// Runs until an intercept or until about `limit` instructions have been executed in all.
+    fn run_until(&mut self, limit: u64) -> Intercept {
+        self.cpu.attention = true;
+        loop {
+            if self.cpu.attention
+                && let Some(intercept) = self.attend()
+            {
+                return intercept;
+            }
+            if self.cpu.executed >= limit {
+                return Intercept::SliceEnd;
+            }
+            let rip = self.cpu.rip;
+            let known = self.cpu.jumps.get(rip, self.cpu.jump_tag(rip));
+            let number = match known.map_or_else(|| self.find(), Ok) {
+                Ok(number) => number,
+                Err(exit) => match self.leave(exit, rip, rip) {
+                    None => continue,
+                    Some(intercept) => return intercept,
+                },
+            };
+            if let Some(intercept) = self.run_block(number, limit) {
+                return intercept;
+            }
+        }
+    }
+
+    /// Runs one block, again and again as long as it branches to itself.
+    #[inline(always)]
+    fn run_block(&mut self, number: u32, limit: u64) -> Option<Intercept> {
+        let cpu = &mut self.cpu;
+        let Some(block) = self
+            .blocks
+            .get(number)
+            .filter(|block| !block.ops.is_empty())
+        else {
+            // Dropped since the jump cache learned of it.
+            cpu.jumps.forget(cpu.rip);
+            return None;
+        };
+        let start = cpu.rip;
+        let (index, exit) = loop {
+            cpu.gpr[usize::from(Cpu::RIP)] = start;
+            let (index, exit) = execute(cpu, &block.ops);
+            if exit != Exit::Branch {
+                break (index, exit);
+            }
+            cpu.executed += u64::from(block.retired.get(index).copied().unwrap_or(0));
+            if cpu.rip != start || cpu.attention || cpu.executed >= limit {
+                return None;
+            }
+        };
+        let Some(op) = block.ops.get(index) else {
+            // Ran off the end.
+            cpu.executed += u64::from(block.retired.last().copied().unwrap_or(0));
+            cpu.rip = next_address(cpu, start, block.bytes.len() as u64);
+            return None;
+        };
+        cpu.executed += u64::from(block.retired.get(index).copied().unwrap_or(0));
+        let here = next_address(cpu, start, u64::from(op.offset));
+        let next = next_address(cpu, start, op.next_offset());
+        self.leave(exit, here, next)
+    }
+
+    /// Deals with an instruction at `here`, followed by `next`, that left its block.
+    #[cold]
+    #[inline(never)]
+    fn leave(&mut self, exit: Exit, here: u64, next: u64) -> Option<Intercept> {
+        match exit {
+            Exit::Branch => None,
+            Exit::Resync => {
+                self.cpu.rip = next;
+                self.cpu.update_domain();
+                self.cpu.attention = true;
+                None
+            }
+            Exit::Exception => {
+                self.cpu.rip = here;
+                if std::mem::take(&mut self.cpu.unimplemented) {
+                    self.count_unimplemented();
+                }
+                self.raise(self.cpu.exception)
+            }
+            Exit::Intercept => {
+                self.cpu.rip = here;
+                let intercept = self.cpu.intercept;
+                if let Intercept::Halt { .. } = intercept {
+                    self.cpu.rip = next;
+                    self.cpu.interrupt_shadow = false;
+                    self.state = State::Halted;
+                } else {
+                    self.state = State::Intercepted { next };
+                }
+                Some(intercept)
+            }
+        }
+    }
+
+    fn raise(&mut self, exception: Exception) -> Option<Intercept> {
+        let Err(TripleFault) = self.cpu.deliver(exception, Origin::Processor) else {
+            return None;
+        };
+        self.state = State::Shutdown;
+        Some(Intercept::Shutdown)
+    }
+
+    /// What must be seen to between blocks: stores into code, traps, interrupts.
+    #[cold]
+    #[inline(never)]
+    fn attend(&mut self) -> Option<Intercept> {
+        loop {
+            self.cpu.attention = false;
+            if self.cpu.code.dirty {
+                self.cpu.settle_code(&mut self.blocks);
+            }
+            let steps = self.cpu.system_flags & flags::TF != 0;
+            let interrupt = if self.cpu.system_flags & flags::IF != 0 {
+                self.cpu.apic.deliverable()
+            } else {
+                None
+            };
+            if steps || (self.cpu.interrupt_shadow && interrupt.is_some()) {
+                // One instruction by itself.
+                if let Some(stop) = self.step(steps) {
+                    return Some(stop);
+                }
+                continue;
+            }
+            self.cpu.interrupt_shadow = false;
+            let vector = interrupt?;
+            self.cpu.apic.acknowledge(vector);
+            let event = Exception {
+                vector,
+                error: None,
+                address: 0,
+            };
+            if let Err(TripleFault) = self.cpu.deliver(event, Origin::External) {
+                self.state = State::Shutdown;
+                return Some(Intercept::Shutdown);
+            }
+        }
+    }
+
+    /// Executes exactly one instruction, then the single-step trap if `traps`.
+    fn step(&mut self, traps: bool) -> Option<Intercept> {
+        // The shadow ends with this instruction, unless it casts a new one.
+        self.cpu.interrupt_shadow = false;
+        let start = self.cpu.rip;
+        let block = match self.decode(1) {
+            Ok(block) => block,
+            Err(exit) => return self.leave(exit, start, start),
+        };
+        self.cpu.gpr[usize::from(Cpu::RIP)] = start;
+        let (_, exit) = execute(&mut self.cpu, &block.ops);
+        self.cpu.executed += 1;
+        let next = next_address(&self.cpu, start, block.bytes.len() as u64);
+        match exit {
+            Exit::Branch => {}
+            // Also where one instruction ran off the end of its block.
+            Exit::Resync => {
+                let stop = self.leave(exit, start, next);
+                debug_assert!(stop.is_none());
+            }
+            Exit::Exception | Exit::Intercept => return self.leave(exit, start, next),
+        }
+        if traps {
+            return self.raise(Exception {
+                address: SINGLE_STEP,
+                ..Exception::DEBUG
+            });
+        }
+        None
+    }
+
+    /// The block at the current address: from the cache if RAM still holds its bytes, or decoded.
+    #[cold]
+    #[inline(never)]
+    fn find(&mut self) -> Result<u32, Exit> {
+        let cpu = &mut self.cpu;
+        if !cpu.long_code {
+            cpu.rip &= 0xFFFF_FFFF;
+        }
+        let rip = cpu.rip;
+        let tag = cpu.jump_tag(rip);
+        let linear = cpu.code_address(rip);
+        let offset = cpu.translate_fetch(linear)?;
+        let known = offset.and_then(|offset| self.blocks.find(offset, cpu.long_code));
+        if let Some(number) = known
+            && let Some(block) = self.blocks.get(number)
+        {
+            let second = match block.second_page {
+                Some(_) => cpu.translate_fetch(page_after(linear))?,
+                None => None,
+            };
+            if second == block.second_page && block.is_current(&cpu.memory) {
+                cpu.jumps.insert(rip, tag, number);
+                return Ok(number);
+            }
+            self.blocks.invalidate_page_of(number, &mut cpu.code);
+        }
+        let block = self.decode(usize::MAX)?;
+        let cpu = &mut self.cpu;
+        if self.blocks.is_full() {
+            self.blocks.clear(&mut cpu.code);
+            cpu.jumps.forget_all();
+        }
+        let (number, fresh) = self.blocks.insert(block, &mut cpu.code);
+        for page in fresh.into_iter().flatten() {
+            cpu.tlb.forbid_fast_stores(page);
+        }
+        cpu.jumps.insert(rip, tag, number);
+        Ok(number)
+    }
+
+    /// Decodes at the current address.
+    fn decode(&mut self, limit: usize) -> Result<Block, Exit> {
+        let cpu = &mut self.cpu;
+        let linear = cpu.code_address(cpu.rip);
+        let long_code = cpu.long_code;
+        let Some(offset) = cpu.translate_fetch(linear)? else {
+            // A hole reads as all ones, which is no instruction.
+            return cpu.raise(Exception::INVALID_OPCODE);
+        };
+        let mut buffer = [0; 256];
+        let in_page = ((PAGE_SIZE - offset % PAGE_SIZE) as usize).min(buffer.len());
+        let bytes = buffer.get_mut(..in_page).unwrap_or_default();
+        if cpu.memory.read_bytes(offset, bytes).is_none() {
+            return cpu.raise(Exception::INVALID_OPCODE);
+        }
+        if let Decoded::Block {
+            ops,
+            retired,
+            length,
+        } = decode::decode(bytes, long_code, limit)
+        {
+            return Ok(Block {
+                ops: ops.into(),
+                retired: retired.into(),
+                bytes: bytes.get(..length).unwrap_or_default().into(),
+                offset,
+                second_page: None,
+                long_code,
+            });
+        }
+
+        // One instruction that goes on in the next page.
+        let second = cpu.translate_fetch(page_after(linear))?;
+        let rest = MAX_INSTRUCTION.saturating_sub(in_page);
+        let bytes = buffer.get_mut(..in_page + rest).unwrap_or_default();
+        let (_, tail) = bytes.split_at_mut(in_page.min(bytes.len()));
+        if second
+            .and_then(|second| cpu.memory.read_bytes(second, tail))
+            .is_none()
+        {
+            tail.fill(0xFF);
+        }
+        match decode::decode(bytes, long_code, 1) {
+            Decoded::Block {
+                ops,
+                retired,
+                length,
+            } => Ok(Block {
+                ops: ops.into(),
+                retired: retired.into(),
+                bytes: bytes.get(..length).unwrap_or_default().into(),
+                offset,
+                second_page: second,
+                long_code,
+            }),
+            // Longer than an instruction can be.
+            Decoded::Incomplete => cpu.raise(Exception::general_protection(0)),
+        }
+    }
+
+    #[cold]
+    fn count_unimplemented(&mut self) {
+        let cpu = &mut self.cpu;
+        let linear = cpu.code_address(cpu.rip);
+        let mut bytes = [0; MAX_INSTRUCTION];
+        let in_page = ((PAGE_SIZE - linear % PAGE_SIZE) as usize).min(bytes.len());
+        for (part, address) in [
+            (0..in_page, linear),
+            (in_page..bytes.len(), page_after(linear)),
+        ] {
+            if let Some(part) = bytes.get_mut(part)
+                && let Ok(Some(offset)) = cpu.translate_fetch(address)
+            {
+                let _ = cpu.memory.read_bytes(offset, part);
+            }
+        }
+        // The translations above may have raised something of their own.
+        cpu.exception = Exception::INVALID_OPCODE;
+        let name = decode::name(&bytes, cpu.long_code);
+        if self.unimplemented.len() < MAX_NAMES || self.unimplemented.contains_key(&name) {
+            *self.unimplemented.entry(name).or_default() += 1;
+        }
+    }
+
+    /// Completes a register of a port or MSR read.
+    fn set_result(&mut self, value: u64) {
+        let cpu = &mut self.cpu;
+        match cpu.intercept {
+            Intercept::MsrRead { .. } => {
+                cpu.set_reg(Cpu::RAX, value & 0xFFFF_FFFF);
+                cpu.set_reg(Cpu::RDX, value >> 32);
+            }
+            Intercept::PortRead { size: 1, .. } => {
+                cpu.set_reg(Cpu::RAX, cpu.reg(Cpu::RAX) & !0xFF | value & 0xFF);
+            }
+            Intercept::PortRead { size: 2, .. } => {
+                cpu.set_reg(Cpu::RAX, cpu.reg(Cpu::RAX) & !0xFFFF | value & 0xFFFF);
+            }
+            Intercept::PortRead { .. } => cpu.set_reg(Cpu::RAX, value & 0xFFFF_FFFF),
+            Intercept::Hypercall { .. } => cpu.set_reg(Cpu::RAX, value),
+            _ => {}
+        }
+    }
+}
+
+/// Runs ops until one leaves; its index and why. Running off the end is a `Resync` with an index
+/// beyond the last op.
+#[inline(always)]
+fn execute(cpu: &mut Cpu, ops: &[super::op::Op]) -> (usize, Exit) {
+    for (index, op) in ops.iter().enumerate() {
+        if let Err(exit) = (op.run)(cpu, op) {
+            if cpu.code.dirty {
+                cpu.attention = true;
+            }
+            return (index, exit);
+        }
+        if cpu.code.dirty {
+            return (index, Exit::Resync);
+        }
+    }
+    (ops.len(), Exit::Resync)
+}
+
+fn next_address(cpu: &Cpu, start: u64, offset: u64) -> u64 {
+    let address = start.wrapping_add(offset);
+    if cpu.long_code {
+        address
+    } else {
+        address & 0xFFFF_FFFF
+    }
+}
+
+fn page_after(linear: u64) -> u64 {
+    (linear | (PAGE_SIZE - 1)).wrapping_add(1)
+}
+
+impl Cpu {
+    /// Linear address of an instruction.
+    fn code_address(&self, rip: u64) -> u64 {
+        self.segment_base[segment::CS].wrapping_add(rip)
+    }
+
+    /// Drops the blocks that the guest's stores touched.
+    fn settle_code(&mut self, blocks: &mut Blocks) {
+        if self.code.settle(blocks) {
+            self.jumps.forget_all();
+        }
+    }
+}
+
+impl Processor for SoftProcessor {
+    fn run(&mut self, slice: u32) -> Intercept {
+        self.cpu.now();
+        self.cpu.apic.poll();
+        match self.state {
+            State::Running => {}
+            // Nobody completed it: the instruction is executed again.
+            State::Intercepted { .. } => self.state = State::Running,
+            State::Halted => {
+                if !self.has_deliverable_interrupt() {
+                    return self.cpu.intercept;
+                }
+                self.state = State::Running;
+            }
+            State::Shutdown => return Intercept::Shutdown,
+        }
+        let mut limit = self.cpu.executed.saturating_add(slice.into());
+        if let Some(deadline) = self.cpu.apic.deadline()
+            && let Some(count) = self.cpu.clock.instructions_until(deadline)
+        {
+            limit = limit.min(self.cpu.executed.saturating_add(count));
+        }
+        let intercept = self.run_until(limit);
+        self.cpu.clock.set_instructions(self.cpu.executed);
+        intercept
+    }
+
+    fn complete(&mut self, completion: Completion) {
+        let State::Intercepted { next } = self.state else {
+            return;
+        };
+        self.state = State::Running;
+        match completion {
+            Completion::Done => {}
+            Completion::Value(value) => self.set_result(value),
+            Completion::Cpuid(values) => {
+                let registers = [Cpu::RAX, Cpu::RBX, Cpu::RCX, Cpu::RDX];
+                for (register, value) in registers.into_iter().zip(values) {
+                    self.cpu.set_reg(register, value.into());
+                }
+            }
+            Completion::GeneralProtection => {
+                self.raise(Exception::general_protection(0));
+                return;
+            }
+            Completion::InvalidOpcode => {
+                self.raise(Exception::INVALID_OPCODE);
+                return;
+            }
+        }
+        self.cpu.rip = next;
+        self.cpu.interrupt_shadow = false;
+        if self.cpu.system_flags & flags::TF != 0 {
+            self.raise(Exception {
+                address: SINGLE_STEP,
+                ..Exception::DEBUG
+            });
+        }
+    }
+
+    fn assert_interrupt(&mut self, vector: u8) {
+        self.cpu.apic.request(vector);
+    }
+
+    fn has_deliverable_interrupt(&self) -> bool {
+        self.cpu.system_flags & flags::IF != 0 && self.cpu.apic.will_deliver()
+    }
+
+    fn next_event(&self) -> Option<u64> {
+        self.cpu.apic.deadline()
+    }
+
+    fn memory(&self) -> &GuestMemory {
+        &self.cpu.memory
+    }
+}
