@@ -81,7 +81,7 @@ impl<P: Processor> Machine<P> {
     }
 
     /// Waits for the worker's START, runs the guest to its end and tells the worker.
-    pub fn run(mut self) {
+    pub fn run(&mut self) {
         let end = match self.connection.link.wait() {
             Ok(FromWorker::Start) => self.run_guest(),
             Ok(FromWorker::Stop) => End::Stopped,

@@ -3,7 +3,12 @@
 //! Read `run` from top to bottom to see what this process holds when the guest's first
 //! instruction runs: guest RAM, a socket and two eventfds to the VM's worker, two shared pages.
 
-use std::{env, process::ExitCode, time::SystemTime};
+use std::{
+    convert::Infallible,
+    env,
+    process::{ExitCode, exit},
+    time::SystemTime,
+};
 use teuthis_hypervisor::{
     arguments::{self, Arguments, ClockChoice},
     counters::Counters,
@@ -30,16 +35,12 @@ enum Error {
 }
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("teuthis-hypervisor: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    let Err(error) = run();
+    eprintln!("teuthis-hypervisor: {error}");
+    ExitCode::FAILURE
 }
 
-fn run() -> Result<(), Error> {
+fn run() -> Result<Infallible, Error> {
     // What the root side gave us, and nothing else.
     let arguments = Arguments::parse(env::args().skip(1))?;
     let [memory, link, doorbells, to_worker, to_hypervisor, counters] =
@@ -63,12 +64,13 @@ fn run() -> Result<(), Error> {
     };
     let partition = Partition::new(clock.clone(), wall_clock, counters.clone());
     let processor = SoftProcessor::new(memory, arguments.boot, clock.clone());
-    let machine = Machine::new(processor, partition, connection, clock, counters);
+    let mut machine = Machine::new(processor, partition, connection, clock, counters);
 
     // The door is locked before the first guest instruction.
     jail::lock(&machine.descriptors())?;
     machine.run();
-    Ok(())
+    // The host takes everything back: behind the walls nothing can be closed or unmapped.
+    exit(0)
 }
 
 /// Seconds since 1970.
