@@ -1,6 +1,6 @@
 # Two commands: `make run` and `make test`. Each sets up what it needs and is quick when repeated.
 PYTHON ?= python3
-RUST_MINIMUM := 1.85
+RUST_MINIMUM := 1.88
 DISK_MINIMUM := 3000
 export PYTHON RUST_MINIMUM DISK_MINIMUM
 

@@ -1,1 +1,26 @@
-fn main() {}
+//! PID 1 of the initrd: prepares the system, greets the host, serves it until power-off.
+
+use std::process::ExitCode;
+
+use nix::unistd::getpid;
+use teuthis_guest::{agent::Agent, log, power, system, transport};
+
+fn main() -> ExitCode {
+    if getpid().as_raw() != 1 {
+        eprintln!(
+            "teuthis-guest is the init process of a Teuthis virtual machine; it does not run elsewhere"
+        );
+        return ExitCode::FAILURE;
+    }
+    system::prepare();
+    match transport::connect().and_then(|ends| Agent::new(ends.listener, ends.greeting)) {
+        Ok(agent) => {
+            system::finish();
+            power::off(agent.run())
+        }
+        Err(error) => {
+            log::line(&format!("no connection to the host: {error}"));
+            power::off(power::Kind::Off)
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! The agent's loop: one thread, one `poll`, all sessions.
+
+use std::{
+    io::{self, Read},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid},
+    unistd::Pid,
+};
+use signal_hook::{consts::SIGCHLD, low_level::pipe};
+
+use crate::{
+    log, power,
+    session::{Next, Session},
+};
+
+/// Where connections of the host come from.
+pub trait Listener: AsFd {
+    fn accept(&self) -> io::Result<OwnedFd>;
+}
+
+/// Serves one host. The first session is the greeting: when it ends, the host is gone.
+pub struct Agent<L> {
+    listener: L,
+    /// Becomes readable when a child process has ended.
+    ended: UnixStream,
+    sessions: Vec<Session>,
+}
+
+impl<L: Listener> Agent<L> {
+    pub fn new(listener: L, greeting: OwnedFd) -> io::Result<Self> {
+        let (ended, notify) = UnixStream::pair()?;
+        ended.set_nonblocking(true)?;
+        pipe::register(SIGCHLD, notify)?;
+        Ok(Self {
+            listener,
+            ended,
+            sessions: vec![Session::greeting(greeting)],
+        })
+    }
+
+    /// Serves until the host asks for power-off, or is gone.
+    pub fn run(mut self) -> power::Kind {
+        loop {
+            match self.step() {
+                Ok(None) => {}
+                Ok(Some(kind)) => return kind,
+                Err(error) => {
+                    log::line(&format!("cannot go on: {error}"));
+                    return power::Kind::Off;
+                }
+            }
+        }
+    }
+
+    /// Waits for something to happen and does what follows from it.
+    fn step(&mut self) -> io::Result<Option<power::Kind>> {
+        let mut fds = vec![
+            PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.ended.as_fd(), PollFlags::POLLIN),
+        ];
+        let mut ranges = Vec::with_capacity(self.sessions.len());
+        for session in &self.sessions {
+            let start = fds.len();
+            session.interests(&mut fds);
+            ranges.push(start..fds.len());
+        }
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+        let ready: Vec<_> = fds
+            .iter()
+            .map(|fd| fd.revents().unwrap_or(PollFlags::empty()))
+            .collect();
+        drop(fds);
+
+        let children_ended = !ready[1].is_empty();
+        if children_ended {
+            self.reap();
+        }
+        // Back to front: a session that closes does not move those not yet served.
+        for (index, range) in ranges.into_iter().enumerate().rev() {
+            let events = &ready[range];
+            if !children_ended && events.iter().all(|events| events.is_empty()) {
+                continue;
+            }
+            let readable =
+                events[0].intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR);
+            match self.sessions[index].advance(readable) {
+                Next::Continue => {}
+                Next::Close if index == 0 => return Ok(Some(power::Kind::Off)),
+                Next::Close => drop(self.sessions.remove(index)),
+                Next::Power(kind) => return Ok(Some(kind)),
+            }
+        }
+        if !ready[0].is_empty() {
+            match self.listener.accept() {
+                Ok(stream) => self.sessions.push(Session::new(stream)),
+                Err(error) => log::line(&format!("a connection of the host failed: {error}")),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Collects every process that has ended: the sessions' own, and orphans, which fall to PID 1.
+    fn reap(&mut self) {
+        let mut notes = [0; 64];
+        while matches!(self.ended.read(&mut notes), Ok(count) if count > 0) {}
+        for session in &mut self.sessions {
+            session.collect();
+        }
+        if Pid::this().as_raw() != 1 {
+            return; // elsewhere the children of others are not ours to collect
+        }
+        let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        while let Ok(status) = waitid(Id::All, peek) {
+            let Some(pid) = status.pid().filter(|_| status != WaitStatus::StillAlive) else {
+                return;
+            };
+            match self.sessions.iter_mut().find(|session| session.owns(pid)) {
+                Some(session) => session.collect(),
+                None => _ = waitpid(pid, Some(WaitPidFlag::WNOHANG)),
+            }
+        }
+    }
+}

@@ -1,0 +1,402 @@
+//! Frames between host and agent: `u8 type, u8[3] zero, u32 length, payload`, little-endian.
+//!
+//! The numbers are those of the register of flows (`flows.toml`, `agent.*`).
+
+use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf};
+
+pub const HEADER_BYTES: usize = 8;
+pub const PROTOCOL_VERSION: u32 = 1;
+/// vsock port on both sides.
+pub const PORT: u32 = 0x7E07;
+/// Bytes that each stream may send before the other side grants more.
+pub const INITIAL_CREDIT: u32 = 65536;
+pub const MAX_EXEC_BYTES: usize = 65536;
+pub const MAX_DATA_BYTES: usize = 16384;
+const MAX_ERROR_TEXT: usize = 256;
+
+/// What the host asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Request {
+    Exec(Exec),
+    Stdin(Vec<u8>),
+    StdinEof,
+    Signal(u32),
+    Window { stream: Stream, credit: u32 },
+    ReadFile(PathBuf),
+    WriteFile { mode: u32, path: PathBuf },
+    Shutdown { reboot: bool },
+    Entropy(Vec<u8>),
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct Exec {
+    pub argv: Vec<OsString>,
+    /// `KEY=VALUE` each.
+    pub environment: Vec<OsString>,
+    /// Empty: the root directory.
+    pub directory: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    Stdout,
+    Stderr,
+}
+
+/// What the agent answers.
+#[derive(Debug)]
+pub enum Reply<'a> {
+    Hello,
+    Started { pid: u32 },
+    Output(Stream, &'a [u8]),
+    Exited { code: u32 },
+    Killed { signal: u32 },
+    Error { errno: u32, text: &'a str },
+    Window { credit: u32 },
+    Done { bytes: u64 },
+}
+
+impl Reply<'_> {
+    fn number(&self) -> u8 {
+        match self {
+            Reply::Hello => 0x80,
+            Reply::Started { .. } => 0x81,
+            Reply::Output(Stream::Stdout, _) => 0x82,
+            Reply::Output(Stream::Stderr, _) => 0x83,
+            Reply::Exited { .. } | Reply::Killed { .. } => 0x84,
+            Reply::Error { .. } => 0x85,
+            Reply::Window { .. } => 0x86,
+            Reply::Done { .. } => 0x87,
+        }
+    }
+
+    /// Appends the frame to `out`.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let start = out.len();
+        out.extend([self.number(), 0, 0, 0, 0, 0, 0, 0]);
+        match *self {
+            Reply::Hello => out.extend(PROTOCOL_VERSION.to_le_bytes()),
+            Reply::Started { pid } => out.extend(pid.to_le_bytes()),
+            Reply::Output(_, bytes) => out.extend(bytes),
+            Reply::Exited { code } => {
+                out.extend(0u32.to_le_bytes());
+                out.extend(code.to_le_bytes());
+            }
+            Reply::Killed { signal } => {
+                out.extend(1u32.to_le_bytes());
+                out.extend(signal.to_le_bytes());
+            }
+            Reply::Error { errno, text } => {
+                out.extend(errno.to_le_bytes());
+                let fits = |end: &usize| text.is_char_boundary(*end);
+                let end = (0..=text.len().min(MAX_ERROR_TEXT)).rev().find(fits);
+                out.extend(&text.as_bytes()[..end.unwrap_or(0)]);
+            }
+            Reply::Window { credit } => out.extend(credit.to_le_bytes()),
+            Reply::Done { bytes } => out.extend(bytes.to_le_bytes()),
+        }
+        let length = (out.len() - start - HEADER_BYTES) as u32;
+        out[start + 4..start + HEADER_BYTES].copy_from_slice(&length.to_le_bytes());
+    }
+}
+
+/// The host broke the protocol; its connection ends.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Malformed;
+
+/// Cuts a byte stream, which comes in arbitrary pieces, into requests.
+#[derive(Default)]
+pub struct Decoder {
+    buffer: Vec<u8>,
+}
+
+impl Decoder {
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.buffer.extend(bytes);
+    }
+
+    /// The next complete request, if all of it has arrived.
+    pub fn next_request(&mut self) -> Result<Option<Request>, Malformed> {
+        let Some((header, rest)) = self.buffer.split_first_chunk::<HEADER_BYTES>() else {
+            return Ok(None);
+        };
+        let [number, 0, 0, 0, a, b, c, d] = *header else {
+            return Err(Malformed);
+        };
+        let length = u32::from_le_bytes([a, b, c, d]) as usize;
+        let limit = if number == 0x01 {
+            MAX_EXEC_BYTES
+        } else {
+            MAX_DATA_BYTES
+        };
+        if length > limit {
+            return Err(Malformed);
+        }
+        let Some(payload) = rest.get(..length) else {
+            return Ok(None);
+        };
+        let request = parse(number, payload).ok_or(Malformed)?;
+        self.buffer.drain(..HEADER_BYTES + length);
+        Ok(Some(request))
+    }
+}
+
+fn parse(number: u8, payload: &[u8]) -> Option<Request> {
+    let mut fields = Fields(payload);
+    let request = match number {
+        0x01 => Request::Exec(Exec {
+            argv: fields.strings()?,
+            environment: fields.strings()?,
+            directory: fields.string()?.into(),
+        }),
+        0x02 => Request::Stdin(fields.rest()),
+        0x03 => Request::StdinEof,
+        0x04 => Request::Signal(fields.u32()?),
+        0x06 => Request::Window {
+            stream: match fields.u32()? {
+                1 => Stream::Stdout,
+                2 => Stream::Stderr,
+                _ => return None,
+            },
+            credit: fields.u32()?,
+        },
+        0x07 => Request::ReadFile(OsString::from_vec(fields.rest()).into()),
+        0x08 => Request::WriteFile {
+            mode: fields.u32()?,
+            path: OsString::from_vec(fields.rest()).into(),
+        },
+        0x09 => Request::Shutdown {
+            reboot: match fields.u32()? {
+                0 => false,
+                1 => true,
+                _ => return None,
+            },
+        },
+        0x0A => Request::Entropy(fields.rest()),
+        _ => return None,
+    };
+    fields.0.is_empty().then_some(request)
+}
+
+/// Takes fields off the front of a payload.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn u32(&mut self) -> Option<u32> {
+        let (bytes, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(u32::from_le_bytes(*bytes))
+    }
+
+    fn string(&mut self) -> Option<OsString> {
+        let length = self.u32()? as usize;
+        let (bytes, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(OsString::from_vec(bytes.to_vec()))
+    }
+
+    fn strings(&mut self) -> Option<Vec<OsString>> {
+        // The count is not trusted for an allocation: each string takes 4 bytes at least.
+        (0..self.u32()?).map(|_| self.string()).collect()
+    }
+
+    fn rest(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.0).to_vec()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(number: u8, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![number, 0, 0, 0];
+        bytes.extend((payload.len() as u32).to_le_bytes());
+        bytes.extend(payload);
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Option<Request>, Malformed> {
+        let mut decoder = Decoder::default();
+        decoder.push(bytes);
+        decoder.next_request()
+    }
+
+    fn string(text: &str) -> Vec<u8> {
+        [&(text.len() as u32).to_le_bytes(), text.as_bytes()].concat()
+    }
+
+    fn exec() -> Vec<u8> {
+        [
+            &2u32.to_le_bytes()[..],
+            &string("echo"),
+            &string("hi"),
+            &1u32.to_le_bytes(),
+            &string("A=b"),
+            &string("/tmp"),
+        ]
+        .concat()
+    }
+
+    #[test]
+    fn requests_come_out_however_the_stream_is_cut() {
+        let stream = [
+            frame(0x01, &exec()),
+            frame(0x02, b"input"),
+            frame(0x03, b""),
+            frame(0x04, &15u32.to_le_bytes()),
+            frame(0x06, &[2, 0, 0, 0, 0, 1, 0, 0]),
+        ]
+        .concat();
+        for step in [1, 3, 7, stream.len()] {
+            let mut decoder = Decoder::default();
+            let mut found = Vec::new();
+            for piece in stream.chunks(step) {
+                decoder.push(piece);
+                while let Some(request) = decoder.next_request().unwrap() {
+                    found.push(request);
+                }
+            }
+            assert_eq!(
+                found,
+                [
+                    Request::Exec(Exec {
+                        argv: vec!["echo".into(), "hi".into()],
+                        environment: vec!["A=b".into()],
+                        directory: "/tmp".into(),
+                    }),
+                    Request::Stdin(b"input".to_vec()),
+                    Request::StdinEof,
+                    Request::Signal(15),
+                    Request::Window {
+                        stream: Stream::Stderr,
+                        credit: 256
+                    },
+                ]
+            );
+        }
+    }
+
+    #[test]
+    fn every_other_request() {
+        let request = |number, payload: &[u8]| decode(&frame(number, payload)).unwrap().unwrap();
+        assert_eq!(request(0x07, b"/etc/x"), Request::ReadFile("/etc/x".into()));
+        let write = Request::WriteFile {
+            mode: 0o644,
+            path: "/x".into(),
+        };
+        assert_eq!(request(0x08, b"\xa4\x01\0\0/x"), write);
+        assert_eq!(request(0x09, &[0; 4]), Request::Shutdown { reboot: false });
+        assert_eq!(
+            request(0x09, &[1, 0, 0, 0]),
+            Request::Shutdown { reboot: true }
+        );
+        assert_eq!(
+            request(0x0A, b"random"),
+            Request::Entropy(b"random".to_vec())
+        );
+    }
+
+    #[test]
+    fn malformed_frames_are_refused() {
+        let exec = exec();
+        for bytes in [
+            frame(0x05, b""),                         // unknown
+            frame(0x03, b"x"),                        // more than it takes
+            frame(0x04, b"abc"),                      // less than it needs
+            frame(0x06, &[3, 0, 0, 0, 1, 0, 0, 0]),   // no such stream
+            frame(0x09, &[2, 0, 0, 0]),               // no such kind
+            frame(0x01, &exec[..exec.len() - 1]),     // cut short inside
+            frame(0x01, &[&exec[..], b"x"].concat()), // more behind
+            frame(0x01, &[0xFF; 8]),                  // a count that cannot be
+            vec![0x02, 1, 0, 0, 0, 0, 0, 0],          // bytes that must be zero
+            vec![0x02, 0, 0, 0, 0x01, 0x40, 0, 0],    // one byte too long
+            vec![0x01, 0, 0, 0, 0x01, 0, 1, 0],       // one byte too long
+            vec![0x02, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF],
+        ] {
+            assert_eq!(decode(&bytes), Err(Malformed), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn replies_are_framed() {
+        let encoded = |reply: Reply| {
+            let mut bytes = Vec::new();
+            reply.encode(&mut bytes);
+            bytes
+        };
+        assert_eq!(encoded(Reply::Hello), frame(0x80, &1u32.to_le_bytes()));
+        assert_eq!(
+            encoded(Reply::Output(Stream::Stderr, b"x")),
+            frame(0x83, b"x")
+        );
+        assert_eq!(
+            encoded(Reply::Exited { code: 3 }),
+            frame(0x84, &[0, 0, 0, 0, 3, 0, 0, 0])
+        );
+        assert_eq!(
+            encoded(Reply::Killed { signal: 9 }),
+            frame(0x84, &[1, 0, 0, 0, 9, 0, 0, 0])
+        );
+        assert_eq!(
+            encoded(Reply::Done { bytes: 1 }),
+            frame(0x87, &1u64.to_le_bytes())
+        );
+        let long = "ä".repeat(200);
+        let error = encoded(Reply::Error {
+            errno: 2,
+            text: &long,
+        });
+        assert_eq!(error.len(), HEADER_BYTES + 4 + MAX_ERROR_TEXT);
+        assert!(str::from_utf8(&error[12..]).is_ok());
+    }
+
+    #[test]
+    fn numbers_are_those_of_the_register() {
+        let register: toml::Table = include_str!("../../flows.toml").parse().unwrap();
+        let number = |id: &str, key: &str| {
+            let entries = register["flow"].as_array().unwrap();
+            let entry = entries
+                .iter()
+                .find(|entry| entry["id"].as_str() == Some(id))
+                .unwrap();
+            let value = entry.get(key).unwrap_or_else(|| &entry["values"][key]);
+            value.as_integer().unwrap() as usize
+        };
+        let replies = [
+            ("agent.hello", Reply::Hello),
+            ("agent.started", Reply::Started { pid: 1 }),
+            ("agent.stdout", Reply::Output(Stream::Stdout, b"")),
+            ("agent.stderr", Reply::Output(Stream::Stderr, b"")),
+            ("agent.exit", Reply::Exited { code: 0 }),
+            ("agent.error", Reply::Error { errno: 1, text: "" }),
+            ("agent.window", Reply::Window { credit: 1 }),
+            ("agent.done", Reply::Done { bytes: 1 }),
+        ];
+        for (id, reply) in replies {
+            assert_eq!(reply.number() as usize, number(id, "number"), "{id}");
+        }
+        let requests = [
+            ("agent.exec", 0x01),
+            ("agent.stdin", 0x02),
+            ("agent.stdin-eof", 0x03),
+            ("agent.signal", 0x04),
+            ("agent.credit", 0x06),
+            ("agent.read-file", 0x07),
+            ("agent.write-file", 0x08),
+            ("agent.shutdown", 0x09),
+            ("agent.entropy", 0x0A),
+        ];
+        for (id, value) in requests {
+            assert_eq!(value, number(id, "number"), "{id}");
+        }
+        assert_eq!(PROTOCOL_VERSION as usize, number("agent.hello", "version"));
+        assert_eq!(PORT as usize, number("agent.hello", "port"));
+        assert_eq!(
+            INITIAL_CREDIT as usize,
+            number("agent.hello", "initial_credit")
+        );
+        assert_eq!(MAX_DATA_BYTES, number("agent.stdout", "max_bytes"));
+        assert_eq!(MAX_EXEC_BYTES, number("agent.exec", "max_bytes"));
+    }
+}

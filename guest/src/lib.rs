@@ -1,0 +1,17 @@
+//! The agent inside a Teuthis virtual machine: runs commands and moves files for the host.
+//!
+//! The session logic knows nothing of its transport (any stream socket will do), so that it is
+//! tested on the host over a socket pair.
+#![deny(unsafe_code)]
+
+pub mod agent;
+mod command;
+mod entropy;
+mod file;
+pub mod frames;
+pub mod log;
+mod outgoing;
+pub mod power;
+mod session;
+pub mod system;
+pub mod transport;

@@ -1,0 +1,97 @@
+//! What an init process does before and after the host is greeted.
+
+use std::{
+    ffi::CString,
+    fs::{self, File},
+    io,
+    os::unix::fs::symlink,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use nix::{
+    errno::Errno,
+    kmod::{ModuleInitFlags, finit_module},
+    mount::{MsFlags, mount},
+    sys::stat::{Mode, umask},
+    unistd::sethostname,
+};
+
+use crate::log;
+
+/// File system type, where, options, flags.
+const MOUNTS: [(&str, &str, &str, MsFlags); 7] = {
+    let strict = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
+    let stricter = strict.union(MsFlags::MS_NOEXEC);
+    [
+        ("proc", "/proc", "", stricter),
+        ("sysfs", "/sys", "", stricter),
+        ("devtmpfs", "/dev", "mode=0755", MsFlags::MS_NOSUID),
+        (
+            "devpts",
+            "/dev/pts",
+            "mode=0620,ptmxmode=0666",
+            MsFlags::MS_NOSUID,
+        ),
+        ("tmpfs", "/dev/shm", "mode=1777", strict),
+        ("tmpfs", "/tmp", "mode=1777", strict),
+        ("tmpfs", "/run", "mode=0755", strict),
+    ]
+};
+const MODULES: &str = "/lib/modules";
+/// Names of files in [`MODULES`], one a line, each after those it depends on.
+const LOAD_ORDER: &str = "/lib/modules/load-order";
+
+/// Mounts and modules. What fails is logged: a guest with less is better than none.
+pub fn prepare() {
+    umask(Mode::from_bits_truncate(0o022));
+    for (kind, target, options, flags) in MOUNTS {
+        report(target, mount_at(kind, target, options, flags));
+    }
+    for (name, target) in [
+        ("fd", ""),
+        ("stdin", "/0"),
+        ("stdout", "/1"),
+        ("stderr", "/2"),
+    ] {
+        let _ = symlink(format!("/proc/self/fd{target}"), format!("/dev/{name}"));
+    }
+    report("hostname", sethostname("teuthis").map_err(Into::into));
+    for name in fs::read_to_string(LOAD_ORDER).unwrap_or_default().lines() {
+        report(name, load(&Path::new(MODULES).join(name)));
+    }
+}
+
+/// What can wait until the host has been greeted: the loopback interface.
+pub fn finish() {
+    let ifconfig = Command::new("/bin/busybox")
+        .args(["ifconfig", "lo", "127.0.0.1", "up"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    report("loopback interface", ifconfig.map(drop));
+}
+
+fn mount_at(kind: &str, target: &str, options: &str, flags: MsFlags) -> io::Result<()> {
+    fs::create_dir_all(target)?;
+    match mount(Some(kind), target, Some(kind), flags, Some(options)) {
+        // A kernel may mount /dev by itself.
+        Ok(()) | Err(Errno::EBUSY) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn load(path: &Path) -> io::Result<()> {
+    let file = File::open(path)?;
+    match finit_module(&file, &CString::default(), ModuleInitFlags::empty()) {
+        Ok(()) | Err(Errno::EEXIST) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn report(what: &str, result: io::Result<()>) {
+    if let Err(error) = result {
+        log::line(&format!("{what}: {error}"));
+    }
+}
