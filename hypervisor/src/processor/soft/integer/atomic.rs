@@ -92,7 +92,7 @@ fn compare_exchange_8(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
     let linear = cpu.effective_address(op);
     let pair = |high: u64, low: u64| (high << 32) | (low & 0xFFFF_FFFF);
     let expected = pair(cpu.reg(Cpu::RDX), cpu.reg(Cpu::RAX));
-    let replacement = pair(cpu.reg(Cpu::RBX), cpu.reg(Cpu::RCX));
+    let replacement = pair(cpu.reg(Cpu::RCX), cpu.reg(Cpu::RBX));
     let value: u64 = cpu.load(linear)?;
     let equal = value == expected;
     cpu.store(linear, if equal { replacement } else { value })?;
@@ -112,7 +112,7 @@ fn compare_exchange_16(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
     }
     let pair = |high: u64, low: u64| (u128::from(high) << 64) | u128::from(low);
     let expected = pair(cpu.reg(Cpu::RDX), cpu.reg(Cpu::RAX));
-    let replacement = pair(cpu.reg(Cpu::RBX), cpu.reg(Cpu::RCX));
+    let replacement = pair(cpu.reg(Cpu::RCX), cpu.reg(Cpu::RBX));
     let value: u128 = cpu.load(linear)?;
     let equal = value == expected;
     cpu.store(linear, if equal { replacement } else { value })?;
