@@ -107,7 +107,7 @@ fn filter(descriptors: &Descriptors) -> Result<BpfProgram, Error> {
             libc::MAP_ANONYMOUS as u64,
         ),
     ]);
-    let rules: [(c_long, Vec<SeccompRule>); 12] = [
+    let rules: [(c_long, Vec<SeccompRule>); 13] = [
         // The worker: messages and doorbells. (2 is stderr, for the last words of a panic.)
         (libc::SYS_sendto, vec![on(fd(descriptors.link))?]),
         (libc::SYS_recvfrom, vec![on(fd(descriptors.link))?]),
@@ -119,6 +119,8 @@ fn filter(descriptors: &Descriptors) -> Result<BpfProgram, Error> {
         // Sleep, and the time on hosts whose vDSO cannot tell it.
         (libc::SYS_ppoll, vec![]),
         (libc::SYS_clock_gettime, vec![]),
+        // RDRAND and RDSEED.
+        (libc::SYS_getrandom, vec![]),
         // The allocator.
         (libc::SYS_mmap, vec![anonymous?]),
         (libc::SYS_mremap, vec![]),
