@@ -4,8 +4,7 @@
 //! The vendor is AMD's because its kernels need no page-table isolation and probe few MSRs; the
 //! family and model (Zen 2) are ones whose start-up code, seeing a hypervisor, leaves MSRs alone.
 
-/// Width of a guest physical address; as the page walk has it.
-const PHYSICAL_ADDRESS_BITS: u32 = 40;
+use crate::processor::soft::paging::PHYSICAL_BITS;
 
 /// A set of bits, written as their numbers.
 const fn bits(numbers: &[u32]) -> u32 {
@@ -42,6 +41,8 @@ const LEAF7_EDX_FSRM: u32 = bits(&[4]);
 /// SYSCALL, NX, 1 GiB pages, RDTSCP, long mode.
 const EXTENDED_EDX: u32 = COMMON_EDX | bits(&[11, 20, 26, 27, 29]);
 const EXTENDED_ECX_LAHF: u32 = bits(&[0]);
+/// FXSAVE and FXRSTOR always carry the x87 error pointers: nothing leaks between tasks.
+const EXTENDED8_EBX_ERROR_POINTERS: u32 = bits(&[2]);
 
 /// Access to: reference counter, SynIC, synthetic timers, hypercall MSRs, VP index, TSC page,
 /// frequencies. Never: partition ids (EBX 1), CPU management (EBX 12), isolation (EBX 22), which
@@ -84,7 +85,7 @@ pub fn leaf(leaf: u32, subleaf: u32) -> Option<[u32; 4]> {
         (0x8000_0006, _) => [0, 0, 0x1000_6140, 64 << 18 | 0x8140],
         // The time-stamp counter is invariant.
         (0x8000_0007, _) => [0, 0, 0, bits(&[8])],
-        (0x8000_0008, _) => [PHYSICAL_ADDRESS_BITS | 48 << 8, 0, 0, 0],
+        (0x8000_0008, _) => [PHYSICAL_BITS | 48 << 8, EXTENDED8_EBX_ERROR_POINTERS, 0, 0],
         _ => return None,
     })
 }

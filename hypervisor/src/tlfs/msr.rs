@@ -31,9 +31,12 @@ const LOCKED: u64 = 1 << 1;
 /// AMD registers that Linux reads without expecting a fault, at their only value.
 const SYSTEM_CONFIGURATION: u32 = 0xC001_0010;
 const HARDWARE_CONFIGURATION: u32 = 0xC001_0015;
+const NORTHBRIDGE_CONFIGURATION: u32 = 0xC001_001F;
 const DECODE_CONFIGURATION: u32 = 0xC001_1029;
 /// The TSC counts at the P0 frequency.
 const TSC_FREQUENCY_SELECT: u64 = 1 << 24;
+/// PCI extended configuration space is on: nothing for the guest to switch on.
+const EXTENDED_CONFIGURATION: u64 = 1 << 46;
 /// LFENCE is serializing.
 const LFENCE_SERIALIZE: u64 = 1 << 1;
 
@@ -44,7 +47,10 @@ fn owner(msr: u32) -> Flow {
         SCONTROL..=EOM | SINT0..=SINT15 => Flow::MsrSynic,
         TIMER_CONFIG | TIMER_COUNT => Flow::MsrStimer,
         CRASH_P0..=CRASH_P4 | CRASH_CONTROL => Flow::MsrCrash,
-        SYSTEM_CONFIGURATION | HARDWARE_CONFIGURATION | DECODE_CONFIGURATION => Flow::MsrProcessor,
+        SYSTEM_CONFIGURATION
+        | HARDWARE_CONFIGURATION
+        | NORTHBRIDGE_CONFIGURATION
+        | DECODE_CONFIGURATION => Flow::MsrProcessor,
         _ => Flow::MsrUnknown,
     }
 }
@@ -74,6 +80,7 @@ impl Partition {
             CRASH_CONTROL => self.crash.control(),
             SYSTEM_CONFIGURATION => 0,
             HARDWARE_CONFIGURATION => TSC_FREQUENCY_SELECT,
+            NORTHBRIDGE_CONFIGURATION => EXTENDED_CONFIGURATION,
             DECODE_CONFIGURATION => LFENCE_SERIALIZE,
             _ => return None,
         })
