@@ -135,7 +135,7 @@ class Link:
     """The socket, and the messages it could not take yet."""
 
     def __init__(self, link: socket.socket, counters: Counters, attend: Callable[[], None]) -> None:
-        """`attend` raises the hypervisor's attention flag before each message."""
+        """`attend` makes a running hypervisor look at the link."""
         link.setblocking(False)
         self._socket = link
         self._counters = counters
@@ -180,8 +180,13 @@ class Link:
 
     def flush(self) -> None:
         """Sends what the socket takes. Raises `EndVM` when the hypervisor is gone."""
+        if not self._unsent:
+            return
+        self._send_unsent()
+        self._attend()  # after sending: the hypervisor lowers the flag before it looks
+
+    def _send_unsent(self) -> None:
         while self._unsent:
-            self._attend()
             try:
                 self._socket.send(self._unsent[0])
             except BlockingIOError:

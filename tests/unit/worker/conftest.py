@@ -1,7 +1,5 @@
 """Fixtures: a guest over a VMBus server in this process."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from teuthis.flows import Counters
@@ -86,7 +84,7 @@ class World:
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
+def world() -> World:
     return World()
 
 

@@ -14,6 +14,8 @@ from teuthis.worker.memory import PAGE_SIZE, GuestMemory
 VERSION = 0x0005_0003
 HEADER = struct.Struct("<II")
 DESCRIPTOR = struct.Struct("<HHHHQ")
+PATIENCE = 3000
+"""Rounds to wait for the host: in another process, each is some 2 ms."""
 TAIL = bytes.fromhex("cbfae611bd5864006a7986d3")
 
 
@@ -41,17 +43,6 @@ class Half:
         self.size = (len(pages) - 1) * PAGE_SIZE
         self.words = memory.words[pages[0] * 1024 : pages[0] * 1024 + 1024]
         self.words[16] = 1
-
-    def _copy(self, position: int, size: int, data: bytes | None = None) -> bytes:
-        out = b""
-        for at in range(size):
-            logical = (position + at) % self.size
-            address = self.pages[1 + logical // PAGE_SIZE] * PAGE_SIZE + logical % PAGE_SIZE
-            if data is None:
-                out += self.memory.bytes[address : address + 1]
-            else:
-                self.memory.bytes[address] = data[at]
-        return out
 
     def move(self, position: int, data: bytes) -> None:
         """Copies into the ring, page by page."""
@@ -238,7 +229,7 @@ class Guest:
 
     def expect(self, kind: int) -> bytes:
         """The next message of that kind; others stay."""
-        for _ in range(200):
+        for _ in range(PATIENCE):
             for index, (found, body) in enumerate(self.inbox):
                 if found == kind:
                     del self.inbox[index]
@@ -285,7 +276,10 @@ class Guest:
         offered: list[Channel] = []
         previous, self.on_offer = self.on_offer, offered.append
         self.post(21, service(own_port) + service(port))
-        self.pump()
+        for _ in range(PATIENCE):
+            self.pump()
+            if offered:
+                break
         self.on_offer = previous
         (channel,) = offered
         assert not channel.from_host

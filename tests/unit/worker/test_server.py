@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from teuthis.flows import FLOWS
 from teuthis.worker.memory import PAGE_SIZE
 from teuthis.worker.vmbus import messages as m
 from teuthis.worker.vmbus.channel import Channel
@@ -137,7 +138,7 @@ def test_unknown_messages_are_counted_and_ignored(connected: World, kind: int) -
 
 @pytest.mark.parametrize("kind", list(m.INBOUND))
 def test_short_messages_are_counted_and_ignored(connected: World, kind: int) -> None:
-    minimum = m.FLOWS[m.INBOUND[kind].flow].min_bytes
+    minimum = FLOWS[m.INBOUND[kind].flow].min_bytes
     for size in range(minimum):
         connected.server.receive(1, 1, HEADER.pack(kind, 0)[:size].ljust(size, b"\0"))
     connected.guest.pump()

@@ -1,0 +1,170 @@
+"""A worker process with a hypervisor played by the test: link, doorbells, RAM, control, console."""
+
+import mmap
+import os
+import select
+import socket
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from teuthis import protocol
+from teuthis.flows import Counters, counters_size
+from teuthis.protocol import Request, Status, StatusKind, WorkerConfig
+from teuthis.worker.memory import GuestMemory
+
+from .simulator import Guest
+
+MEMORY_SIZE = 8 << 20
+MESSAGE = struct.Struct("<HHIQ256s")
+
+
+def memory_file(name: str, size: int) -> int:
+    descriptor = os.memfd_create(name)
+    os.ftruncate(descriptor, size)
+    return descriptor
+
+
+class Process:
+    """The worker, and everything around it."""
+
+    def __init__(self) -> None:
+        memory = memory_file("memory", MEMORY_SIZE)
+        doorbells = memory_file("doorbells", 4096)
+        counters = memory_file("counters", counters_size())
+        self.link, link = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.console, console = os.pipe()
+        self.to_worker, self.to_hypervisor = os.eventfd(0), os.eventfd(0)
+        config = WorkerConfig(
+            memory=memory,
+            memory_size=MEMORY_SIZE,
+            link=link.fileno(),
+            doorbells=doorbells,
+            to_worker=self.to_worker,
+            to_hypervisor=self.to_hypervisor,
+            counters=counters,
+            control=control.fileno(),
+            console=console,
+        )
+        document = memory_file("config", 0)
+        os.write(document, msgspec.json.encode(config))
+        given = [v for k, v in msgspec.structs.asdict(config).items() if k != "memory_size"]
+        source = str(Path(protocol.__file__).resolve().parents[1])
+        code = f"import sys; sys.path.insert(0, {source!r}); sys.argv[0] = 'worker'"
+        code += "; from teuthis.worker.main import main; sys.exit(main(sys.argv[1:]))"
+        self.child = subprocess.Popen(
+            [sys.executable, "-I", "-c", code, "--config-fd", str(document)],
+            pass_fds=[document, *given],
+            stdin=subprocess.DEVNULL,
+        )
+        self.memory = GuestMemory(memory, MEMORY_SIZE)
+        self.counters = Counters(counters)
+        self.page = mmap.mmap(doorbells, 4096)
+        for descriptor in (document, memory, doorbells, counters, console):
+            os.close(descriptor)
+        link.close()
+        control.close()
+        self.ports: set[int] = set()
+        self.guest = Guest(self.memory, self)
+        self.statuses: list[Status] = []
+        self.started = False
+        self.stopped = False
+
+    # ---- transport -------------------------------------------------------------------------------
+
+    def raw(self, kind: int, value: int = 0, payload: bytes = b"", version: int = 1) -> None:
+        self.link.send(MESSAGE.pack(version, kind, len(payload), value, payload))
+
+    def post(self, connection_id: int, payload: bytes) -> None:
+        self.raw(1, connection_id | 1 << 32, payload)
+
+    def signal(self, relid: int) -> None:
+        if 0x2000 | relid in self.ports:
+            self.page[relid] = 1
+            os.eventfd_write(self.to_worker, 1)
+
+    def settle(self) -> None:
+        """Waits a moment for the worker to say something."""
+        waiting = [self.link.fileno(), self.to_hypervisor, self.control.fileno()]
+        select.select(waiting, [], [], 0.002)
+
+    def messages(self) -> list[bytes]:
+        messages = []
+        while True:
+            try:
+                packet = self.link.recv(512, socket.MSG_DONTWAIT)
+            except (BlockingIOError, ConnectionResetError):
+                break
+            if not packet:
+                break
+            version, kind, length, value, payload = MESSAGE.unpack(packet)
+            assert version == 1
+            if kind == 16:
+                self.started = True
+            elif kind == 17:
+                self.stopped = True
+            elif kind == 18:
+                assert value == 2 | 1 << 32
+                messages.append(payload[:length])
+            elif kind == 19:
+                self.ports.add(value)
+            else:
+                assert kind == 20
+                self.ports.discard(value)
+        if select.select([self.to_hypervisor], [], [], 0)[0]:
+            os.eventfd_read(self.to_hypervisor)
+        return messages
+
+    # ---- the root's side -------------------------------------------------------------------------
+
+    def ask(self, request: Request, *descriptors: int) -> None:
+        socket.send_fds(self.control, [protocol.encode_request(request)], descriptors)
+
+    def take_statuses(self) -> list[Status]:
+        while True:
+            try:
+                packet = self.control.recv(64, socket.MSG_DONTWAIT)
+            except (BlockingIOError, ConnectionResetError):
+                break
+            if not packet:
+                break
+            self.statuses.append(Status.decode(packet))
+        return self.statuses
+
+    def status(self, kind: StatusKind) -> Status | None:
+        for status in self.take_statuses():
+            if status.kind is kind:
+                self.statuses.remove(status)
+                return status
+        return None
+
+    def wait_for(self, kind: StatusKind, seconds: float = 10) -> Status:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            found = self.status(kind)
+            if found is not None:
+                return found
+            time.sleep(0.005)
+        raise AssertionError(f"no {kind.name}")
+
+    def console_text(self) -> bytes:
+        text = b""
+        while select.select([self.console], [], [], 0)[0] and (
+            more := os.read(self.console, 65536)
+        ):
+            text += more
+        return text
+
+    def close(self) -> None:
+        self.control.close()
+        self.link.close()
+        try:
+            assert self.child.wait(10) == 0
+        finally:
+            self.child.kill()
+            self.child.wait()
