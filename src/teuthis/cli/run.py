@@ -108,7 +108,7 @@ def main(
     except _Signalled as end:
         code = 128 + end.number
     except TeuthisError as error:
-        _say(str(error))
+        _say(str(error).partition("\n")[0] if console else str(error))
         code = _exit_code(error)
     raise typer.Exit(code)
 

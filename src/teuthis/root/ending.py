@@ -55,7 +55,7 @@ _MESSAGES: Final[dict[Ended, tuple[type[errors.VMError], str]]] = {
     ),
     Ended.HYPERVISOR_DIED: (
         errors.ProtocolViolation,
-        f"the hypervisor process died, or was killed: {_REPORT}",
+        f"the hypervisor process died, or was killed ({{}}): {_REPORT}",
     ),
     Ended.VMBUS_LIMIT: (
         errors.ProtocolViolation,
@@ -68,13 +68,24 @@ _MESSAGES: Final[dict[Ended, tuple[type[errors.VMError], str]]] = {
 }
 
 
-def ending(reason: Ended | None, last_words: str) -> errors.VMError:
-    """The error for a VM that ended; without a reason its worker died before it could give one."""
+def ending(
+    reason: Ended | None, last_words: str, *, worker: str = "", hypervisor: str = ""
+) -> errors.VMError:
+    """The error for a VM that ended.
+
+    Args:
+        reason: what the worker gave as a reason; None when it died before it could give one.
+        last_words: the end of the console, harmless.
+        worker: how the worker process ended.
+        hypervisor: how the hypervisor process ended.
+    """
     if reason is None:
         return errors.ProtocolViolation(
-            f"the worker process died, or was killed: {_REPORT}", last_words
+            f"the worker process died, or was killed ({worker}): {_REPORT}", last_words
         )
     kind, message = _MESSAGES[reason]
+    if reason is Ended.HYPERVISOR_DIED:
+        message = message.format(hypervisor)
     # Before the guest has its crash registers, a panic looks like a restart or a halt.
     if kind in (errors.GuestReset, errors.GuestHalted) and "Kernel panic" in last_words:
         kind, message = _MESSAGES[Ended.GUEST_CRASH]

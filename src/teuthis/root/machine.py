@@ -164,7 +164,15 @@ class Machine:
             if self._closing and reason is Ended.STOPPED:
                 self._requests.fail(lambda: VMClosed("this VM is closed: start a new one"))
             else:
-                self._requests.fail(lambda: ending(reason, self.console.last_words()))
+                self._requests.fail(lambda: self._error(reason))
+
+    def _error(self, reason: Ended | None) -> VMError:
+        return ending(
+            reason,
+            self.console.last_words(),
+            worker=self._processes.worker.fate,
+            hypervisor=self._processes.hypervisor.fate,
+        )
 
     def _watch(self) -> Ended | None:
         """Handles statuses until the VM ends; None when the worker died without a reason."""
@@ -183,7 +191,6 @@ class Machine:
                 if not packet:
                     return Ended.STOPPED if self._closing else None
                 reason = self._requests.take(packet)
-                self._counters.accept("control.status", len(packet))
                 if reason is not None:
                     return reason
             elif self._wake in events:

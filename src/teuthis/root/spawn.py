@@ -47,6 +47,14 @@ class Child:
         self._process.wait()
         return True
 
+    @property
+    def fate(self) -> str:
+        """How it ended: a signal's name or an exit status."""
+        code = self._process.returncode
+        if code is None:
+            return "still there"
+        return signal.Signals(-code).name if code < 0 else f"exit status {code}"
+
     def end(self) -> None:
         """Kills it if it is still alive, and forgets it."""
         if not self.wait(0):

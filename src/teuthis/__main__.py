@@ -1,0 +1,5 @@
+"""`python -m teuthis` is the program `teuthis`."""
+
+from teuthis.cli import main
+
+main()
