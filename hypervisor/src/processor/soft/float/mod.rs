@@ -9,8 +9,10 @@ mod arithmetic;
 mod integer;
 mod number;
 mod round;
+mod wide;
 
 pub use number::{Class, Encoding, Extended, Number};
+pub use wide::Wide;
 
 /// Exception flags, at their positions in MXCSR and in the x87 status word.
 pub mod flag {

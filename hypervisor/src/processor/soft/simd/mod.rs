@@ -23,6 +23,7 @@ mod shuffle;
 pub mod vector;
 
 use super::op::Handler;
+pub use float_compare::order_flags;
 use iced_x86::Instruction;
 
 /// The handler of `instruction`, or `None` when it is not of this group or not implemented.
