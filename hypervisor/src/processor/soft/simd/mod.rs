@@ -3,6 +3,7 @@
 //! Each module holds one subject: pure functions on [`vector::Vector`]s and a `select` that names
 //! the handler; [`operands`] brings the operands.
 
+mod aes;
 mod approximate;
 mod arithmetic;
 mod compare;
@@ -15,11 +16,14 @@ mod insert;
 mod lane;
 mod logic;
 mod mmx;
+mod mmx_convert;
 mod movement;
 mod operands;
 mod pack;
+mod sha;
 mod shift;
 mod shuffle;
+mod strings;
 pub mod vector;
 
 use super::op::Handler;
@@ -43,6 +47,10 @@ pub fn select(instruction: &Instruction) -> Option<Handler> {
         float_compare::select,
         convert::select,
         approximate::select,
+        mmx_convert::select,
+        strings::select,
+        aes::select,
+        sha::select,
         control::select,
     ]
     .into_iter()
