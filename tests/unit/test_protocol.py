@@ -74,3 +74,10 @@ def test_hostile_status_is_refused(fields: tuple[int, ...]) -> None:
 def test_any_bytes_give_a_status_or_a_protocol_error(packet: bytes) -> None:
     with contextlib.suppress(ProtocolError):
         assert Status.decode(packet).encode() == packet
+
+
+@given(st.binary(max_size=100), st.integers(0, 3))
+def test_any_request_is_decoded_or_refused(packet: bytes, descriptors: int) -> None:
+    with contextlib.suppress(ProtocolError):
+        request = protocol.decode_request(packet, descriptors)
+        assert protocol.DESCRIPTORS[type(request)] == descriptors

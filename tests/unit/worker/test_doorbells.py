@@ -4,6 +4,8 @@ import mmap
 import os
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from teuthis.flows import Counters
 from teuthis.worker.doorbells import PAGE_BYTES, Doorbells
@@ -65,3 +67,14 @@ def test_eventfd_at_its_limit_does_not_block(shared: Shared) -> None:
     shared.doorbells.ring(5, 0)
     shared.doorbells.flush()
     assert shared.page[2048] == 1
+
+
+@given(st.dictionaries(st.integers(0, 2047), st.integers(0, 255)))
+def test_any_page_is_taken(bells: dict[int, int]) -> None:
+    shared = Shared()
+    for relid, value in bells.items():
+        shared.page[relid] = value
+    assert shared.doorbells.take() == sorted(r for r, v in bells.items() if r and v == 1)
+    assert not any(shared.page[:])
+    os.close(shared.to_worker)
+    os.close(shared.to_hypervisor)

@@ -4,6 +4,8 @@ import os
 import struct
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from teuthis.worker.devices.hvsock import (
     LINGER_SECONDS,
@@ -223,3 +225,22 @@ def test_connections_are_bounded(connected: World) -> None:
 
 def test_connecting_before_the_guest_is_there_fails(world: World) -> None:
     assert not world.sockets.connect(7, Recorder)
+
+
+WORDS = st.integers(0, 3) | st.sampled_from([8, 16384, 16385, 2**32 - 1])
+RAW_PACKETS = st.builds(
+    lambda kind, size, data: wrap(kind, size, data), WORDS, WORDS, st.binary(max_size=40)
+)
+
+
+@given(st.lists(st.binary(max_size=80) | RAW_PACKETS, max_size=6))
+def test_any_packets_are_read_or_end_the_stream(packets: list[bytes]) -> None:
+    world = World()
+    assert world.guest.connect()
+    pair = Pair(world)
+    for raw in packets:
+        if pair.guest.gone:
+            break
+        pair.guest.write(raw + bytes(-len(raw) % 8), signal=True)
+        world.guest.pump()
+    assert len(pair.host.data) <= sum(map(len, packets))

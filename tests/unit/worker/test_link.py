@@ -1,0 +1,77 @@
+"""The partition link's messages, decoded from a hypervisor that may be hostile."""
+
+import struct
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from teuthis.protocol import Ended
+from teuthis.worker import link
+from teuthis.worker.link import ConsoleText, End, Incoming, Note, PostMessage
+
+from .process import MESSAGE
+
+
+@pytest.mark.parametrize(
+    ("packet", "flow", "expected"),
+    [
+        (
+            MESSAGE.pack(1, 1, 3, 4 | 1 << 32, b"abc"),
+            "link.post-message",
+            PostMessage(4, 1, b"abc"),
+        ),
+        (
+            MESSAGE.pack(1, 1, 240, 1, b"x" * 240),
+            "link.post-message",
+            PostMessage(1, 0, b"x" * 240),
+        ),
+        (MESSAGE.pack(1, 2, 256, 0, b"y" * 256), "link.console", ConsoleText(b"y" * 256)),
+        (MESSAGE.pack(1, 4, 2, 0, "ä".encode()), "link.note", Note("ä")),
+        (MESSAGE.pack(1, 3, 0, 1, b""), "link.end", End(Ended.POWER_OFF)),
+        (
+            MESSAGE.pack(1, 3, 48, 4, struct.pack("<6Q", *range(6))),
+            "link.end",
+            End(Ended.GUEST_CRASH, (0, 1, 2, 3, 4, 5)),
+        ),
+    ],
+)
+def test_messages_of_the_hypervisor_are_decoded(
+    packet: bytes, flow: str, expected: Incoming
+) -> None:
+    assert link.decode(packet) == (flow, expected)
+
+
+def test_messages_to_the_hypervisor_have_its_layout() -> None:
+    assert link.encode(link.START) == MESSAGE.pack(1, 16, 0, 0, b"")
+    assert link.encode(link.STOP) == MESSAGE.pack(1, 17, 0, 0, b"")
+    delivered = link.encode(link.deliver(b"abc", 3))
+    assert delivered == MESSAGE.pack(1, 18, 3, 2 | 3 << 8 | 1 << 32, b"abc")
+    assert link.encode(link.open_port(0x2001)) == MESSAGE.pack(1, 19, 0, 0x2001, b"")
+    assert link.encode(link.close_port(0x2001)) == MESSAGE.pack(1, 20, 0, 0x2001, b"")
+    with pytest.raises(ValueError, match="241"):
+        link.encode(link.deliver(bytes(241), 0))
+
+
+HEADERS = st.tuples(
+    st.sampled_from([1, 1, 1, 0, 2]),
+    st.integers(0, 21),
+    st.sampled_from([0, 1, 48, 240, 241, 256, 257, 2**32 - 1]),
+    st.sampled_from([0, 1, 4, 7, 8, 1 << 32 | 1, 2**64 - 1]),
+)
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=300),
+        st.builds(
+            lambda header, payload: MESSAGE.pack(*header, payload), HEADERS, st.binary(max_size=256)
+        ),
+    )
+)
+def test_any_packet_is_decoded_or_refused(packet: bytes) -> None:
+    with suppress(ValueError):
+        flow, message = link.decode(packet)
+        assert flow.startswith("link.")
+        assert isinstance(message, PostMessage | ConsoleText | Note | End)
