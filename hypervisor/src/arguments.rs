@@ -36,6 +36,10 @@ pub struct Arguments {
     pub counters: RawFd,
     pub boot: BootState,
     pub clock: ClockChoice,
+    /// This process's own user id, when root starts it.
+    pub uid: Option<u32>,
+    /// Walls that it may go without, separated by commas.
+    pub allow_missing_walls: Vec<String>,
 }
 
 impl Arguments {
@@ -71,6 +75,15 @@ impl Arguments {
                 gdt_limit: take(&mut values, "gdt-limit")?,
             },
             clock: clock(values.remove("clock"))?,
+            uid: match values.contains_key("uid") {
+                true => Some(take(&mut values, "uid")?),
+                false => None,
+            },
+            allow_missing_walls: values
+                .remove("allow-missing-walls")
+                .map_or_else(Vec::new, |names| {
+                    names.split(',').map(str::to_owned).collect()
+                }),
         };
         if values
             .remove("processor")
@@ -149,6 +162,11 @@ mod tests {
             instructions_per_microsecond: 100,
         };
         assert_eq!(arguments.clock, expected);
+        assert_eq!(arguments.uid, None);
+        let text = format!("{GOOD} --uid 0x7E070001 --allow-missing-walls landlock,keyring");
+        let arguments = parse(&text).unwrap();
+        assert_eq!(arguments.uid, Some(0x7E07_0001));
+        assert_eq!(arguments.allow_missing_walls, ["landlock", "keyring"]);
     }
 
     #[test]

@@ -1,153 +1,124 @@
-//! The walls around this process, raised before the first guest instruction runs.
-#![allow(unsafe_code)]
+//! The walls around this process, one by one, and the one call that raises them all. The worker
+//! raises the same walls, by the same names, in the same order: `src/teuthis/jail/walls.py`.
 
-use libc::c_long;
+mod descriptors;
+mod filter;
+mod namespaces;
+mod privileges;
+
 use rustix::{
-    fs::Mode,
-    io::Errno,
-    process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit, umask},
-    thread::set_no_new_privs,
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+    thread::Uid,
 };
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
-};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::{io, os::fd::BorrowedFd};
 
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("descriptor {0} was not given, or was given twice")]
-    Descriptor(RawFd),
-    #[error("could not drop privileges: {0}")]
-    System(#[from] Errno),
-    #[error("could not build the system call filter: {0}")]
-    Filter(#[from] seccompiler::BackendError),
-    #[error("the host refuses the system call filter: {0}")]
-    Apply(#[from] seccompiler::Error),
-}
+pub use descriptors::{NotGiven, adopt};
 
-/// Takes possession of the descriptors `given`, and closes every other one above stderr.
-pub fn adopt<const N: usize>(given: [RawFd; N]) -> Result<[OwnedFd; N], Error> {
-    let mut sorted = given;
-    sorted.sort_unstable();
-    let mut next = 3;
-    for fd in sorted {
-        if fd < next {
-            return Err(Error::Descriptor(fd));
-        }
-        // SAFETY: only asks whether the descriptor is open.
-        if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
-            return Err(Error::Descriptor(fd));
-        }
-        close_range(next, fd - 1)?;
-        next = fd + 1;
-    }
-    close_range(next, RawFd::MAX)?;
-    // SAFETY: each is open, differs from the others, and is owned by nothing else: this runs
-    // before anything in this process has opened a descriptor.
-    Ok(given.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }))
-}
-
-fn close_range(first: RawFd, last: RawFd) -> Result<(), Errno> {
-    if first > last {
-        return Ok(());
-    }
-    // SAFETY: nothing in this process owns these descriptors, see `adopt`.
-    match unsafe { libc::close_range(first as u32, last as u32, 0) } {
-        0 => Ok(()),
-        _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::PERM)),
-    }
-}
-
-/// The descriptors that stay in use behind the walls.
-pub struct Descriptors<'a> {
+/// What this process keeps.
+pub struct Jail<'a> {
     pub link: BorrowedFd<'a>,
     pub to_worker: BorrowedFd<'a>,
     pub to_hypervisor: BorrowedFd<'a>,
+    /// Bytes of guest RAM that it maps.
+    pub memory: u64,
+    /// Its user id, when root starts it.
+    pub uid: Option<u32>,
+    /// Names of walls that it may go without.
+    pub allow_missing: &'a [String],
 }
 
-/// From here on: no new privileges, no files, no processes, no debugger, no dumps, and of all
-/// system calls only those below, on the descriptors they need. Any other call kills the process.
-pub fn lock(descriptors: &Descriptors) -> Result<(), Error> {
-    umask(Mode::RWXU | Mode::RWXG | Mode::RWXO);
-    set_no_new_privs(true)?;
-    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    let limits = [
-        // No new descriptor gets a number below 2; poll(2) accepts as many entries as that.
-        (Resource::Nofile, 2),
-        (Resource::Fsize, 0),
-        (Resource::Core, 0),
-        (Resource::Nproc, 0),
-        (Resource::Memlock, 0),
-        (Resource::Msgqueue, 0),
-    ];
-    for (resource, limit) in limits {
-        let limit = Some(limit);
-        setrlimit(
-            resource,
-            Rlimit {
-                current: limit,
-                maximum: limit,
-            },
-        )?;
+/// One wall: what it is called, how it is raised.
+#[derive(Clone, Copy)]
+pub struct Wall {
+    pub name: &'static str,
+    pub build: fn(&Jail) -> io::Result<()>,
+}
+
+/// In the order in which they must be raised.
+pub const WALLS: [Wall; 15] = [
+    wall("descriptors", descriptors::close_others),
+    wall("identity", |jail| {
+        privileges::assume(jail.uid.map(Uid::from_raw))
+    }),
+    wall("user-namespace", |_| namespaces::user()),
+    wall("network-namespace", |_| namespaces::network()),
+    wall("ipc-namespace", |_| namespaces::ipc()),
+    wall("uts-namespace", |_| namespaces::host_name()),
+    wall("cgroup-namespace", |_| namespaces::cgroup()),
+    wall("empty-root", |_| namespaces::empty_root()),
+    wall("keyring", |_| privileges::own_keyring()),
+    wall("undumpable", |_| privileges::undumpable()),
+    wall("capabilities", |_| privileges::drop_capabilities()),
+    wall("no-new-privileges", |_| privileges::no_new_privileges()),
+    wall("landlock", |_| filter::landlock()),
+    wall("limits", lower_limits),
+    wall("system-calls", filter::system_calls),
+];
+
+const fn wall(name: &'static str, build: fn(&Jail) -> io::Result<()>) -> Wall {
+    Wall { name, build }
+}
+
+/// This host does not give one of the walls.
+#[derive(Debug, thiserror::Error)]
+#[error("this host does not give the wall {name:?}: {reason}")]
+pub struct MissingWall {
+    pub name: &'static str,
+    pub reason: io::Error,
+}
+
+impl MissingWall {
+    /// How the process ends that misses it: the root side knows the wall by this status.
+    pub fn exit_status(&self) -> u8 {
+        const FIRST: u8 = 100;
+        let position = WALLS.iter().position(|wall| wall.name == self.name);
+        let position = position.and_then(|at| u8::try_from(at).ok());
+        FIRST.saturating_add(position.unwrap_or(0))
     }
-    seccompiler::apply_filter(&filter(descriptors)?)?;
+}
+
+/// Raises the walls around this process, for good. The process must have one thread.
+pub fn enter(jail: &Jail, walls: &[Wall]) -> Result<(), MissingWall> {
+    for &Wall { name, build } in walls {
+        match build(jail) {
+            Err(_) if jail.allow_missing.iter().any(|allowed| allowed == name) => {}
+            result => result.map_err(|reason| MissingWall { name, reason })?,
+        }
+    }
     Ok(())
 }
 
-fn filter(descriptors: &Descriptors) -> Result<BpfProgram, Error> {
-    let fd = |fd: BorrowedFd| fd.as_raw_fd() as u64;
-    let on = |fd: u64| rule(&[(0, SeccompCmpOp::Eq, fd)]);
-    // Anonymous memory that is never executable: protection, flags, descriptor.
-    let anonymous = rule(&[
-        (2, SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64), 0),
-        (
-            3,
-            SeccompCmpOp::MaskedEq((libc::MAP_ANONYMOUS | libc::MAP_SHARED) as u64),
-            libc::MAP_ANONYMOUS as u64,
-        ),
-    ]);
-    let rules: [(c_long, Vec<SeccompRule>); 13] = [
-        // The worker: messages and doorbells. (2 is stderr, for the last words of a panic.)
-        (libc::SYS_sendto, vec![on(fd(descriptors.link))?]),
-        (libc::SYS_recvfrom, vec![on(fd(descriptors.link))?]),
-        (libc::SYS_read, vec![on(fd(descriptors.to_hypervisor))?]),
-        (
-            libc::SYS_write,
-            vec![on(fd(descriptors.to_worker))?, on(2)?],
-        ),
-        // Sleep, and the time on hosts whose vDSO cannot tell it.
-        (libc::SYS_ppoll, vec![]),
-        (libc::SYS_clock_gettime, vec![]),
-        // RDRAND and RDSEED.
-        (libc::SYS_getrandom, vec![]),
-        // The allocator.
-        (libc::SYS_mmap, vec![anonymous?]),
-        (libc::SYS_mremap, vec![]),
-        (libc::SYS_munmap, vec![]),
-        (libc::SYS_brk, vec![]),
-        // The end: Rust's runtime takes down its signal stack.
-        (libc::SYS_sigaltstack, vec![]),
-        (libc::SYS_exit_group, vec![]),
-    ];
-    let filter = SeccompFilter::new(
-        rules.into_iter().collect(),
-        SeccompAction::KillProcess,
-        SeccompAction::Allow,
-        TargetArch::x86_64,
-    )?;
-    Ok(filter.try_into()?)
+/// Ends the process with success. The host takes everything back; the walls leave no way to do it
+/// piece by piece.
+pub fn leave() -> ! {
+    privileges::exit()
 }
 
-/// All of `conditions`: argument number, comparison, value.
-fn rule(conditions: &[(u8, SeccompCmpOp, u64)]) -> Result<SeccompRule, Error> {
-    let conditions: Result<Vec<_>, _> = conditions
-        .iter()
-        .map(|(argument, comparison, value)| {
-            // Descriptors and flags are 32 bits wide; the upper half is whatever was there.
-            let width = SeccompCmpArgLen::Dword;
-            SeccompCondition::new(*argument, width, comparison.clone(), *value)
-        })
-        .collect();
-    Ok(SeccompRule::new(conditions?)?)
+/// Address space beyond guest RAM: the program, its stack, decoded code.
+const OWN_MEMORY: u64 = 1 << 30;
+
+fn lower_limits(jail: &Jail) -> io::Result<()> {
+    let limits = [
+        // No new descriptor gets a number below 2; poll(2) accepts as many entries as that.
+        (Resource::Nofile, 2),
+        (Resource::Core, 0), // a core file would carry the guest's memory out
+        (Resource::Nproc, 0),
+        (Resource::Fsize, 0),
+        (Resource::Memlock, 0),
+        (Resource::Msgqueue, 0),
+        (Resource::Nice, 0),
+        (Resource::Rtprio, 0),
+        (Resource::Sigpending, 0),
+        (Resource::As, jail.memory.saturating_add(OWN_MEMORY)),
+    ];
+    for (resource, wanted) in limits {
+        let hard = getrlimit(resource).maximum;
+        let value = Some(hard.map_or(wanted, |hard| hard.min(wanted)));
+        let limit = Rlimit {
+            current: value,
+            maximum: value,
+        };
+        setrlimit(resource, limit)?;
+    }
+    Ok(())
 }

@@ -5,7 +5,7 @@ use crate::{
     counters::Counters,
     doorbells::Doorbells,
     flows::Flow,
-    jail,
+    jail::Jail,
     link::{End, FromWorker, Link, ToWorker},
     processor::{Intercept, Processor, soft::clock::Clock},
     tlfs::{Message, Outcome, Partition, Worker},
@@ -71,12 +71,15 @@ impl<P: Processor> Machine<P> {
         }
     }
 
-    /// The descriptors that it uses while it runs.
-    pub fn descriptors(&self) -> jail::Descriptors<'_> {
-        jail::Descriptors {
+    /// What it needs while it runs.
+    pub fn jail<'a>(&'a self, uid: Option<u32>, allow_missing: &'a [String]) -> Jail<'a> {
+        Jail {
             link: self.connection.link.descriptor(),
             to_worker: self.connection.doorbells.to_worker(),
             to_hypervisor: self.connection.doorbells.descriptor(),
+            memory: self.processor.memory().size(),
+            uid,
+            allow_missing,
         }
     }
 

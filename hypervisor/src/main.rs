@@ -3,12 +3,7 @@
 //! Read `run` from top to bottom to see what this process holds when the guest's first
 //! instruction runs: guest RAM, a socket and two eventfds to the VM's worker, two shared pages.
 
-use std::{
-    convert::Infallible,
-    env,
-    process::{ExitCode, exit},
-    time::SystemTime,
-};
+use std::{convert::Infallible, env, process::ExitCode, time::SystemTime};
 use teuthis_hypervisor::{
     arguments::{self, Arguments, ClockChoice},
     counters::Counters,
@@ -29,7 +24,9 @@ enum Error {
     #[error(transparent)]
     Arguments(#[from] arguments::Error),
     #[error(transparent)]
-    Jail(#[from] jail::Error),
+    Descriptors(#[from] jail::NotGiven),
+    #[error(transparent)]
+    Wall(#[from] jail::MissingWall),
     #[error("could not map the memory it was given: {0}")]
     Map(#[from] rustix::io::Errno),
 }
@@ -37,7 +34,10 @@ enum Error {
 fn main() -> ExitCode {
     let Err(error) = run();
     eprintln!("teuthis-hypervisor: {error}");
-    ExitCode::FAILURE
+    match error {
+        Error::Wall(missing) => ExitCode::from(missing.exit_status()),
+        _ => ExitCode::FAILURE,
+    }
 }
 
 fn run() -> Result<Infallible, Error> {
@@ -66,11 +66,13 @@ fn run() -> Result<Infallible, Error> {
     let processor = SoftProcessor::new(memory, arguments.boot, clock.clone());
     let mut machine = Machine::new(processor, partition, connection, clock, counters);
 
-    // The door is locked before the first guest instruction.
-    jail::lock(&machine.descriptors())?;
+    // The door is locked: from here on no file, no network, no other process, 12 system calls.
+    let jail = machine.jail(arguments.uid, &arguments.allow_missing_walls);
+    jail::enter(&jail, &jail::WALLS)?;
+
+    // Only now is anything read that a guest may have made.
     machine.run();
-    // The host takes everything back: behind the walls nothing can be closed or unmapped.
-    exit(0)
+    jail::leave()
 }
 
 /// Seconds since 1970.

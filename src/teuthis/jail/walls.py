@@ -76,11 +76,11 @@ WALLS: Final = (
     Wall("cgroup-namespace", "names of other control groups", lambda _: namespaces.cgroup()),
     Wall("empty-root", "every path of the host", lambda _: namespaces.empty_root()),
     Wall("keyring", "keys of the user's session", lambda _: capabilities.own_keyring()),
-    Wall("limits", "more than its share", lambda jail: limits.lower(jail.limits)),
     Wall("undumpable", "tracing by others, core files", lambda _: capabilities.undumpable()),
     Wall("capabilities", "every privilege", lambda _: capabilities.drop()),
     Wall("no-new-privileges", "set-user-id programs", lambda _: capabilities.no_new_privileges()),
     Wall("landlock", "paths, ports, signals to others", lambda _: landlock.deny_all()),
+    Wall("limits", "more than its share", lambda jail: limits.lower(jail.limits)),
     Wall(
         "system-calls", "the kernel's interfaces", lambda jail: seccomp.install(jail.system_calls)
     ),

@@ -12,6 +12,7 @@ import msgspec
 from teuthis import programs
 from teuthis.errors import HostError
 from teuthis.flows import Counters, counters_size
+from teuthis.jail import identity
 from teuthis.protocol import WorkerConfig
 from teuthis.root.console import Console, Sink
 from teuthis.root.descriptors import Descriptors
@@ -61,6 +62,7 @@ def launch(memory_size: int, load: Load, sink: Sink | None) -> Processes:
         except OSError as error:
             raise HostError(f"could not make the channels of a VM: {error.strerror}") from error
 
+        own = held.enter_context(identity.lease())
         worker_descriptors = {
             "memory": memory,
             "link": worker_link.fileno(),
@@ -96,6 +98,7 @@ def launch(memory_size: int, load: Load, sink: Sink | None) -> Processes:
             "--cr3": state.cr3,
             "--gdt-base": state.gdt_base,
             "--gdt-limit": state.gdt_limit,
+            **({} if own.hypervisor is None else {"--uid": own.hypervisor}),
         }
         command = [str(programs.find(programs.HYPERVISOR))]
         for option, number in {**descriptors, **numbers}.items():

@@ -1,0 +1,187 @@
+//! An attacker inside this process's jail, for `tests/isolation/`: never part of a package.
+//!
+//! `prisoner [--as UID] [--uid UID] [--without WALL]…` reads attacks from its standard
+//! input, one per line, and forks for each: the child locks itself up as the hypervisor does, then
+//! makes the system calls of the line. The answers, one per line: `errno N` of the call that
+//! failed, `done N` with the last result, or `killed SIGNAL`.
+//!
+//! A line is `NUMBER ARGUMENT…`, or several of them with ` ; ` between. Arguments are numbers,
+//! `s:TEXT` (pointer to a string), `x:HEX` (pointer to these bytes), `buffer` (pointer to a scratch
+//! page), `parent` (process id of the prisoner's parent) and `rN` (the result of call N).
+//! `wait` locks up, says `locked PID`, and sleeps until the standard input ends.
+
+use rustix::thread::{Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+use std::{
+    env,
+    ffi::CString,
+    io::{self, BufRead, Read, Write},
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::net::{UnixDatagram, UnixStream},
+    },
+};
+use teuthis_hypervisor::jail::{Jail, WALLS, Wall, enter};
+
+const GUEST_MEMORY: u64 = 256 << 20;
+
+fn main() -> io::Result<()> {
+    let mut uid = None;
+    let mut walls = Vec::from(WALLS);
+    let mut words = env::args().skip(1);
+    while let (Some(option), Some(value)) = (words.next(), words.next()) {
+        let number = || value.parse::<u32>().map_err(io::Error::other);
+        match option.as_str() {
+            "--as" => become_user(number()?)?,
+            "--uid" => uid = Some(number()?),
+            "--without" => walls.retain(|wall| wall.name != value),
+            _ => return Err(io::Error::other("unknown option")),
+        }
+    }
+    for line in io::stdin().lock().lines() {
+        println!("{}", attempt(&line?, uid, &walls)?);
+    }
+    Ok(())
+}
+
+fn become_user(uid: u32) -> io::Result<()> {
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(uid));
+    set_thread_groups(&[])?;
+    set_thread_res_gid(gid, gid, gid)?;
+    Ok(set_thread_res_uid(uid, uid, uid)?)
+}
+
+fn attempt(line: &str, uid: Option<u32>, walls: &[Wall]) -> io::Result<String> {
+    let calls = parse(line);
+    let (mut answers, answer) = UnixStream::pair()?;
+    // SAFETY: this process has one thread.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        drop(answers);
+        let text = attack(line, &calls, &answer, uid, walls);
+        say(&answer, &text);
+        // SAFETY: ends the child, running nothing of the parent's.
+        unsafe { libc::_exit(0) };
+    }
+    drop(answer);
+    let mut text = String::new();
+    if line == "wait" {
+        // Whoever asked wants to look at the prisoner while it lives.
+        io::BufReader::new(&answers).read_line(&mut text)?;
+        print!("{text}");
+        io::stdout().flush()?;
+    }
+    text.clear();
+    answers.read_to_string(&mut text)?;
+    let mut status = 0;
+    // SAFETY: `status` is ours.
+    unsafe { libc::waitpid(child, &mut status, 0) };
+    if libc::WIFSIGNALED(status) {
+        return Ok(format!("killed {}", libc::WTERMSIG(status)));
+    }
+    Ok(text)
+}
+
+fn attack(
+    line: &str,
+    calls: &[Call],
+    answer: &UnixStream,
+    uid: Option<u32>,
+    walls: &[Wall],
+) -> String {
+    // SAFETY: asks for a number.
+    let pid = unsafe { libc::getpid() };
+    let (link, worker) = UnixDatagram::pair().expect("a socket pair");
+    // Behind the walls nothing can be closed.
+    let (link, _) = (Box::leak(Box::new(link)), Box::leak(Box::new(worker)));
+    let input = io::stdin();
+    let jail = Jail {
+        link: link.as_fd(),
+        to_worker: answer.as_fd(),
+        to_hypervisor: input.as_fd(),
+        memory: GUEST_MEMORY,
+        uid,
+        allow_missing: &[],
+    };
+    if let Err(missing) = enter(&jail, walls) {
+        return missing.to_string();
+    }
+    if line == "wait" {
+        say(answer, &format!("locked {pid}\n"));
+        // SAFETY: reads one byte into a buffer of one.
+        while unsafe { libc::read(0, [0u8; 1].as_mut_ptr().cast(), 1) } == 1 {}
+        return String::new();
+    }
+    let mut results = vec![];
+    for call in calls {
+        let value = |argument: &Argument| match argument {
+            Argument::Number(number) => *number,
+            Argument::Bytes(bytes) => bytes.as_ptr() as i64,
+            Argument::Result(at) => results[*at],
+        };
+        let mut words = [0; 6];
+        for (word, argument) in words.iter_mut().zip(&call.arguments) {
+            *word = value(argument);
+        }
+        let [a, b, c, d, e, f] = words;
+        // SAFETY: none. This is the attack.
+        let result = unsafe { libc::syscall(call.number, a, b, c, d, e, f) };
+        if result == -1 {
+            let number = io::Error::last_os_error().raw_os_error().unwrap_or(0);
+            return format!("errno {number}");
+        }
+        results.push(result);
+    }
+    format!("done {}", results.last().copied().unwrap_or(0))
+}
+
+fn say(answer: &UnixStream, text: &str) {
+    // SAFETY: the bytes are there. An answer that was cut is not one that the test expects.
+    unsafe { libc::write(answer.as_raw_fd(), text.as_ptr().cast(), text.len()) };
+}
+
+struct Call {
+    number: i64,
+    arguments: Vec<Argument>,
+}
+
+enum Argument {
+    Number(i64),
+    Bytes(Vec<u8>),
+    Result(usize),
+}
+
+fn parse(line: &str) -> Vec<Call> {
+    if line == "wait" {
+        return vec![];
+    }
+    let call = |text: &str| {
+        let mut words = text.split(' ');
+        let number = words
+            .next()
+            .and_then(|word| word.parse().ok())
+            .expect("a number");
+        Call {
+            number,
+            arguments: words.map(argument).collect(),
+        }
+    };
+    line.split(" ; ").map(call).collect()
+}
+
+fn argument(word: &str) -> Argument {
+    if let Some(text) = word.strip_prefix("s:") {
+        Argument::Bytes(CString::new(text).expect("no zero").into_bytes_with_nul())
+    } else if let Some(hex) = word.strip_prefix("x:") {
+        let digits = |at| u8::from_str_radix(&hex[at..at + 2], 16).expect("hex");
+        Argument::Bytes((0..hex.len()).step_by(2).map(digits).collect())
+    } else if let Some(at) = word.strip_prefix('r') {
+        Argument::Result(at.parse().expect("a number"))
+    } else if word == "buffer" {
+        Argument::Bytes(vec![0; 4096])
+    } else if word == "parent" {
+        // SAFETY: asks for a number.
+        Argument::Number(unsafe { libc::getppid() }.into())
+    } else {
+        Argument::Number(word.parse().expect("a number"))
+    }
+}

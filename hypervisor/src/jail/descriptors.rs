@@ -1,0 +1,54 @@
+//! The descriptors that this process was given, and no other.
+#![allow(unsafe_code)]
+
+use super::Jail;
+use std::{
+    io,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+};
+
+/// A descriptor of the command line is not there.
+#[derive(Debug, thiserror::Error)]
+#[error("descriptor {0} was not given, or was given twice")]
+pub struct NotGiven(RawFd);
+
+/// Takes possession of the descriptors `given`.
+pub fn adopt<const N: usize>(given: [RawFd; N]) -> Result<[OwnedFd; N], NotGiven> {
+    let mut sorted = given;
+    sorted.sort_unstable();
+    let mut next = 3;
+    for fd in sorted {
+        // SAFETY: only asks whether the descriptor is open.
+        if fd < next || unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
+            return Err(NotGiven(fd));
+        }
+        next = fd.saturating_add(1);
+    }
+    // SAFETY: each is open, differs from the others, and is owned by nothing else: this runs
+    // before anything in this process has opened a descriptor.
+    Ok(given.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+/// Closes all but the link, the two eventfds and 0 to 2, which are /dev/null.
+pub fn close_others(jail: &Jail) -> io::Result<()> {
+    let mut kept = [jail.link, jail.to_worker, jail.to_hypervisor].map(|fd| fd.as_raw_fd());
+    kept.sort_unstable();
+    let mut next = 3;
+    for fd in kept {
+        close_range(next, fd.saturating_sub(1))?;
+        next = fd.saturating_add(1).max(3);
+    }
+    close_range(next, RawFd::MAX)
+}
+
+fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
+    if first > last {
+        return Ok(());
+    }
+    // SAFETY: what is closed was given to this process and is mapped by now, or was left open by
+    // whoever started it; nothing in this process still uses it.
+    match unsafe { libc::close_range(first as u32, last as u32, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -1,0 +1,106 @@
+//! What the kernel refuses this process: all that Landlock knows, and every system call that the
+//! run loop does not make.
+
+use super::Jail;
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetStatus, Scope,
+};
+use libc::c_long;
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
+    SeccompFilter, SeccompRule, TargetArch,
+};
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd},
+};
+
+/// Denies every path, TCP port, abstract socket and signal to others that the kernel can deny.
+pub fn landlock() -> io::Result<()> {
+    let newest = ABI::V6;
+    let status = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(newest))
+        .and_then(|rules| rules.handle_access(AccessNet::from_all(newest)))
+        .and_then(|rules| rules.scope(Scope::from_all(newest)))
+        .and_then(|rules| rules.create())
+        .and_then(|rules| rules.no_new_privs(false).restrict_self())
+        .map_err(io::Error::other)?;
+    match status.ruleset {
+        RulesetStatus::NotEnforced => Err(io::Error::other("the kernel has no Landlock")),
+        _ => Ok(()),
+    }
+}
+
+/// Answers every call but those of the run loop with the death of this process.
+pub fn system_calls(jail: &Jail) -> io::Result<()> {
+    let filter = filter(jail).map_err(io::Error::other)?;
+    seccompiler::apply_filter(&filter).map_err(io::Error::other)
+}
+
+fn filter(jail: &Jail) -> Result<BpfProgram, BackendError> {
+    let on = |fd: BorrowedFd| (0, SeccompCmpOp::Eq, fd.as_raw_fd() as u64);
+    let null = |argument| (argument, SeccompCmpOp::Eq, 0);
+    let rules: [(c_long, Vec<SeccompRule>); 12] = [
+        // The worker: messages, to and from nobody else, and doorbells. (2 is stderr, for the last
+        // words of a panic.)
+        (libc::SYS_sendto, vec![rule(&[on(jail.link), null(4)])?]),
+        (libc::SYS_recvfrom, vec![rule(&[on(jail.link), null(4)])?]),
+        (libc::SYS_read, vec![rule(&[on(jail.to_hypervisor)])?]),
+        (
+            libc::SYS_write,
+            vec![
+                rule(&[on(jail.to_worker)])?,
+                rule(&[(0, SeccompCmpOp::Eq, 2)])?,
+            ],
+        ),
+        // Sleep, and the time on hosts whose vDSO cannot tell it.
+        (libc::SYS_ppoll, vec![rule(&[null(3)])?]),
+        (libc::SYS_clock_gettime, vec![]),
+        // RDRAND and RDSEED.
+        (libc::SYS_getrandom, vec![]),
+        // The allocator: anonymous private memory that is never executable, never over another
+        // mapping. Arguments: protection, flags.
+        (
+            libc::SYS_mmap,
+            vec![rule(&[
+                (2, SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64), 0),
+                (
+                    3,
+                    SeccompCmpOp::MaskedEq(u64::from(u32::MAX)),
+                    (libc::MAP_ANONYMOUS | libc::MAP_PRIVATE) as u64,
+                ),
+            ])?],
+        ),
+        (
+            libc::SYS_mremap,
+            vec![rule(&[(3, SeccompCmpOp::Eq, libc::MREMAP_MAYMOVE as u64)])?],
+        ),
+        (libc::SYS_munmap, vec![]),
+        (libc::SYS_brk, vec![]),
+        (libc::SYS_exit_group, vec![]),
+    ];
+    SeccompFilter::new(
+        rules.into_iter().collect(),
+        SeccompAction::KillProcess,
+        SeccompAction::Allow,
+        TargetArch::x86_64,
+    )?
+    .try_into()
+}
+
+/// All of `conditions`: argument number, comparison, value.
+fn rule(conditions: &[(u8, SeccompCmpOp, u64)]) -> Result<SeccompRule, BackendError> {
+    let condition = |(argument, comparison, value): &(u8, SeccompCmpOp, u64)| {
+        // Descriptors and flags are 32 bits wide, the upper half is whatever was there; of a
+        // pointer nothing may be set.
+        let width = match (comparison, value) {
+            (SeccompCmpOp::Eq, 0) => SeccompCmpArgLen::Qword,
+            _ => SeccompCmpArgLen::Dword,
+        };
+        SeccompCondition::new(*argument, width, comparison.clone(), *value)
+    };
+    let conditions: Result<Vec<_>, _> = conditions.iter().map(condition).collect();
+    SeccompRule::new(conditions?)
+}
