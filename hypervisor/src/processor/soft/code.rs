@@ -257,7 +257,7 @@ impl CodeWatch {
         self.dirty = true;
         if let Some((start, size)) = self.writes.last_mut()
             && *start + *size == offset
-            && offset % PAGE_SIZE != 0
+            && !offset.is_multiple_of(PAGE_SIZE)
         {
             *size += length;
         } else if self.writes.len() < MAX_WRITES {

@@ -26,6 +26,8 @@ pub mod random;
 mod run;
 pub mod simd;
 pub mod system;
+#[cfg(test)]
+mod tests;
 pub mod x87;
 
 pub use run::SoftProcessor;

@@ -1,0 +1,86 @@
+//! A hostile guest: random code with random state must never make the processor panic.
+
+use super::*;
+use crate::processor::Completion;
+
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+}
+
+/// Numbers that matter: addresses inside and at the edges of things, small, large, anything.
+fn interesting(numbers: &mut Numbers) -> u64 {
+    let value = numbers.next();
+    match value % 8 {
+        0 => value >> 60,
+        1 => 0_u64.wrapping_sub(value >> 60),
+        2 => DATA + (value >> 52),
+        3 => (4 << 20) - (value >> 58),
+        4 => 0x0000_7FFF_FFFF_FFF8 + (value >> 60),
+        5 => HIGH + (value >> 44),
+        6 => [PT, GDT, IDT, TSS, CODE][(value >> 32) as usize % 5] + (value >> 54),
+        _ => value,
+    }
+}
+
+fn survive(seed: u64, legacy: bool) {
+    let mut numbers = Numbers(seed | 1);
+    let mut code = vec![0; 0x3000];
+    code.iter_mut()
+        .for_each(|byte| *byte = numbers.next() as u8);
+    let mut guest = Guest::with_code(&code);
+    let cpu = guest.cpu_mut();
+    for register in 0..16 {
+        cpu.gpr[register] = interesting(&mut numbers);
+    }
+    cpu.system_flags = numbers.next() & 0x0024_5700;
+    if numbers.next() % 2 == 0 {
+        cpu.cpl = 3;
+    }
+    cpu.long_code = !legacy;
+    cpu.cr4 |= 0x600;
+    cpu.update_fpu_access();
+    cpu.update_domain();
+    // Handlers go on somewhere in the random code, with interrupts allowed again by chance.
+    for vector in 0..32 {
+        let handler = CODE + numbers.next() % 0x2FF0;
+        gate(guest.0.memory(), vector, handler, 0x8F, numbers.next() % 3);
+    }
+    for _ in 0..200 {
+        match guest.0.run(100) {
+            Intercept::SliceEnd => {}
+            Intercept::Shutdown => break,
+            Intercept::Halt { .. } => guest.0.assert_interrupt(numbers.next() as u8),
+            Intercept::Cpuid { .. } => {
+                guest
+                    .0
+                    .complete(Completion::Cpuid([numbers.next() as u32; 4]));
+            }
+            _ if numbers.next() % 2 == 0 => guest.0.complete(Completion::GeneralProtection),
+            _ => guest
+                .0
+                .complete(Completion::Value(interesting(&mut numbers))),
+        }
+    }
+    assert!(guest.0.unimplemented().len() <= 64);
+}
+
+#[test]
+fn random_code_never_panics() {
+    for seed in 1..300_u64 {
+        survive(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15), false);
+    }
+}
+
+#[test]
+fn random_32_bit_code_never_panics() {
+    for seed in 1..300_u64 {
+        survive(seed.wrapping_mul(0xD134_2543_DE82_EF95), true);
+    }
+}
