@@ -1,0 +1,178 @@
+//! Runs a tiny guest on a processor and a partition, without a worker process, on the
+//! deterministic clock: the same program always leaves the same trace.
+
+use crate::program::*;
+use teuthis_hypervisor::{
+    counters::{Count, Counters},
+    flows::Flow,
+    link::{End, Payload},
+    memory::GuestMemory,
+    processor::{
+        BootState, Intercept, Processor,
+        soft::{SoftProcessor, clock::Clock},
+    },
+    tlfs::{Message, Outcome, Partition, Worker},
+};
+
+const MEMORY: u64 = 4 << 20;
+const INSTRUCTIONS_PER_MICROSECOND: u64 = 100;
+const SLICE: u32 = 1000;
+/// A tiny guest that runs longer than this hangs.
+const MOST_STEPS: usize = 1_000_000;
+
+/// What the guest asked of the worker.
+#[derive(Default)]
+pub struct Recorder {
+    pub posted: Vec<(u32, u32, Vec<u8>)>,
+    pub signalled: Vec<u16>,
+}
+
+impl Worker for Recorder {
+    fn post_message(&mut self, connection: u32, kind: u32, payload: &[u8]) -> bool {
+        self.posted.push((connection, kind, payload.to_vec()));
+        true
+    }
+
+    fn signal(&mut self, channel: u16) {
+        self.signalled.push(channel);
+    }
+}
+
+/// Why a run stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    End(End),
+    /// Halted, with no timer to wake it.
+    Asleep,
+}
+
+pub struct Guest {
+    processor: Box<dyn Processor>,
+    pub partition: Partition,
+    pub worker: Recorder,
+    clock: Clock,
+    counters: Counters,
+    /// Every intercept with the time it came and what became of it.
+    pub trace: Vec<(u64, Intercept, Outcome)>,
+}
+
+impl Guest {
+    pub fn new(program: Program) -> Self {
+        let memory = GuestMemory::anonymous(MEMORY).unwrap();
+        let (code, handlers) = program.finish();
+        memory.write_bytes(CODE, &code).unwrap();
+        // Page map, then one 1 GiB page at 0.
+        memory.write(TABLES, (TABLES + 0x1000) | 3).unwrap();
+        memory.write(TABLES + 0x1000, 0x83u64).unwrap();
+        memory.write(GDT + 0x10, 0x00AF_9B00_0000_FFFFu64).unwrap();
+        memory.write(GDT + 0x18, 0x00CF_9300_0000_FFFFu64).unwrap();
+        memory.write(IDT_POINTER, 0xFFFu16).unwrap();
+        memory.write(IDT_POINTER + 2, IDT).unwrap();
+        for (vector, address) in handlers {
+            // Present, interrupt gate, code segment 0x10.
+            let low = address & 0xFFFF | 0x10 << 16 | 0x8E << 40 | (address >> 16 & 0xFFFF) << 48;
+            let gate = IDT + 16 * u64::from(vector);
+            memory.write(gate, low).unwrap();
+            memory.write(gate + 8, address >> 32).unwrap();
+        }
+        let boot = BootState {
+            rip: CODE,
+            rsi: 0,
+            rsp: STACK,
+            cr3: TABLES,
+            gdt_base: GDT,
+            gdt_limit: 31,
+        };
+        let clock = Clock::deterministic(INSTRUCTIONS_PER_MICROSECOND);
+        let counters = Counters::anonymous().unwrap();
+        Self {
+            processor: Box::new(SoftProcessor::new(memory, boot, clock.clone())),
+            partition: Partition::new(clock.clone(), 0, counters.clone()),
+            worker: Recorder::default(),
+            clock,
+            counters,
+            trace: vec![],
+        }
+    }
+
+    /// Runs until the guest ends or sleeps with nothing to wake it. A sleeping guest may be run
+    /// again, after something was delivered to it.
+    pub fn run(&mut self) -> Stop {
+        for _ in 0..MOST_STEPS {
+            self.raise_interrupts();
+            let intercept = self.processor.run(self.slice());
+            let memory = self.processor.memory();
+            let outcome = self.partition.handle(intercept, memory, &mut self.worker);
+            if intercept != Intercept::SliceEnd {
+                self.trace.push((self.clock.now(), intercept, outcome));
+            }
+            match outcome {
+                Outcome::Complete(completion) => self.processor.complete(completion),
+                Outcome::Continue => {}
+                Outcome::End(end) => return Stop::End(end),
+                Outcome::Sleep => {
+                    while !self.processor.has_deliverable_interrupt() {
+                        let events = [self.processor.next_event(), self.partition.next_event()];
+                        let Some(next) = events.into_iter().flatten().min() else {
+                            return Stop::Asleep;
+                        };
+                        self.clock.advance_to(next);
+                        self.raise_interrupts();
+                    }
+                }
+            }
+        }
+        panic!("the guest does not come to an end");
+    }
+
+    pub fn deliver(&mut self, text: &[u8]) {
+        let message = Message {
+            sint: 2,
+            kind: 1,
+            payload: Payload::new(text).unwrap(),
+        };
+        self.partition
+            .deliver_message(message, self.processor.memory());
+    }
+
+    pub fn signal(&mut self, channel: u16) {
+        self.partition
+            .signal_event(channel, self.processor.memory());
+    }
+
+    pub fn read(&self, address: u64) -> u64 {
+        self.processor.memory().read(address).unwrap()
+    }
+
+    /// The first results that the program reported.
+    pub fn results<const N: usize>(&self) -> [u64; N] {
+        std::array::from_fn(|i| self.read(RESULTS + 8 * i as u64))
+    }
+
+    pub fn interrupts(&self, vector: u8) -> u64 {
+        self.read(INTERRUPTS + 8 * u64::from(vector))
+    }
+
+    pub fn count(&self, flow: Flow) -> Count {
+        self.counters.get(flow)
+    }
+
+    fn raise_interrupts(&mut self) {
+        for vector in self.partition.take_interrupts() {
+            self.processor.assert_interrupt(vector);
+        }
+    }
+
+    fn slice(&self) -> u32 {
+        let next = self.partition.next_event();
+        let count = next.and_then(|next| self.clock.instructions_until(next));
+        count.map_or(SLICE, |count| count.clamp(1, SLICE.into()) as u32)
+    }
+}
+
+/// Runs a program to its ordinary end.
+pub fn run(program: Program) -> Guest {
+    let mut guest = Guest::new(program);
+    assert_eq!(guest.run(), Stop::End(End::Halted));
+    guest
+}
