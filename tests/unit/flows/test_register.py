@@ -1,0 +1,106 @@
+"""The register is complete and true: no handler without an entry, no entry without a handler.
+
+Handlers are named `FILE#function` (Rust, below hypervisor/src) or `module:Qualified.name` (Python).
+A source file takes part in a flow by naming it: `Flow::MsrSynic` in Rust, `"msr.synic"` in Python.
+"""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from teuthis.flows import FLOWS, RECEIVERS, Count, Counters, Flow, counters_size
+
+ROOT = Path(__file__).parents[3]
+KINDS = {
+    "intercept", "instruction", "completion", "interrupt", "memory", "page-table", "hypercall",
+    "message", "ring", "stream", "link", "control",
+}  # fmt: skip
+DIRECTIONS = {
+    "guest-to-host", "host-to-guest", "both", "hypervisor-to-worker", "worker-to-hypervisor",
+    "root-to-worker", "worker-to-root", "worker-to-client", "client-to-worker",
+}  # fmt: skip
+RUST = {path: path.read_text() for path in (ROOT / "hypervisor/src").rglob("*.rs")}
+PYTHON = {path: path.read_text() for path in (ROOT / "src/teuthis").rglob("*.py")}
+
+
+def camel(flow: str) -> str:
+    return "".join(word.capitalize() for word in re.split(r"[.-]", flow))
+
+
+def named_in_rust() -> set[str]:
+    return set(re.findall(r"\bFlow::([A-Z]\w*)", "\n".join(RUST.values()))) - {"COUNT", "ALL"}
+
+
+def named_in_python() -> set[str]:
+    prefixes = {flow.split(".")[0] for flow in FLOWS}
+    pattern = rf'"((?:{"|".join(sorted(prefixes))})\.[a-z][a-z-]*)"'
+    return {name for text in PYTHON.values() for name in re.findall(pattern, text)}
+
+
+@pytest.mark.parametrize("flow", FLOWS.values(), ids=list(FLOWS))
+def test_entry_is_well_formed(flow: Flow) -> None:
+    assert re.fullmatch(r"[a-z-]+(\.[a-z-]+)+", flow.id)
+    assert flow.kind in KINDS
+    assert flow.direction in DIRECTIONS
+    assert flow.receiver in RECEIVERS
+    assert flow.shape and flow.threat
+    assert 0 <= flow.min_bytes <= flow.max_bytes
+
+
+@pytest.mark.parametrize("flow", FLOWS.values(), ids=list(FLOWS))
+def test_handler_exists(flow: Flow) -> None:
+    if "#" in flow.handler:
+        file, function = flow.handler.split("#")
+        assert re.search(rf"\bfn {re.escape(function)}\b", (ROOT / file).read_text()), flow.handler
+    else:
+        module, _, name = flow.handler.partition(":")
+        value = importlib.import_module(module)
+        for part in name.split("."):
+            value = getattr(value, part)
+        assert callable(value), flow.handler
+
+
+@pytest.mark.parametrize("flow", FLOWS.values(), ids=list(FLOWS))
+def test_named_tests_exist(flow: Flow) -> None:
+    for test in flow.tests:
+        file, _, function = test.partition("#" if "#" in test else "::")
+        keyword = "fn" if "#" in test else "def"
+        text = (ROOT / file).read_text()
+        assert re.search(rf"\b{keyword} {re.escape(function)}\b", text), test
+
+
+def test_every_flow_is_counted_somewhere() -> None:
+    rust, python = named_in_rust(), named_in_python()
+    idle = {flow for flow in FLOWS if camel(flow) not in rust and flow not in python}
+    assert not idle, f"entries of the register that no code counts: {sorted(idle)}"
+
+
+def test_every_flow_in_the_code_has_an_entry() -> None:
+    # Rust names are checked by its compiler: `Flow` is made from the register.
+    strangers = named_in_python() - set(FLOWS)
+    assert not strangers, f"flows in the code without an entry in flows.toml: {sorted(strangers)}"
+
+
+def test_operation_codes_are_unique_among_their_kind() -> None:
+    seen: dict[tuple[str, str, int], str] = {}
+    for flow in FLOWS.values():
+        if flow.opcode is not None:
+            place = (flow.id.split(".")[0], flow.direction, flow.opcode)
+            assert place not in seen, f"{flow.id} and {seen[place]} share number {flow.opcode}"
+            seen[place] = flow.id
+
+
+def test_counters_live_in_their_own_place() -> None:
+    counters = Counters()
+    names = list(FLOWS)
+    counters.accept(names[0], 3)
+    counters.accept(names[-1], 5)
+    counters.reject(names[-1])
+    snapshot = counters.snapshot()
+    assert snapshot[names[0]] == Count(1, 3, 0)
+    assert snapshot[names[-1]] == Count(1, 5, 1)
+    assert sum(count.count for count in snapshot.values()) == 2
+    assert counters_size() >= 24 * len(names)
+    counters.close()
