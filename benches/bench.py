@@ -19,7 +19,7 @@ import teuthis
 from teuthis import images
 from teuthis.images import packages
 from teuthis.images.cpio import Archive
-from teuthis.root.loader.kernel import payload
+from teuthis.root.loader.kernel import open_kernel
 
 WORKLOADS = ("integer", "hash", "copy", "syscall", "spawn")
 UNITS = {
@@ -172,7 +172,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         kernel = directory / "vmlinux"
-        kernel.write_bytes(payload(files.kernel.read_bytes(), files.kernel))
+        kernel.write_bytes(open_kernel(files.kernel).data)
         initrd = qemu_initrd(directory)
         host = native()
         ours, theirs = [], []
