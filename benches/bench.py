@@ -184,7 +184,9 @@ def main() -> None:
 
     print(f"{'':12}{'native':>12}{'teuthis':>12}{'QEMU TCG':>12}{'ours/QEMU':>12}")
     boot = "start, s"
-    print(f"{boot:12}{'':12}{teuthis_.boot:12.2f}{qemu.boot:12.2f}{teuthis_.boot / qemu.boot:12.2f}")
+    print(
+        f"{boot:12}{'':12}{teuthis_.boot:12.2f}{qemu.boot:12.2f}{teuthis_.boot / qemu.boot:12.2f}"
+    )
     mib = [teuthis_.memory / 2**20, qemu.memory / 2**20]
     print(f"{'PSS, MiB':12}{'':12}{mib[0]:12.0f}{mib[1]:12.0f}{mib[0] / mib[1]:12.2f}")
     for work in WORKLOADS:

@@ -46,17 +46,11 @@ impl Counters {
         self.add(flow, 2, 1);
     }
 
-    /// Replaces the counters of a flow whose receiver counts in private (the processor's
-    /// innermost loops) and publishes from time to time.
-    pub fn publish(&self, flow: Flow, count: Count) {
-        for (field, value) in [count.count, count.bytes, count.rejected]
-            .into_iter()
-            .enumerate()
-        {
-            if let Some(cell) = self.0.get(flow as usize * 3 + field) {
-                cell.store(value, Relaxed);
-            }
-        }
+    /// Adds what a receiver counted in private (the processor's innermost parts).
+    pub fn merge(&self, flow: Flow, more: Count) {
+        self.add(flow, 0, more.count);
+        self.add(flow, 1, more.bytes);
+        self.add(flow, 2, more.rejected);
     }
 
     pub fn get(&self, flow: Flow) -> Count {

@@ -91,6 +91,7 @@ impl<P: Processor> Machine<P> {
             Ok(_) => End::WorkerViolation,
             Err(end) => end,
         };
+        self.merge_counts();
         if end != End::WorkerGone {
             self.send_notes();
             let output = self.partition.ports.serial.output();
@@ -122,6 +123,7 @@ impl<P: Processor> Machine<P> {
                 cleaned = Instant::now();
                 self.flush_console();
                 self.send_notes();
+                self.merge_counts();
                 if self.connection.link.is_closed() {
                     return End::WorkerGone;
                 }
@@ -203,6 +205,7 @@ impl<P: Processor> Machine<P> {
     fn sleep(&mut self) -> Result<(), End> {
         self.flush_console();
         self.send_notes();
+        self.merge_counts();
         self.raise_interrupts();
         while !self.processor.has_deliverable_interrupt() {
             let events = [self.processor.next_event(), self.partition.next_event()];
@@ -253,6 +256,12 @@ impl<P: Processor> Machine<P> {
         let output = serial.output();
         if !output.is_empty() && self.connection.link.send(&ToWorker::Console(output)) {
             serial.clear();
+        }
+    }
+
+    fn merge_counts(&mut self) {
+        for (flow, count) in self.processor.take_counts() {
+            self.counters.merge(flow, count);
         }
     }
 

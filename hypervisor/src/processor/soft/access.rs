@@ -9,7 +9,10 @@ use super::{
     flags,
     paging::{Access, CR4_SMAP, Page, is_canonical},
 };
-use crate::memory::{PAGE_SIZE, Plain};
+use crate::{
+    flows::Flow,
+    memory::{PAGE_SIZE, Plain},
+};
 
 /// Entries per table.
 pub const ENTRIES: usize = 1024;
@@ -355,6 +358,7 @@ impl Cpu {
         }
         let page = self.walk(linear, access, self.tlb.domain)?;
         let Some(offset) = self.memory.offset(page.gpa) else {
+            self.tally.reject(Flow::MemoryHole);
             return Ok(None);
         };
         let entry = Entry {

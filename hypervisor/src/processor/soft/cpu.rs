@@ -10,6 +10,7 @@ use super::{
     random::Random,
     simd::vector::Vector,
     system::msr::Msrs,
+    tally::Tally,
     x87::X87,
 };
 use crate::{memory::GuestMemory, processor::Intercept};
@@ -162,6 +163,7 @@ pub struct Cpu {
     pub intercept: Intercept,
     pub tlb: Tlb,
     pub memory: GuestMemory,
+    pub tally: Tally,
     pub code: CodeWatch,
     pub jumps: JumpCache,
     pub msrs: Msrs,
@@ -231,6 +233,7 @@ impl Cpu {
             tlb: Tlb::new(),
             code: CodeWatch::new(memory.size()),
             memory,
+            tally: Tally::default(),
             jumps: JumpCache::default(),
             msrs: Msrs::default(),
             apic: Apic::new(clock.clone()),

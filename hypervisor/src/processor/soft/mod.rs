@@ -26,6 +26,7 @@ pub mod random;
 mod run;
 pub mod simd;
 pub mod system;
+pub mod tally;
 #[cfg(test)]
 mod tests;
 pub mod x87;

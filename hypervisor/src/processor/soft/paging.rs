@@ -7,6 +7,7 @@ use super::{
     access::Domain,
     cpu::{Cpu, Exception, Exit},
 };
+use crate::flows::Flow;
 
 /// Width of a guest physical address, as CPUID leaf 0x80000008 must report it.
 pub const PHYSICAL_BITS: u32 = 40;
@@ -65,6 +66,18 @@ impl Cpu {
     /// Translates a canonical linear address, checks that `domain` may do `access` there, and sets
     /// the accessed and dirty bits. Raises #PF otherwise.
     pub fn walk(&mut self, linear: u64, access: Access, domain: Domain) -> Result<Page, Exit> {
+        let page = self.walk_tables(linear, access, domain);
+        match page {
+            Ok(page) => {
+                let levels = u64::from(48 - page.shift) / 9;
+                self.tally.accept(Flow::PageTableWalk, levels * 8);
+            }
+            Err(_) => self.tally.reject(Flow::PageTableWalk),
+        }
+        page
+    }
+
+    fn walk_tables(&mut self, linear: u64, access: Access, domain: Domain) -> Result<Page, Exit> {
         if self.cr0 & CR0_PG == 0 {
             return Ok(Page {
                 gpa: linear & ADDRESS,

@@ -10,6 +10,8 @@ use super::{
     flags,
 };
 use crate::{
+    counters::Count,
+    flows::Flow,
     memory::{GuestMemory, PAGE_SIZE},
     processor::{BootState, Completion, Intercept, Processor},
 };
@@ -291,6 +293,8 @@ impl SoftProcessor {
         }
         let block = self.decode(usize::MAX)?;
         let cpu = &mut self.cpu;
+        cpu.tally
+            .accept(Flow::InstructionDecode, block.bytes.len() as u64);
         if self.blocks.is_full() {
             self.blocks.clear(&mut cpu.code);
             cpu.jumps.forget_all();
@@ -381,6 +385,7 @@ impl SoftProcessor {
         }
         // The translations above may have raised something of their own.
         cpu.exception = Exception::INVALID_OPCODE;
+        cpu.tally.reject(Flow::InstructionDecode);
         let name = decode::name(&bytes, cpu.long_code);
         if self.unimplemented.len() < MAX_NAMES || self.unimplemented.contains_key(&name) {
             *self.unimplemented.entry(name).or_default() += 1;
@@ -447,6 +452,7 @@ impl Cpu {
 
     /// Drops the blocks that the guest's stores touched.
     fn settle_code(&mut self, blocks: &mut Blocks) {
+        self.tally.accept(Flow::InstructionCodeWrite, 0);
         if self.code.settle(blocks) {
             self.jumps.forget_all();
         }
@@ -523,6 +529,10 @@ impl Processor for SoftProcessor {
 
     fn next_event(&self) -> Option<u64> {
         self.cpu.apic.deadline()
+    }
+
+    fn take_counts(&mut self) -> Vec<(Flow, Count)> {
+        self.cpu.tally.take().collect()
     }
 
     fn memory(&self) -> &GuestMemory {

@@ -168,6 +168,7 @@ class Session:
     def _input(self, data: bytes) -> None:
         self._input_credit -= len(data)
         self._sent += len(data)
+        self._counters.accept("client.input", len(data))
         self._send(frames.encode("agent.stdin", data))
 
     def _input_end(self) -> None:
@@ -175,6 +176,7 @@ class Session:
 
     def _written(self, stream: int, size: int) -> None:
         self._ungranted[stream] += size
+        self._counters.accept("client.output", size)
         if self._ungranted[stream] >= GRANT_BYTES and self._result is None:
             grant, self._ungranted[stream] = self._ungranted[stream], 0
             self._credit[stream] += grant

@@ -130,24 +130,24 @@ class Shape(NamedTuple):
 
 
 def _shape(name: str, minimum_version: int, layout: str, record: Any) -> tuple[int, Shape]:
-    flow = FLOWS[f"vmbus.{name}"]
+    flow = FLOWS[name]
     shape = Shape(flow.id, minimum_version, struct.Struct("<" + layout), record)
     return flow.number, shape
 
 
 INBOUND: Final[dict[int, Shape]] = dict(
     [
-        _shape("request-offers", VERSION_4_1, "", RequestOffers),
-        _shape("open-channel", VERSION_4_1, "5I", OpenChannel),
-        _shape("close-channel", VERSION_4_1, "I", CloseChannel),
-        _shape("gpadl-header", VERSION_4_1, "IIHHII", GpadlHeader),
-        _shape("gpadl-body", VERSION_4_1, "II", GpadlBody),
-        _shape("gpadl-teardown", VERSION_4_1, "II", GpadlTeardown),
-        _shape("relid-released", VERSION_4_1, "I", RelidReleased),
-        _shape("initiate-contact", 0, "IIBB", InitiateContact),
-        _shape("unload", VERSION_4_1, "", Unload),
-        _shape("tl-connect-request", VERSION_4_1, "16s16s", TlConnectRequest),
-        _shape("modify-channel", VERSION_4_1, "II", ModifyChannel),
+        _shape("vmbus.request-offers", VERSION_4_1, "", RequestOffers),
+        _shape("vmbus.open-channel", VERSION_4_1, "5I", OpenChannel),
+        _shape("vmbus.close-channel", VERSION_4_1, "I", CloseChannel),
+        _shape("vmbus.gpadl-header", VERSION_4_1, "IIHHII", GpadlHeader),
+        _shape("vmbus.gpadl-body", VERSION_4_1, "II", GpadlBody),
+        _shape("vmbus.gpadl-teardown", VERSION_4_1, "II", GpadlTeardown),
+        _shape("vmbus.relid-released", VERSION_4_1, "I", RelidReleased),
+        _shape("vmbus.initiate-contact", 0, "IIBB", InitiateContact),
+        _shape("vmbus.unload", VERSION_4_1, "", Unload),
+        _shape("vmbus.tl-connect-request", VERSION_4_1, "16s16s", TlConnectRequest),
+        _shape("vmbus.modify-channel", VERSION_4_1, "II", ModifyChannel),
     ]
 )
 

@@ -1,13 +1,19 @@
 //! RDMSR and WRMSR. The registers that are the processor's own live here; every other one is an
 //! intercept, which the partition answers or refuses.
 
-use crate::processor::{
-    Intercept,
-    soft::{
-        apic,
-        cpu::{Cpu, Exception, Exit, segment},
-        op::Op,
-        paging::{EFER_NXE, is_canonical},
+use crate::{
+    flows::{
+        Flow,
+        values::{MSR_APIC_FIRST, MSR_APIC_LAST},
+    },
+    processor::{
+        Intercept,
+        soft::{
+            apic,
+            cpu::{Cpu, Exception, Exit, segment},
+            op::Op,
+            paging::{EFER_NXE, is_canonical},
+        },
     },
 };
 
@@ -180,12 +186,29 @@ impl Cpu {
         }
         Known::Done(())
     }
+
+    /// Counts an access to a register of the processor's own.
+    fn count_msr<T>(&mut self, msr: u32, known: &Known<T>) {
+        let apic = MSR_APIC_FIRST..=MSR_APIC_LAST;
+        let flow = if apic.contains(&msr.into()) {
+            Flow::MsrApic
+        } else {
+            Flow::MsrProcessor
+        };
+        match known {
+            Known::Done(_) => self.tally.accept(flow, 8),
+            Known::Refused => self.tally.reject(flow),
+            Known::Elsewhere => {}
+        }
+    }
 }
 
 pub fn rdmsr(cpu: &mut Cpu, _op: &Op) -> Result<(), Exit> {
     cpu.require_kernel()?;
     let msr = cpu.reg(Cpu::RCX) as u32;
-    match cpu.read_msr(msr) {
+    let known = cpu.read_msr(msr);
+    cpu.count_msr(msr, &known);
+    match known {
         Known::Done(value) => {
             cpu.set_pair(value);
             Ok(())
@@ -199,7 +222,9 @@ pub fn wrmsr(cpu: &mut Cpu, _op: &Op) -> Result<(), Exit> {
     cpu.require_kernel()?;
     let msr = cpu.reg(Cpu::RCX) as u32;
     let value = cpu.reg(Cpu::RDX) << 32 | cpu.reg(Cpu::RAX) & 0xFFFF_FFFF;
-    match cpu.write_msr(msr, value) {
+    let known = cpu.write_msr(msr, value);
+    cpu.count_msr(msr, &known);
+    match known {
         Known::Done(()) => Err(Exit::Resync),
         Known::Refused => cpu.raise(Exception::general_protection(0)),
         Known::Elsewhere => cpu.intercept(Intercept::MsrWrite { msr, value }),
