@@ -6,14 +6,15 @@ byte 24 * i: count, bytes, rejected.
 """
 
 import mmap
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from teuthis.flows.register import FLOWS
 
 _WORDS = 3
 
 
-class Count(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Count:
     """Counters of one flow."""
 
     count: int

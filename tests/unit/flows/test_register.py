@@ -45,7 +45,8 @@ def test_entry_is_well_formed(flow: Flow) -> None:
     assert flow.kind in KINDS
     assert flow.direction in DIRECTIONS
     assert flow.receiver in RECEIVERS
-    assert flow.shape and flow.threat
+    assert flow.shape
+    assert flow.threat
     assert 0 <= flow.min_bytes <= flow.max_bytes
 
 
