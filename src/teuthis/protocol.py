@@ -93,7 +93,7 @@ class Signal(msgspec.Struct, tag="signal", frozen=True, forbid_unknown_fields=Tr
 
 
 class WriteFile(msgspec.Struct, tag="write-file", frozen=True, forbid_unknown_fields=True):
-    """Create or replace a guest file. Descriptor: source, read to its end. Answer: DONE or FAILED."""
+    """Create or replace a guest file. Descriptor: source, read to its end; then DONE or FAILED."""
 
     id: RequestId
     path: str

@@ -65,6 +65,7 @@ def print_counts(counts: Mapping[str, Count]) -> None:
     for heading in ("count", "bytes", "refused"):
         table.add_column(heading, justify="right")
     for name, count in counts.items():
-        if any(count):
-            table.add_row(name, FLOWS[name].receiver, *(f"{number:,}" for number in count))
+        if count:
+            numbers = (count.count, count.bytes, count.rejected)
+            table.add_row(name, FLOWS[name].receiver, *(f"{number:,}" for number in numbers))
     Console(stderr=True, highlight=False).print(table)

@@ -21,6 +21,15 @@ class Count:
     bytes: int
     rejected: int
 
+    def __add__(self, other: "Count") -> "Count":
+        return Count(
+            self.count + other.count, self.bytes + other.bytes, self.rejected + other.rejected
+        )
+
+    def __bool__(self) -> bool:
+        """Whether anything happened."""
+        return bool(self.count or self.rejected)
+
 
 def counters_size() -> int:
     """Bytes of a counter page: the register's size, rounded up to whole pages."""

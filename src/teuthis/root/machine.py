@@ -119,7 +119,7 @@ class Machine:
         pages = (self._counters, *self._processes.counters)
         snapshots = [page.snapshot() for page in pages]
         return {
-            flow: Count(*map(sum, zip(*(snapshot[flow] for snapshot in snapshots), strict=True)))
+            flow: sum((snapshot[flow] for snapshot in snapshots), start=Count(0, 0, 0))
             for flow in snapshots[0]
         }
 
