@@ -104,7 +104,11 @@ impl Wide {
         };
         let distance = (large.exponent - small.exponent) as u32;
         let a = large.significand >> 1;
-        let b = (small.significand >> 1).checked_shr(distance).unwrap_or(0);
+        // However small, it must show in a difference.
+        let b = (small.significand >> 1)
+            .checked_shr(distance)
+            .unwrap_or(0)
+            .max(1);
         let sum = if large.negative == small.negative {
             a + b
         } else {

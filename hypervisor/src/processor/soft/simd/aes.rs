@@ -189,12 +189,12 @@ mod tests {
 
     #[test]
     fn carryless_product() {
-        let a = Vector::from([0x7b5b_5465_7374_5665, 0x6374_6f72_5d53_475d]);
-        let b = Vector::from([0x4869_2853_6861_7929, 0x5b47_7565_726f_6e5d]);
+        let a = Vector::from([0x6374_6f72_5d53_475d_u64, 0x7b5b_5465_7374_5665]);
+        let b = Vector::from([0x5b47_7565_726f_6e5d_u64, 0x4869_2853_6861_7929]);
         let product = carryless_multiply(a, b, 0);
         assert_eq!(
             u128::from(product),
-            0x1d4d_84c8_5c34_40c0_929633d5d36f0451_u128
+            0x1d4d_84c8_5c34_40c0_9296_33d5_d36f_0451_u128
         );
     }
 }

@@ -89,8 +89,8 @@ fn to_mmx<const TRUNCATE: bool>(
         context.rounding = Rounding::Zero;
     }
     let [a, b] = f(&mut context, source).map(|lane| u64::from(lane as u32));
-    finish(cpu, &context)?;
     cpu.x87.enter_mmx();
+    finish(cpu, &context)?;
     cpu.x87.set_mmx(op.dst, a | b << 32);
     Ok(())
 }

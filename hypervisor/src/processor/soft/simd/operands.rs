@@ -83,6 +83,19 @@ pub fn xmm_m128(
     Ok(())
 }
 
+/// xmm ← f(xmm, m128, imm8), any alignment
+#[inline(always)]
+pub fn xmm_unaligned(
+    cpu: &mut Cpu,
+    op: &Op,
+    f: impl Fn(Vector, Vector, u8) -> Vector,
+) -> Result<(), Exit> {
+    cpu.require_sse()?;
+    let source = load_unaligned(cpu, op)?;
+    cpu.xmm[dst(op)] = f(cpu.xmm[dst(op)], source, op.immediate as u8);
+    Ok(())
+}
+
 /// xmm ← f(xmm, m16/m32/m64, imm8)
 #[inline(always)]
 pub fn xmm_narrow<T: Narrow>(

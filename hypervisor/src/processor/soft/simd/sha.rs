@@ -1,4 +1,5 @@
-//! SHA-1 and SHA-256 steps (FIPS 180-4).
+//! SHA-1 and SHA-256 steps (FIPS 180-4). As on AMD's processors, memory operands need no alignment
+//! (Intel's do ask for it).
 
 use super::{operands::*, vector::*};
 use crate::processor::soft::{
@@ -7,16 +8,26 @@ use crate::processor::soft::{
 };
 use iced_x86::{Instruction, Mnemonic as M};
 
+macro_rules! sha {
+    ($instruction:expr, $f:expr) => {
+        if in_memory($instruction) {
+            (|cpu: &mut Cpu, op: &Op| xmm_unaligned(cpu, op, $f)) as Handler
+        } else {
+            |cpu: &mut Cpu, op: &Op| xmm_xmm(cpu, op, $f)
+        }
+    };
+}
+
 pub fn select(i: &Instruction) -> Option<Handler> {
     Some(match i.mnemonic() {
-        M::Sha1rnds4 => xmm_immediate!(i, sha1_rounds),
-        M::Sha1nexte => xmm!(i, sha1_next_e),
-        M::Sha1msg1 => xmm!(i, sha1_message1),
-        M::Sha1msg2 => xmm!(i, sha1_message2),
+        M::Sha1rnds4 => sha!(i, sha1_rounds),
+        M::Sha1nexte => sha!(i, |a, b, _| sha1_next_e(a, b)),
+        M::Sha1msg1 => sha!(i, |a, b, _| sha1_message1(a, b)),
+        M::Sha1msg2 => sha!(i, |a, b, _| sha1_message2(a, b)),
         M::Sha256rnds2 if in_memory(i) => sha256_rounds_memory,
         M::Sha256rnds2 => sha256_rounds_register,
-        M::Sha256msg1 => xmm!(i, sha256_message1),
-        M::Sha256msg2 => xmm!(i, sha256_message2),
+        M::Sha256msg1 => sha!(i, |a, b, _| sha256_message1(a, b)),
+        M::Sha256msg2 => sha!(i, |a, b, _| sha256_message2(a, b)),
         _ => return None,
     })
 }
@@ -91,7 +102,7 @@ fn sha256_rounds_register(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
 
 fn sha256_rounds_memory(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
     cpu.require_sse()?;
-    let source = load_aligned(cpu, op)?;
+    let source = load_unaligned(cpu, op)?;
     cpu.xmm[dst(op)] = sha256_rounds(cpu.xmm[dst(op)], source, cpu.xmm[0]);
     Ok(())
 }

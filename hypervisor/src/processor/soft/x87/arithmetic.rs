@@ -195,8 +195,13 @@ fn fscale(cpu: &mut Cpu, _: &Op) -> Result<(), Exit> {
                     exponent: a.exponent + distance,
                     ..a
                 };
-                let result = context.round_number(Format::EXTENDED, scaled);
-                in_range(context, result)
+                let rounded = context.round_number(Format::EXTENDED, scaled);
+                let result = in_range(context, rounded);
+                if result != rounded {
+                    context.raise(flag::INEXACT);
+                    context.rounded_up = result.class == Class::Infinity;
+                }
+                result
             }
         }
     });

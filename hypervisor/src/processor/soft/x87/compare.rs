@@ -53,19 +53,22 @@ fn condition(order: Option<Ordering>) -> u16 {
     }
 }
 
-/// Compares ST(0) with `other` (`None` is an empty register) and pops.
+/// Compares ST(0) with `other` (`None` is an empty register) and pops. The condition codes are set
+/// even when an exception is unmasked; then nothing is popped.
 fn compare(cpu: &mut Cpu, other: Option<Number>, quiet: bool, pops: u8) {
     let Some(other) = other.filter(|_| !cpu.x87.is_empty(0)) else {
-        if cpu.stack_fault(false) {
-            cpu.x87.set_condition(CONDITION, CONDITION);
+        let masked = cpu.stack_fault(false);
+        cpu.x87.set_condition(CONDITION, CONDITION);
+        if masked {
             cpu.x87.pops(pops);
         }
         return;
     };
     let mut context = cpu.x87.context();
     let order = context.compare(cpu.x87.st(0).unpack(), other, quiet);
-    if cpu.note_x87(&context) {
-        cpu.x87.set_condition(CONDITION, condition(order));
+    let delivered = cpu.note_x87(&context);
+    cpu.x87.set_condition(CONDITION, condition(order));
+    if delivered {
         cpu.x87.pops(pops);
     }
 }
@@ -104,7 +107,11 @@ fn to_flags(cpu: &mut Cpu, op: &Op, quiet: bool, pops: u8) -> Result<(), Exit> {
     };
     let mut context = cpu.x87.context();
     let order = context.compare(cpu.x87.st(0).unpack(), other, quiet);
-    if cpu.note_x87(&context) {
+    // C1 stays what it was, as AMD has it (Intel clears it).
+    let c1 = cpu.x87.status & status::C1;
+    let delivered = cpu.note_x87(&context);
+    cpu.x87.set_condition(status::C1, c1);
+    if delivered {
         cpu.flags = order_flags(order);
         cpu.x87.pops(pops);
     }

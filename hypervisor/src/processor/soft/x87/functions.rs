@@ -10,10 +10,11 @@ fn series(next: impl Fn(u16, Wide) -> Wide) -> Wide {
     let (mut sum, mut term) = (Wide::ONE, Wide::ONE);
     for n in 1..64 {
         term = next(n, term);
+        // Even a negligible first term says on which side of 1 the sum is.
+        sum = sum.add(term);
         if term.is_zero() || term.exponent < sum.exponent - NEGLIGIBLE {
             break;
         }
-        sum = sum.add(term);
     }
     sum
 }

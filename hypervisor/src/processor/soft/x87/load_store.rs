@@ -1,9 +1,6 @@
 //! Loads, stores, constants, exchanges and conditional moves.
 
-use super::{
-    arithmetic::{Source, load},
-    state::status,
-};
+use super::arithmetic::{Source, load};
 use crate::memory::Plain;
 use crate::processor::soft::{
     cpu::{Cpu, Exit},
@@ -29,7 +26,8 @@ pub fn select(i: &Instruction) -> Option<Handler> {
         Fstp_m64fp => |cpu, op| fst::<f64, u64>(cpu, op, f64::to_bits, 1),
         Fstp_m80fp => fstp_m80,
         Fst_sti => |cpu, op| fst_register(cpu, op, 0),
-        Fstp_sti | Fstpnce_sti => |cpu, op| fst_register(cpu, op, 1),
+        Fstp_sti | Fstp_sti_DFD0 | Fstp_sti_DFD8 => |cpu, op| fst_register(cpu, op, 1),
+        Fstpnce_sti => fstpnce,
         Fist_m16int => |cpu, op| fist(cpu, op, false, |v| v as u16, 0),
         Fistp_m16int => |cpu, op| fist(cpu, op, false, |v| v as u16, 1),
         Fisttp_m16int => |cpu, op| fist(cpu, op, true, |v| v as u16, 1),
@@ -97,8 +95,8 @@ fn fld_m80(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
 fn fld_register(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
     cpu.require_x87()?;
     cpu.x87.clear_c1();
-    if !cpu.x87.is_empty(op.src) || !cpu.x87.is_empty(7) {
-        cpu.push_x87(cpu.x87.st(op.src));
+    if !cpu.x87.is_empty(op.dst) || !cpu.x87.is_empty(7) {
+        cpu.push_x87(cpu.x87.st(op.dst));
     } else if cpu.stack_fault(false) {
         cpu.x87.push(Extended::pack(Number::INDEFINITE));
     }
@@ -129,6 +127,7 @@ fn store<B: Plain>(
     cpu.require_x87()?;
     let address = cpu.effective_address(op);
     if cpu.x87.is_empty(0) {
+        cpu.check_store(address, size_of::<B>() as u64)?;
         if cpu.x87.invalid_masked() {
             cpu.store(address, indefinite)?;
         }
@@ -140,8 +139,8 @@ fn store<B: Plain>(
     let mut context = cpu.x87.context();
     let value = f(&mut context, cpu.x87.st(0).unpack());
     if withheld(&context) {
-        let flags = context.flags & !flag::INEXACT;
-        context.flags = flags;
+        cpu.check_store(address, size_of::<B>() as u64)?;
+        context.flags &= !flag::INEXACT;
         cpu.note_x87(&context);
         return Ok(());
     }
@@ -200,6 +199,7 @@ fn store_ten(
     cpu.require_x87()?;
     let address = cpu.effective_address(op);
     let mut context = cpu.x87.context();
+    cpu.check_store(address, 10)?;
     if cpu.x87.is_empty(0) {
         if cpu.x87.invalid_masked() {
             cpu.store_bytes(address, &indefinite)?;
@@ -284,6 +284,17 @@ fn fst_register(cpu: &mut Cpu, op: &Op, pops: u8) -> Result<(), Exit> {
     Ok(())
 }
 
+/// FSTPNCE: "no check for empty".
+fn fstpnce(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
+    cpu.require_x87()?;
+    if cpu.x87.is_empty(0) {
+        cpu.x87.clear_c1();
+        cpu.x87.pop();
+        return Ok(());
+    }
+    fst_register(cpu, op, 1)
+}
+
 fn fxch(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
     cpu.require_x87()?;
     let other = op.src;
@@ -309,6 +320,7 @@ fn ffree(cpu: &mut Cpu, op: &Op, pop: bool) -> Result<(), Exit> {
     cpu.require_x87()?;
     cpu.x87.free(op.dst);
     if pop {
+        cpu.x87.clear_c1();
         cpu.x87.pop();
     }
     Ok(())
@@ -342,13 +354,10 @@ fn fldz(cpu: &mut Cpu, _: &Op) -> Result<(), Exit> {
 fn fcmov(cpu: &mut Cpu, op: &Op, condition: u8) -> Result<(), Exit> {
     cpu.require_x87()?;
     if cpu.x87.is_empty(0) || cpu.x87.is_empty(op.src) {
-        if cpu.stack_fault(false) && cpu.flags.condition(condition) {
+        if cpu.stack_fault(false) {
             cpu.x87.set_number(0, Number::INDEFINITE);
         }
-        return Ok(());
-    }
-    cpu.x87.set_condition(status::C1, 0);
-    if cpu.flags.condition(condition) {
+    } else if cpu.flags.condition(condition) {
         let value = cpu.x87.st(op.src);
         cpu.x87.set(0, value);
     }

@@ -52,6 +52,7 @@ fn tangent(context: &mut Context, x: Number) -> Number {
 /// Replaces ST(0) by `first` of it and pushes `second` of it.
 fn trigonometric(cpu: &mut Cpu, first: Function, second: Option<Function>) -> Result<(), Exit> {
     cpu.require_x87()?;
+    cpu.x87.set_condition(status::C2, 0);
     let underflow = cpu.x87.is_empty(0);
     if underflow || (second.is_some() && !cpu.x87.is_empty(7)) {
         if cpu.stack_fault(!underflow) {
@@ -79,7 +80,6 @@ fn trigonometric(cpu: &mut Cpu, first: Function, second: Option<Function>) -> Re
     let result = special.unwrap_or_else(|| first(&mut context, x));
     let pushed = second.map(|second| special.unwrap_or_else(|| second(&mut context, x)));
     if cpu.note_x87(&context) {
-        cpu.x87.set_condition(status::C2, 0);
         cpu.x87.set_number(0, result);
         if let Some(pushed) = pushed {
             cpu.x87.push(Extended::pack(pushed));
@@ -153,7 +153,10 @@ fn f2xm1(cpu: &mut Cpu, _: &Op) -> Result<(), Exit> {
                 exponent: if x.negative { -1 } else { 0 },
                 ..x
             },
-            _ if x.exponent >= 0 => x,
+            _ if x.exponent >= 0 => {
+                context.raise(flag::INEXACT);
+                x
+            }
             _ => power_minus_one(Wide::from_number(x)).round(context),
         }
     });
@@ -211,7 +214,9 @@ fn fyl2xp1(context: &mut Context, x: Number, y: Number) -> Number {
     } else {
         let sum = Wide::ONE.add(wide);
         if sum.negative || sum.is_zero() {
-            return context.invalid();
+            // Far outside; the operand stays.
+            context.raise(flag::INEXACT);
+            return x;
         }
         let significand = (sum.significand >> 64) as u64;
         logarithm(Number::finite(false, sum.exponent, significand))
