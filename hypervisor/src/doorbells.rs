@@ -51,7 +51,6 @@ impl Doorbells {
         let Some(bell) = bells.get(usize::from(channel)) else {
             return;
         };
-        self.counters.accept(Flow::DoorbellToWorker, 1);
         // AcqRel orders the guest's ring writes before the bell. A bell that still rings has its
         // eventfd write behind it, and the worker looks at the ring after it clears the bell.
         if bell.swap(1, Ordering::AcqRel) == 0 {

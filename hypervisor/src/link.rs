@@ -77,15 +77,6 @@ pub enum ToWorker<'a> {
 }
 
 impl ToWorker<'_> {
-    fn flow(&self) -> Flow {
-        match self {
-            ToWorker::PostMessage { .. } => Flow::LinkPostMessage,
-            ToWorker::Console(_) => Flow::LinkConsole,
-            ToWorker::End(_) => Flow::LinkEnd,
-            ToWorker::Note(_) => Flow::LinkNote,
-        }
-    }
-
     /// The message on the wire. A payload that is too long is cut.
     pub fn encode(&self) -> [u8; MESSAGE_BYTES] {
         let mut crash = [0; 48];
@@ -251,18 +242,7 @@ impl Link {
     /// Sends a message; `false` when the link is full or closed, and nothing was sent.
     pub fn send(&self, message: &ToWorker) -> bool {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        let sent = retry(|| send(&self.socket, &message.encode(), flags)).is_ok();
-        if sent {
-            let bytes = match message {
-                ToWorker::PostMessage { payload, .. } => payload.len(),
-                ToWorker::Console(bytes) => bytes.len(),
-                ToWorker::End(End::GuestCrash(_)) => 48,
-                ToWorker::End(_) => 0,
-                ToWorker::Note(text) => cut(text).len(),
-            };
-            self.counters.accept(message.flow(), bytes as u64);
-        }
-        sent
+        retry(|| send(&self.socket, &message.encode(), flags)).is_ok()
     }
 
     /// Sends a message that must not get lost, waiting up to a second for room.

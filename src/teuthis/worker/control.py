@@ -61,7 +61,6 @@ class Control:
     def send(self, status: Status) -> None:
         """Sends or queues a status."""
         self._unsent.append(status.encode())
-        self._counters.accept("control.status", protocol.STATUS_SIZE)
         self.flush()
 
     def flush(self) -> None:

@@ -64,7 +64,6 @@ class Doorbells:
         """Marks the guest's interrupt for `relid` on `vp`; `flush` sends all that are marked."""
         self._page[CHANNELS + relid] = vp + 1
         self._pending = True
-        self._counters.accept("doorbell.to-hypervisor")
 
     def flush(self) -> None:
         """Wakes the hypervisor if `ring` was called since the last time."""

@@ -168,7 +168,7 @@ class Link:
             except ValueError as error:
                 self._counters.reject("link.post-message")
                 raise EndVM(Ended.LINK_VIOLATION) from error
-            self._counters.accept(flow, len(packet))
+            self._counters.accept(flow, int.from_bytes(packet[4:8], "little"))
             yield message
 
     def send(self, message: Outgoing) -> None:
@@ -176,7 +176,6 @@ class Link:
         if len(self._unsent) >= MAX_UNSENT:
             raise EndVM(Ended.MESSAGES_NOT_TAKEN)
         self._unsent.append(encode(message))
-        self._counters.accept(message.flow, MESSAGE_BYTES)
 
     def flush(self) -> None:
         """Sends what the socket takes. Raises `EndVM` when the hypervisor is gone."""

@@ -119,11 +119,13 @@ class Machine:
     # ---- time ------------------------------------------------------------------------------------
 
     def _timeout(self) -> float | None:
-        deadlines = [d for d in (self._sockets.deadline(), self._stop_deadline) if d is not None]
+        candidates = (self._sockets.deadline(), self._agent.deadline(), self._stop_deadline)
+        deadlines = [deadline for deadline in candidates if deadline is not None]
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
     def _expire(self) -> None:
         self._sockets.expire()
+        self._agent.expire()
         if self._stop_deadline is not None and self._stop_deadline <= time.monotonic():
             raise EndVM(Ended.STOPPED)
 

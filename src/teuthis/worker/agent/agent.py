@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -20,7 +21,10 @@ PORT: Final = FLOWS["agent.hello"].values["port"]
 _VERSION = FLOWS["agent.hello"].values["version"]
 _ENTROPY_BYTES = 64
 MAX_SESSIONS: Final = 64
-_POWER_OFF = 0
+_POWER_OFF = bytes(4)
+LOST_SECONDS: Final = 3.0
+"""How long the loss of a connection is kept to ourselves: a panicking guest drops its connections
+before it reports the crash, and the crash is the better answer."""
 
 
 class Greeting:
@@ -78,6 +82,7 @@ class Agent:
         self._ready = False
         self._abandoned = False
         self._sessions: dict[int, Session] = {}
+        self._lost: deque[tuple[float, Status]] = deque()
         sockets.listen(PORT, self._accept)
 
     @property
@@ -94,7 +99,7 @@ class Agent:
 
     def greeted(self) -> None:
         """The agent said HELLO."""
-        self._say(frames.encode("agent.entropy", os.urandom(_ENTROPY_BYTES)))
+        self._say("agent.entropy", os.urandom(_ENTROPY_BYTES))
         if not self._ready:
             self._ready = True
             self._report(Status(StatusKind.READY))
@@ -103,9 +108,11 @@ class Agent:
         """The greeting connection is over; the agent may come again."""
         self._greeting = None
 
-    def _say(self, frame: bytes) -> None:
+    def _say(self, flow: str, payload: bytes) -> None:
+        """Sends a frame that belongs to no session, on the greeting connection."""
         if self._greeting is not None:
-            self._greeting.connection.send(frame)
+            self._counters.accept(flow, len(payload))
+            self._greeting.connection.send(frames.encode(flow, payload))
 
     # ---- requests --------------------------------------------------------------------------------
 
@@ -117,7 +124,7 @@ class Agent:
                 if isinstance(session, ExecSession):
                     session.signal(number)
             case protocol.Shutdown():
-                self._say(frames.encode_number("agent.shutdown", _POWER_OFF))
+                self._say("agent.shutdown", _POWER_OFF)
             case protocol.Exec() | protocol.ReadFile() | protocol.WriteFile():
                 self._start(request, descriptors)
 
@@ -173,10 +180,27 @@ class Agent:
                 return WriteSession(*common, Source(self._loop, descriptors[0]))
 
     def _session_report(self, status: Status) -> None:
-        if status.kind is not StatusKind.STARTED:
-            self._sessions.pop(status.id, None)
-        if not (self._abandoned and status.kind is StatusKind.FAILED):
+        if status.kind is StatusKind.STARTED:
             self._report(status)
+            return
+        self._sessions.pop(status.id, None)
+        if status.kind is not StatusKind.FAILED:
+            self._report(status)
+        elif self._abandoned:
+            return
+        elif status.value == errno.ECONNRESET:
+            self._lost.append((self._sockets.clock() + LOST_SECONDS, status))
+        else:
+            self._report(status)
+
+    def deadline(self) -> float | None:
+        """When `expire` has something to do next."""
+        return self._lost[0][0] if self._lost else None
+
+    def expire(self) -> None:
+        """Reports the connections that were lost a while ago, as the VM still lives."""
+        while self._lost and self._lost[0][0] <= self._sockets.clock():
+            self._report(self._lost.popleft()[1])
 
     def abandon(self) -> None:
         """The VM has ended: sessions hand out what they hold; what they miss goes unreported."""

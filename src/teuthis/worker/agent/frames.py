@@ -193,9 +193,9 @@ def encode_credit(stream: int, size: int) -> bytes:
     return encode("agent.credit", _TWO_U32.pack(stream, size))
 
 
-def encode_number(flow: str, number: int) -> bytes:
-    """A frame whose payload is one u32: SIGNAL, SHUTDOWN."""
-    return encode(flow, _U32.pack(number))
+def encode_signal(number: int) -> bytes:
+    """SIGNAL to the program's process group."""
+    return encode("agent.signal", _U32.pack(number))
 
 
 def encode_write_file(mode: int, path: bytes) -> bytes:

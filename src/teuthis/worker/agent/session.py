@@ -188,7 +188,7 @@ class Session:
 
     def _send(self, frame: bytes) -> None:
         if self.connection is not None:
-            self._counters.accept(_FLOW_OF[frame[0]], len(frame))
+            self._counters.accept(_FLOW_OF[frame[0]], len(frame) - frames.HEADER.size)
             self.connection.send(frame)
 
     # ---- the result ------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ class ExecSession(Session):
 
     def signal(self, number: int) -> None:
         """Sends a signal to the program."""
-        self._send(frames.encode_number("agent.signal", number))
+        self._send(frames.encode_signal(number))
 
     def _frame(self, frame: frames.Frame) -> None:
         match frame:
