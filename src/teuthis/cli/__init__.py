@@ -22,7 +22,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("run", cls=run.Command)(run.main)
+# What follows the program's name is the program's, options too.
+_RUN_SETTINGS = {"allow_interspersed_args": False}
+app.command("run", cls=run.Command, context_settings=_RUN_SETTINGS)(run.main)
 app.command("flows")(flows.main)
 app.command("doctor")(doctor.main)
 app.command("version")(version.main)

@@ -13,6 +13,7 @@ KEPT: Final = 64 * 1024
 """How many bytes of the console are kept."""
 
 _LAST_LINES: Final = 24
+_LINES_BEFORE_PANIC: Final = 6
 _ESCAPES: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")
 
 
@@ -62,5 +63,8 @@ class Console:
         return bytes(self._tail)
 
     def last_words(self) -> str:
-        """The last lines, harmless."""
-        return "\n".join(harmless(self.tail()).rstrip().splitlines()[-_LAST_LINES:])
+        """The last lines, harmless; of a kernel panic the lines around its first one."""
+        lines = harmless(self.tail()).rstrip().splitlines()
+        panic = next((at for at, line in enumerate(lines) if "Kernel panic" in line), len(lines))
+        first = max(0, min(panic - _LINES_BEFORE_PANIC, len(lines) - _LAST_LINES))
+        return "\n".join(lines[first : first + _LAST_LINES])

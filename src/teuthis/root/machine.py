@@ -102,7 +102,7 @@ class Machine:
             else:
                 return
         self._thread.join()
-        self._requests.open(lambda number: request)  # raises the reason why the VM ended
+        self._requests.raise_error()
 
     def _check_owner(self) -> None:
         if os.getpid() != self._owner:
@@ -129,6 +129,12 @@ class Machine:
     def ended(self) -> bool:
         """Whether the VM is no more."""
         return self._final is not None or os.getpid() != self._owner
+
+    def raise_end(self, timeout: float) -> None:
+        """Raises why the VM ended, if it ends within `timeout` seconds."""
+        self._thread.join(timeout)
+        if not self._thread.is_alive():
+            self._requests.raise_error()
 
     def close(self) -> None:
         """Ends the VM and waits until both processes are gone; does nothing a second time."""

@@ -29,6 +29,8 @@ STDOUT: Final = -2
 
 _KILL_PATIENCE: Final = 2.0
 """Seconds that the guest's kernel gets to end a killed program."""
+_DEATH_PATIENCE: Final = 3.0
+"""Seconds from a lost connection to the end of the VM, if that is why it was lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +99,18 @@ class Process:
 
     def _not_started(self, cwd: str) -> CommandError:
         number = self._answer.finished.result().value
+        if number == errno.ECONNRESET:
+            self._machine.raise_end(_DEATH_PATIENCE)
         program = self.args[0]
         if number == errno.ENOENT:
             return CommandNotFound(
-                f"{program!r} was not found in the guest (or its working directory {cwd!r} "
-                "does not exist): `ls /bin` in the guest lists its programs"
+                f"{program!r} was not found in the guest: `ls /bin` there lists its programs"
             )
-        if number in (errno.EACCES, errno.ENOEXEC, errno.EISDIR, errno.ENOTDIR):
+        if number == errno.ENOTDIR:
+            return CommandNotFound(
+                f"the working directory {cwd!r} of {program!r} does not exist in the guest"
+            )
+        if number in (errno.EACCES, errno.ENOEXEC, errno.EISDIR):
             return CommandNotExecutable(
                 f"{program!r} cannot be run by the guest: {os.strerror(number)}"
             )
@@ -133,6 +140,8 @@ class Process:
         except FutureTimeoutError:
             raise TimeoutError(f"{self.args[0]!r} still runs after {timeout:g} s") from None
         if status.kind is StatusKind.FAILED:
+            # A dying guest drops its connections first.
+            self._machine.raise_end(_DEATH_PATIENCE)
             raise CommandError(f"the guest lost {self.args[0]!r}: {os.strerror(status.value)}")
         return -status.detail if status.detail else status.value
 

@@ -106,6 +106,12 @@ class Requests:
                 answer.started.set_result(0)
         return None
 
+    def raise_error(self) -> None:
+        """Raises the error that `fail` was given, if it has been called."""
+        with self._lock:
+            if self._error is not None:
+                raise self._error()
+
     def fail(self, error: Callable[[], VMError]) -> None:
         """Fails all that waits, and all that is asked from now on, with errors from `error`."""
         with self._lock:

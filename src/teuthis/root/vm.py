@@ -1,5 +1,6 @@
 """The virtual machine of the public API."""
 
+import errno
 import os
 import re
 import threading
@@ -192,8 +193,8 @@ class VM:
         with self._oom_lock:
             try:
                 match = _OOM_KILLS.search(self.read_file("/proc/vmstat", max_size=1 << 16))
-            except FileError:
-                return False
+            except FileError as error:
+                return error.errno in (errno.ENOMEM, errno.ECONNRESET)  # not even enough for that
             before, self._oom_kills = self._oom_kills, int(match[1]) if match else 0
             return self._oom_kills > before
 

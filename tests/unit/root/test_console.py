@@ -59,6 +59,14 @@ def test_last_words_are_few_lines() -> None:
     assert len(words) == 24
 
 
+def test_last_words_of_a_panic_say_why() -> None:
+    noise = [b"noise %d" % n for n in range(100)]
+    lines = [*noise, b"cause", b"Kernel panic - not syncing: why", *noise]
+    words = console_of(b"\n".join(lines)).last_words().splitlines()
+    assert words[5:7] == ["cause", "Kernel panic - not syncing: why"]
+    assert len(words) == 24
+
+
 def test_the_end_is_not_awaited_for_ever() -> None:
     read, write = os.pipe()
     console = Console(read, None)

@@ -1,0 +1,64 @@
+"""The host's processes, as far as the tests must look at them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+CLI = [sys.executable, "-m", "teuthis"]
+
+
+def children(parent: int) -> set[int]:
+    """Process ids of the living children of `parent`."""
+    return {
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/stat")
+        if (fields := _stat(path)) and fields[1] == str(parent) and fields[0] != "Z"
+    }
+
+
+def _stat(path: Path) -> list[str]:
+    try:
+        return path.read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def alive(pids: Iterable[int]) -> set[int]:
+    """Those of `pids` that are still there and not zombies."""
+    return {pid for pid in pids if _stat(Path(f"/proc/{pid}/stat"))[:1] not in ([], ["Z"])}
+
+
+def await_true(condition: Callable[[], object], timeout: float = 10) -> None:
+    """Waits until `condition` holds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def start(*arguments: str, **options: object) -> subprocess.Popen[bytes]:
+    """Starts `teuthis` with pipes."""
+    return subprocess.Popen(
+        [*CLI, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | options.get("env", {}),  # type: ignore[operator]
+    )
+
+
+def run(
+    *arguments: str, input: bytes = b"", timeout: float = 100
+) -> subprocess.CompletedProcess[bytes]:
+    """Runs `teuthis` to its end."""
+    return subprocess.run(
+        [*CLI, *arguments], input=input, capture_output=True, timeout=timeout, check=False
+    )
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)

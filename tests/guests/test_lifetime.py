@@ -1,0 +1,168 @@
+"""Whatever ends, and in whatever order: nothing stays behind."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+import teuthis
+from tests.guests.processes import alive, await_true, children, kill
+from teuthis import VM
+
+_OWNER = """
+import sys, teuthis
+vm = teuthis.VM("128M")
+print("ready", flush=True)
+process = vm.popen(["sleep", "1000"])
+process.wait()
+"""
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def begin() -> tuple[VM, set[int]]:
+    before = children(os.getpid())
+    vm = VM("128M")
+    pids = children(os.getpid()) - before
+    assert len(pids) == 2
+    return vm, pids
+
+
+def test_closing_leaves_nothing() -> None:
+    vm, pids = begin()
+    vm.close()
+    assert not alive(pids)
+    assert vm.closed
+    with pytest.raises(teuthis.VMClosed, match="start a new one"):
+        vm.run(["true"])
+    with pytest.raises(teuthis.VMClosed):
+        vm.write_file("/tmp/x", b"")
+    vm.close()
+    assert vm.flows()["agent.hello"].count == 1
+
+
+def test_descriptors_and_threads_are_given_back() -> None:
+    teuthis.run(["true"], memory="128M")
+    before = descriptors(), threading.active_count()
+    teuthis.run(["true"], memory="128M")
+    gc.collect()
+    assert (descriptors(), threading.active_count()) == before
+
+
+def test_an_exception_in_the_block_closes_the_vm() -> None:
+    seen: list[VM] = []
+
+    def fail() -> None:
+        with VM("128M") as vm:
+            seen.append(vm)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert seen[0].closed
+
+
+def test_a_forgotten_vm_is_closed() -> None:
+    vm, pids = begin()
+    del vm
+    gc.collect()
+    assert not alive(pids)
+
+
+def test_closing_wakes_those_who_wait() -> None:
+    vm = VM("128M")
+    threading.Timer(0.5, vm.close).start()
+    with pytest.raises(teuthis.VMClosed):
+        vm.run(["sleep", "1000"], timeout=60)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_other(victim: int) -> None:
+    vm, pids = begin()
+    kill(sorted(pids)[victim])
+    with pytest.raises(teuthis.VMError, match="died"):
+        vm.run(["sleep", "1000"], timeout=60)
+    await_true(lambda: not alive(pids))
+    vm.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_owner_leaves_nothing(number: signal.Signals) -> None:
+    owner = subprocess.Popen(
+        [sys.executable, "-c", _OWNER], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == b"ready\n"
+    pids = children(owner.pid)
+    assert len(pids) == 2
+    owner.send_signal(number)
+    owner.wait()
+    owner.stdout.close()
+    await_true(lambda: not alive(pids))
+
+
+def test_an_owner_killed_while_it_starts() -> None:
+    for pause in (0.1, 0.2, 0.3, 0.4, 0.6):
+        owner = subprocess.Popen([sys.executable, "-c", _OWNER], stdout=subprocess.DEVNULL)
+        time.sleep(pause)
+        pids = children(owner.pid)
+        owner.kill()
+        owner.wait()
+        await_true(lambda pids=pids: not alive(pids))  # type: ignore[misc]
+
+
+def _use(vm: VM) -> str:
+    try:
+        vm.run(["true"])
+    except teuthis.VMClosed as error:
+        vm.close()
+        return str(error)
+    return "ran"
+
+
+def test_a_fork_neither_uses_nor_holds_the_vm() -> None:
+    vm, pids = begin()
+    context = get_context("fork")
+    hold = context.Event()
+    says = context.Queue()
+
+    def use_and_stay() -> None:
+        says.put(_use(vm))
+        hold.wait()
+
+    fork = context.Process(target=use_and_stay)
+    fork.start()
+    assert "fork" in says.get(timeout=20)
+    assert vm.run(["echo", "mine"]).stdout == b"mine\n"
+    vm.close()
+    assert not alive(pids)
+    hold.set()
+    fork.join()
+
+
+def test_ten_in_a_row() -> None:
+    for number in range(10):
+        before = children(os.getpid())
+        assert teuthis.run(["echo", str(number)], memory="128M").stdout == b"%d\n" % number
+        assert children(os.getpid()) == before
+
+
+def test_four_at_once() -> None:
+    before = children(os.getpid())
+
+    def hello(number: int) -> bytes:
+        return teuthis.run(["echo", str(number)], memory="128M").stdout
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(hello, range(4))) == [b"0\n", b"1\n", b"2\n", b"3\n"]
+    assert children(os.getpid()) == before
