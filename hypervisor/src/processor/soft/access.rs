@@ -196,6 +196,18 @@ impl Cpu {
         self.load_slow(linear)
     }
 
+    /// Loads a value that the same instruction writes back: faults as its store would.
+    #[inline(always)]
+    pub fn load_for_update<T: Plain>(&mut self, linear: u64) -> Result<T, Exit> {
+        let entry = &self.tlb.write[self.tlb.domain as usize & 3][Tlb::index(linear)];
+        if entry.tag == self.tlb.tag(linear, size_of::<T>() as u64)
+            && let Some(value) = self.memory.read(entry.addend.wrapping_add(linear))
+        {
+            return Ok(value);
+        }
+        self.load_for_update_slow(linear)
+    }
+
     /// Stores a value at a linear address with the current privilege.
     ///
     /// `Err(Exit::Resync)` is never returned from here: a store into decoded code is noted in
@@ -229,6 +241,13 @@ impl Cpu {
             self.load_bytes(linear, bytes)?;
         }
         Ok(T::narrow(u128::from_le_bytes(bytes)))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn load_for_update_slow<T: Plain>(&mut self, linear: u64) -> Result<T, Exit> {
+        self.check_store(linear, size_of::<T>() as u64)?;
+        self.load_slow(linear)
     }
 
     #[cold]

@@ -79,8 +79,11 @@ fn compare_exchange<W: Size, D: Destination<W>, S: Destination<W>>(
     let value = D::load(cpu, left)?;
     let source = S::load(cpu, right)?;
     let equal = W::truncate(a) == W::truncate(value);
-    // The destination is written either way, with its old value when the comparison fails.
-    D::store(cpu, left, if equal { source } else { value })?;
+    // Memory is written either way, with its old value when the comparison fails. A register is
+    // not: its upper half stays.
+    if equal || D::IN_MEMORY {
+        D::store(cpu, left, if equal { source } else { value })?;
+    }
     if !equal {
         W::set(cpu, Cpu::RAX, value);
     }
@@ -93,7 +96,7 @@ fn compare_exchange_8(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
     let pair = |high: u64, low: u64| (high << 32) | (low & 0xFFFF_FFFF);
     let expected = pair(cpu.reg(Cpu::RDX), cpu.reg(Cpu::RAX));
     let replacement = pair(cpu.reg(Cpu::RCX), cpu.reg(Cpu::RBX));
-    let value: u64 = cpu.load(linear)?;
+    let value: u64 = cpu.load_for_update(linear)?;
     let equal = value == expected;
     cpu.store(linear, if equal { replacement } else { value })?;
     atomic::fence(atomic::Ordering::SeqCst);
@@ -113,7 +116,7 @@ fn compare_exchange_16(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
     let pair = |high: u64, low: u64| (u128::from(high) << 64) | u128::from(low);
     let expected = pair(cpu.reg(Cpu::RDX), cpu.reg(Cpu::RAX));
     let replacement = pair(cpu.reg(Cpu::RCX), cpu.reg(Cpu::RBX));
-    let value: u128 = cpu.load(linear)?;
+    let value: u128 = cpu.load_for_update(linear)?;
     let equal = value == expected;
     cpu.store(linear, if equal { replacement } else { value })?;
     atomic::fence(atomic::Ordering::SeqCst);

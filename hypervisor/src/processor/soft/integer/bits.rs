@@ -147,10 +147,13 @@ fn bit_at<B: BitOperation, W: Size, D: Destination<W>>(
     number: u64,
 ) -> Result<(), Exit> {
     let bit = 1u64 << (number & u64::from(W::BITS - 1));
-    let value = D::load(cpu, place)?;
-    if B::WRITES {
+    let value = if B::WRITES {
+        let value = D::load(cpu, place)?;
         D::store(cpu, place, B::apply(value, bit))?;
-    }
+        value
+    } else {
+        D::peek(cpu, place)?
+    };
     cpu.flags = cpu.flags.with_carry(value & bit != 0);
     Ok(())
 }

@@ -9,7 +9,7 @@ use super::{
     by_condition,
     condition::{Condition, Group, Is, condition},
     operand::{Base, Dst, Full, Kind, Memory, Size, Source, is_long, kind},
-    stack::{Compatible, Long, Stack},
+    stack::{Compatible, Long, Stack, stack_fault},
 };
 use iced_x86::{Code, Instruction, OpKind};
 
@@ -75,10 +75,15 @@ fn branch(cpu: &mut Cpu, target: u64) -> Result<(), Exit> {
     Err(Exit::Branch)
 }
 
+#[inline(always)]
+fn is_canonical(target: u64) -> bool {
+    ((target << 16) as i64 >> 16) as u64 == target
+}
+
 /// #GP at the branching instruction when a computed target is not canonical.
 #[inline(always)]
 fn require_canonical(cpu: &mut Cpu, target: u64) -> Result<(), Exit> {
-    if ((target << 16) as i64 >> 16) as u64 != target {
+    if !is_canonical(target) {
         return cpu.raise(Exception::general_protection(0));
     }
     Ok(())
@@ -111,7 +116,13 @@ fn call<K: Stack, W: Size>(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
 
 fn call_to<K: Stack, W: Size, S: Source<W>>(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
     let target = W::truncate(S::read(cpu, op)?);
-    require_canonical(cpu, target)?;
+    if !is_canonical(target) {
+        // The stack comes first.
+        let pointer = K::wrap(cpu.reg(Cpu::RSP).wrapping_sub(W::BYTES));
+        cpu.check_store(K::linear(cpu, pointer), W::BYTES)
+            .map_err(|exit| stack_fault(cpu, exit))?;
+        return cpu.raise(Exception::general_protection(0));
+    }
     let link = cpu.next_rip(op);
     K::push::<W>(cpu, link)?;
     branch(cpu, target)

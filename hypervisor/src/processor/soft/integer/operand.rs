@@ -35,6 +35,10 @@ pub trait Size: Width {
         Ok(cpu.load::<Self::Value>(linear)?.into())
     }
     #[inline(always)]
+    fn load_for_update(cpu: &mut Cpu, linear: u64) -> Result<u64, Exit> {
+        Ok(cpu.load_for_update::<Self::Value>(linear)?.into())
+    }
+    #[inline(always)]
     fn store(cpu: &mut Cpu, linear: u64, value: u64) -> Result<(), Exit> {
         cpu.store(linear, Self::narrow(value))
     }
@@ -71,6 +75,9 @@ pub trait Destination<W: Size> {
     /// Whether a store can fault.
     const IN_MEMORY: bool;
     fn locate(cpu: &Cpu, op: &Op) -> Self::Place;
+    /// Loads what will not be stored back (BT, alone among its relatives).
+    fn peek(cpu: &mut Cpu, place: Self::Place) -> Result<u64, Exit>;
+    /// Loads what will be stored back.
     fn load(cpu: &mut Cpu, place: Self::Place) -> Result<u64, Exit>;
     fn store(cpu: &mut Cpu, place: Self::Place, value: u64) -> Result<(), Exit>;
 }
@@ -138,6 +145,10 @@ macro_rules! register {
                 op.$field
             }
             #[inline(always)]
+            fn peek(cpu: &mut Cpu, place: u8) -> Result<u64, Exit> {
+                Ok(cpu.reg(place))
+            }
+            #[inline(always)]
             fn load(cpu: &mut Cpu, place: u8) -> Result<u64, Exit> {
                 Ok(cpu.reg(place))
             }
@@ -166,6 +177,10 @@ macro_rules! high_register {
             #[inline(always)]
             fn locate(_cpu: &Cpu, op: &Op) -> u8 {
                 op.$field & 3
+            }
+            #[inline(always)]
+            fn peek(cpu: &mut Cpu, place: u8) -> Result<u64, Exit> {
+                Ok(cpu.reg(place) >> 8)
             }
             #[inline(always)]
             fn load(cpu: &mut Cpu, place: u8) -> Result<u64, Exit> {
@@ -206,8 +221,12 @@ impl<W: Size, A: Address> Destination<W> for Memory<A> {
         A::linear(cpu, op)
     }
     #[inline(always)]
-    fn load(cpu: &mut Cpu, place: u64) -> Result<u64, Exit> {
+    fn peek(cpu: &mut Cpu, place: u64) -> Result<u64, Exit> {
         W::load(cpu, place)
+    }
+    #[inline(always)]
+    fn load(cpu: &mut Cpu, place: u64) -> Result<u64, Exit> {
+        W::load_for_update(cpu, place)
     }
     #[inline(always)]
     fn store(cpu: &mut Cpu, place: u64, value: u64) -> Result<(), Exit> {
@@ -223,8 +242,12 @@ impl<W: Size> Destination<W> for Locked {
         Full::linear(cpu, op)
     }
     #[inline(always)]
-    fn load(cpu: &mut Cpu, place: u64) -> Result<u64, Exit> {
+    fn peek(cpu: &mut Cpu, place: u64) -> Result<u64, Exit> {
         W::load(cpu, place)
+    }
+    #[inline(always)]
+    fn load(cpu: &mut Cpu, place: u64) -> Result<u64, Exit> {
+        W::load_for_update(cpu, place)
     }
     #[inline(always)]
     fn store(cpu: &mut Cpu, place: u64, value: u64) -> Result<(), Exit> {

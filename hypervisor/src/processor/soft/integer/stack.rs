@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        cpu::{Cpu, Exit, segment},
+        cpu::{Cpu, Exception, Exit, segment},
         flags::{self, W16, W32, W64},
         op::{Handler, Op},
     },
@@ -104,14 +104,18 @@ pub trait Stack {
     #[inline(always)]
     fn push_at<W: Size>(cpu: &mut Cpu, pointer: u64, value: u64) -> Result<u64, Exit> {
         let pointer = Self::wrap(pointer.wrapping_sub(W::BYTES));
-        W::store(cpu, Self::linear(cpu, pointer), value)?;
-        Ok(pointer)
+        match W::store(cpu, Self::linear(cpu, pointer), value) {
+            Ok(()) => Ok(pointer),
+            Err(exit) => Err(stack_fault(cpu, exit)),
+        }
     }
     /// Pops from `pointer`; the value and the new pointer.
     #[inline(always)]
     fn pop_at<W: Size>(cpu: &mut Cpu, pointer: u64) -> Result<(u64, u64), Exit> {
-        let value = W::load(cpu, Self::linear(cpu, Self::wrap(pointer)))?;
-        Ok((value, Self::wrap(pointer.wrapping_add(W::BYTES))))
+        match W::load(cpu, Self::linear(cpu, Self::wrap(pointer))) {
+            Ok(value) => Ok((value, Self::wrap(pointer.wrapping_add(W::BYTES)))),
+            Err(exit) => Err(stack_fault(cpu, exit)),
+        }
     }
     #[inline(always)]
     fn push<W: Size>(cpu: &mut Cpu, value: u64) -> Result<(), Exit> {
@@ -119,6 +123,15 @@ pub trait Stack {
         cpu.set_reg(Cpu::RSP, pointer);
         Ok(())
     }
+}
+
+/// A stack address that is not canonical raises #SS where others raise #GP.
+#[cold]
+pub fn stack_fault(cpu: &mut Cpu, exit: Exit) -> Exit {
+    if exit == Exit::Exception && cpu.exception == Exception::general_protection(0) {
+        cpu.exception = Exception::stack(0);
+    }
+    exit
 }
 
 /// 64-bit mode: all of RSP, no base.
@@ -201,6 +214,8 @@ fn pop_flags<K: Stack, W: Size>(cpu: &mut Cpu, _op: &Op) -> Result<(), Exit> {
     let after = ((before & !writable) | (value & writable)) & !flags::RF;
     cpu.set_reg(Cpu::RSP, pointer);
     cpu.set_rflags(after);
+    // AC opens user pages to the kernel (SMAP).
+    cpu.update_domain();
     if (before ^ after) & (flags::IF | flags::TF | flags::AC) != 0 {
         return Err(Exit::Resync);
     }

@@ -253,10 +253,12 @@ fn repeat_move<W: Size>(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
     }
     let mut done = 0u64;
     while done < BULK_LIMIT {
-        let from = cpu.page_span(source(cpu, op), false)?;
-        let to = cpu.page_span(destination(cpu, op), true)?;
         let mut count = 0;
-        if let (Some((from, readable)), Some((to, writable))) = (from, to) {
+        // The source faults first, also in the second half of an element across pages.
+        if let Some((from, readable)) = cpu.page_span(source(cpu, op), false)?
+            && readable >= W::BYTES
+            && let Some((to, writable)) = cpu.page_span(destination(cpu, op), true)?
+        {
             count = bulk_count::<W>(cpu, op, readable.min(writable));
             let bytes = count.wrapping_mul(W::BYTES);
             if !copy_forward(cpu, from, to, bytes, W::BYTES) {

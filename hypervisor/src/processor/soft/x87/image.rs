@@ -50,6 +50,8 @@ impl<const N: usize> Image<N> {
 
 /// Everything up to the last XMM register; the 96 bytes after it are left alone.
 const FXSAVE_SIZE: usize = 416;
+/// What must be accessible.
+const FXSAVE_AREA: usize = 512;
 const FXSAVE_REGISTERS: usize = 32;
 const FXSAVE_XMM: usize = 160;
 
@@ -64,6 +66,8 @@ fn fxsave_address(cpu: &mut Cpu, op: &Op) -> Result<u64, Exit> {
 
 fn fxsave<const WIDE: bool>(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
     let address = fxsave_address(cpu, op)?;
+    // What is left alone must be writable all the same.
+    cpu.check_store(address, FXSAVE_AREA as u64)?;
     let x87 = &cpu.x87;
     let mut image = Image([0; FXSAVE_SIZE]);
     image.put(0, x87.control.to_le_bytes());
@@ -92,7 +96,7 @@ fn fxsave<const WIDE: bool>(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
 
 fn fxrstor<const WIDE: bool>(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
     let address = fxsave_address(cpu, op)?;
-    let mut image = Image([0; FXSAVE_SIZE]);
+    let mut image = Image([0; FXSAVE_AREA]);
     cpu.load_bytes(address, &mut image.0)?;
     let mxcsr = u32::from_le_bytes(image.get(24));
     if mxcsr & !MXCSR_MASK != 0 {

@@ -95,7 +95,7 @@ fn fld_m80(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
 fn fld_register(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
     cpu.require_x87()?;
     cpu.x87.clear_c1();
-    if !cpu.x87.is_empty(op.dst) || !cpu.x87.is_empty(7) {
+    if !cpu.x87.is_empty(op.dst) {
         cpu.push_x87(cpu.x87.st(op.dst));
     } else if cpu.stack_fault(false) {
         cpu.x87.push(Extended::pack(Number::INDEFINITE));

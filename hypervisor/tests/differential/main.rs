@@ -1,0 +1,204 @@
+//! The software processor against the host's: each instruction form that a user program can
+//! execute runs with random operands on both, and registers, flags, memory and exceptions must
+//! come out the same. What the manual leaves undefined is not compared ([`compare`]).
+//!
+//! Environment: `TEUTHIS_DIFFERENTIAL_SEED` (a number; printed on failure),
+//! `TEUTHIS_DIFFERENTIAL_SAMPLES` (per form), `TEUTHIS_DIFFERENTIAL_ONLY` (part of a form's name),
+//! `TEUTHIS_DIFFERENTIAL_DETAILS` (failures printed per form), `TEUTHIS_DIFFERENTIAL_TRACE` (set:
+//! name each form before it runs, for one that ends the process).
+#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+
+mod compare;
+mod coverage;
+mod forms;
+mod layout;
+mod native;
+mod random;
+mod sample;
+mod soft;
+
+use coverage::Coverage;
+use forms::Form;
+use iced_x86::{Formatter, NasmFormatter};
+use layout::Registers;
+use native::Native;
+use random::Random;
+use sample::Sample;
+use soft::Soft;
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    time::Instant,
+};
+
+const DEFAULT_SEED: u64 = 2026;
+const DEFAULT_SAMPLES: u64 = 300;
+
+fn number(variable: &str, default: u64) -> u64 {
+    match std::env::var(variable) {
+        Ok(text) => text
+            .parse()
+            .unwrap_or_else(|_| panic!("{variable} is not a number: {text}")),
+        Err(_) => default,
+    }
+}
+
+/// What became of one form.
+enum Verdict {
+    Agrees,
+    Differs(u64),
+    NotImplemented,
+    NotEncodable,
+}
+
+struct Bench {
+    native: Native,
+    soft: Soft,
+    coverage: Coverage,
+    seed: u64,
+    samples: u64,
+    details: u64,
+}
+
+impl Bench {
+    fn test(&mut self, form: &Form) -> Verdict {
+        let mut failures = 0;
+        let mut ran = 0;
+        for index in 0..self.samples {
+            let mut hasher = DefaultHasher::new();
+            (self.seed, form.name(), index).hash(&mut hasher);
+            let Some(sample) = sample::make(form, &mut Random::new(hasher.finish())) else {
+                continue;
+            };
+            if !Soft::implements(&sample.bytes) {
+                return Verdict::NotImplemented;
+            }
+            let Some(soft) = self
+                .soft
+                .run(&sample.bytes, &sample.registers, &sample.memory)
+            else {
+                return Verdict::NotImplemented;
+            };
+            let native = self
+                .native
+                .run(&sample.native, &sample.registers, &sample.memory);
+            ran += 1;
+            self.coverage.add(form, &sample);
+            let differences = compare::differences(&sample, &native, &soft);
+            if !differences.is_empty() {
+                failures += 1;
+                if failures <= self.details {
+                    describe(form, index, &sample, &differences);
+                }
+            }
+        }
+        match (ran, failures) {
+            (0, _) => Verdict::NotEncodable,
+            (_, 0) => Verdict::Agrees,
+            _ => Verdict::Differs(failures),
+        }
+    }
+}
+
+fn describe(form: &Form, index: u64, sample: &Sample, differences: &[String]) {
+    let mut text = String::new();
+    NasmFormatter::new().format(&sample.instruction, &mut text);
+    println!(
+        "{} sample {index}: {text}  ({:02x?})",
+        form.name(),
+        sample.bytes
+    );
+    let Registers { gpr, flags, fx, .. } = &sample.registers;
+    println!("  in: gpr {gpr:x?} flags {flags:#x}");
+    let vector = format!("{:?}", sample.instruction.code().cpuid_features());
+    if vector.contains("SSE") || vector.contains("AES") || vector.contains("SHA") {
+        let xmm: Vec<_> = (0..16).map(|i| format!("{i}:{:032x}", fx.xmm(i))).collect();
+        println!("  in: mxcsr {:#x} xmm {}", fx.mxcsr(), xmm.join(" "));
+    } else if vector.contains("FPU") || vector.contains("MMX") {
+        let st: Vec<_> = (0..8).map(|i| format!("{i}:{:02x?}", fx.st(i))).collect();
+        println!(
+            "  in: fcw {:#x} fsw {:#x} ftw {:#x} st {}",
+            fx.u16(layout::fx::FCW),
+            fx.u16(layout::fx::FSW),
+            fx.u16(layout::fx::FTW),
+            st.join(" ")
+        );
+    }
+    if let Some(address) = sample::operand_address(sample) {
+        let offset = address.wrapping_sub(layout::SCRATCH) as usize;
+        let bytes: Vec<u8> = sample
+            .memory
+            .iter()
+            .skip(offset)
+            .take(32)
+            .copied()
+            .collect();
+        println!("  in: operand at {address:#x}: {bytes:02x?}");
+    }
+    for difference in differences {
+        println!("  {difference}");
+    }
+}
+
+#[test]
+fn every_form_does_what_the_host_does() {
+    let seed = number("TEUTHIS_DIFFERENTIAL_SEED", DEFAULT_SEED);
+    let samples = number("TEUTHIS_DIFFERENTIAL_SAMPLES", DEFAULT_SAMPLES);
+    let only = std::env::var("TEUTHIS_DIFFERENTIAL_ONLY").unwrap_or_default();
+    for (_, name, has) in forms::HOST_FEATURES {
+        if !has() {
+            println!("skipped: this processor has no {name}, its instructions are not compared");
+        }
+    }
+    let started = Instant::now();
+    let mut bench = Bench {
+        native: Native::new(),
+        soft: Soft::new(native::selectors()),
+        coverage: Coverage::default(),
+        seed,
+        samples,
+        details: number("TEUTHIS_DIFFERENTIAL_DETAILS", 1),
+    };
+    let forms: Vec<Form> = forms::all()
+        .into_iter()
+        .filter(|f| f.name().contains(&only))
+        .collect();
+    let mut agree = 0;
+    let mut differ = Vec::new();
+    let mut unimplemented = Vec::new();
+    let mut unencodable = Vec::new();
+    let trace = std::env::var_os("TEUTHIS_DIFFERENTIAL_TRACE").is_some();
+    for form in &forms {
+        if trace {
+            println!("{}", form.name());
+        }
+        match bench.test(form) {
+            Verdict::Agrees => agree += 1,
+            Verdict::Differs(count) => differ.push(format!("{} ({count})", form.name())),
+            Verdict::NotImplemented => unimplemented.push(form.name()),
+            Verdict::NotEncodable => unencodable.push(form.name()),
+        }
+    }
+    println!(
+        "{} forms, {samples} samples each, seed {seed}, {:.1} s: {agree} agree, {} differ, {} not \
+         implemented, {} without an encoding of their own",
+        forms.len(),
+        started.elapsed().as_secs_f64(),
+        differ.len(),
+        unimplemented.len(),
+        unencodable.len()
+    );
+    println!("not implemented: {}", unimplemented.join(", "));
+    println!(
+        "without an encoding of their own: {}",
+        unencodable.join(", ")
+    );
+    if only.is_empty() {
+        bench.coverage.report();
+    }
+    assert!(
+        differ.is_empty(),
+        "{} forms differ from the host's processor (TEUTHIS_DIFFERENTIAL_SEED={seed}): {}",
+        differ.len(),
+        differ.join(", ")
+    );
+}
