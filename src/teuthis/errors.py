@@ -4,6 +4,7 @@
     ├── ConfigurationError (also ValueError)   the caller asked for something that cannot be
     ├── KernelError                            the kernel or initrd cannot be booted
     ├── HostError                              this host lacks something, or refused it
+    │   └── MissingWall                        … one of the walls around a VM's processes
     ├── VMError                                the virtual machine is no more
     │   ├── VMClosed                           it was closed, here
     │   ├── BootTimeout                        its agent did not report in time
@@ -60,6 +61,23 @@ class KernelError(TeuthisError):
 
 class HostError(TeuthisError):
     """The host lacks something that a VM needs, or refused it."""
+
+
+class MissingWall(HostError):
+    """This host does not give one of the walls around a VM's processes.
+
+    Attributes:
+        name: which; `teuthis doctor` lists all.
+        reason: what the kernel said, as far as it is known.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(
+            f"this host does not give the wall {name!r} ({reason}), and without it nothing was "
+            f"started: see `teuthis doctor`, or go without it by --allow-missing-wall {name}"
+        )
+        self.name = name
+        self.reason = reason
 
 
 class VMError(TeuthisError):

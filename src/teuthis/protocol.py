@@ -63,6 +63,22 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     counters: Descriptor
     control: Descriptor
     console: Descriptor
+    uid: Annotated[int, msgspec.Meta(ge=1, lt=1 << 32)] | None = None
+    """The worker's own user id, when root starts it."""
+    allow_missing_walls: frozenset[str] = frozenset()
+
+    def descriptors(self) -> list[int]:
+        """All descriptors in here."""
+        return [
+            self.memory,
+            self.link,
+            self.doorbells,
+            self.to_worker,
+            self.to_hypervisor,
+            self.counters,
+            self.control,
+            self.console,
+        ]
 
 
 # ---- requests: root to worker --------------------------------------------------------------------

@@ -65,6 +65,10 @@ def main(
     console: Annotated[
         bool, typer.Option("--console", help="Show the guest kernel's log on stderr.")
     ] = False,
+    allow_missing_wall: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Run without a wall that this host cannot give."),
+    ] = None,
     flows: Annotated[
         bool,
         typer.Option("--flows", help="Afterwards show on stderr what crossed the VM's boundary."),
@@ -96,7 +100,13 @@ def main(
             limit = None if timeout is None else settings.duration(timeout)
             variables = dict(_variable(text) for text in env or ())
             log = _Log() if console else None
-            with VM(memory, kernel=kernel, console=log, env=variables) as vm:
+            with VM(
+                memory,
+                kernel=kernel,
+                console=log,
+                env=variables,
+                allow_missing_walls=allow_missing_wall or (),
+            ) as vm:
                 try:
                     code = _run(vm, command, workdir, limit)
                 finally:

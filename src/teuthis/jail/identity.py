@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,7 +60,7 @@ def _pair(number: int) -> Identity:
 def _lock_any(locks: Path) -> tuple[int, int]:
     try:
         locks.mkdir(mode=0o700, parents=True, exist_ok=True)
-        start = secrets.randbelow(PAIRS)
+        start = int.from_bytes(os.urandom(4)) % PAIRS
         for step in range(PAIRS):
             number = (start + step) % PAIRS
             lock = os.open(locks / str(number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -6,15 +6,12 @@ made is read. `hypervisor/src/jail.rs` raises the same walls, by the same names,
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from teuthis.errors import HostError
+from teuthis.errors import MissingWall
 from teuthis.jail import capabilities, identity, landlock, limits, namespaces, seccomp
 from teuthis.jail.bpf import AllowList
 
@@ -46,18 +43,6 @@ class Wall(NamedTuple):
     build: Callable[[Jail], None]
 
 
-class MissingWall(HostError):
-    """This host does not give one of the walls."""
-
-    def __init__(self, name: str, reason: object) -> None:
-        super().__init__(
-            f"this host does not give the wall {name!r} ({reason}): see `teuthis doctor`; to run "
-            f"without it, which is less safe, use --allow-missing-wall {name}"
-        )
-        self.name = name
-        self.reason = str(reason)
-
-
 def _close_others(jail: Jail) -> None:
     """Closes every descriptor that is not on the list, whoever left it open."""
     at = 3
@@ -87,21 +72,21 @@ WALLS: Final = (
 )
 """In the order in which they must be raised."""
 
+FIRST: Final = WALLS[:1]
+"""Raised while nothing but the given descriptors is known to be needed."""
+
+REST: Final = WALLS[1:]
+"""Raised once everything is mapped and loaded."""
+
 NAMES: Final = tuple(wall.name for wall in WALLS)
 
-_FIRST_STATUS: Final = 100
+FIRST_STATUS: Final = 100
+"""Exit status for the first wall that can be missing; the others follow."""
 
 
 def exit_status(name: str) -> int:
     """With which status a process ends that misses this wall."""
-    return _FIRST_STATUS + NAMES.index(name)
-
-
-def missing_wall(status: int) -> MissingWall | None:
-    """The error that such an exit status means, if it is one."""
-    if _FIRST_STATUS <= status < _FIRST_STATUS + len(NAMES):
-        return MissingWall(NAMES[status - _FIRST_STATUS], "the process ended because of it")
-    return None
+    return FIRST_STATUS + NAMES.index(name)
 
 
 def enter(jail: Jail, walls: Sequence[Wall] = WALLS) -> list[MissingWall]:
@@ -118,20 +103,8 @@ def enter(jail: Jail, walls: Sequence[Wall] = WALLS) -> list[MissingWall]:
         try:
             wall.build(jail)
         except OSError as error:
-            missing = MissingWall(wall.name, error)
+            missing = MissingWall(wall.name, str(error))
             if wall.name not in jail.allow_missing:
                 raise missing from error
             absent.append(missing)
     return absent
-
-
-def missing() -> dict[str, str]:
-    """Which walls this host does not give to the caller's processes, and why. Runs a process."""
-    with identity.lease() as own:
-        probe = subprocess.run(
-            [sys.executable, "-I", "-m", "teuthis.jail.probe", str(own.worker or "")],
-            stdout=subprocess.PIPE,
-            check=True,
-        )
-    found: dict[str, str] = json.loads(probe.stdout)
-    return found

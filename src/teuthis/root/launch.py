@@ -3,7 +3,7 @@
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,7 +12,7 @@ import msgspec
 from teuthis import programs
 from teuthis.errors import HostError
 from teuthis.flows import Counters, counters_size
-from teuthis.jail import identity
+from teuthis.jail import host, identity
 from teuthis.protocol import WorkerConfig
 from teuthis.root.console import Console, Sink
 from teuthis.root.descriptors import Descriptors
@@ -37,16 +37,20 @@ class Processes:
     held: Descriptors
 
 
-def launch(memory_size: int, load: Load, sink: Sink | None) -> Processes:
+def launch(
+    memory_size: int, load: Load, sink: Sink | None, allow_missing_walls: Collection[str] = ()
+) -> Processes:
     """Makes the memory and the channels of a VM, loads its memory, starts its two processes.
 
     The worker starts first, so that its interpreter wakes up while the kernel is being loaded; the
     hypervisor waits for the worker's word before the guest's first instruction.
 
     Raises:
+        ConfigurationError: `allow_missing_walls` names something else.
         HostError: something that a VM needs cannot be had here.
         KernelError: `load` could not make the guest ready.
     """
+    allowed = host.check_names(allow_missing_walls)
     with Descriptors() as given, Descriptors() as held:
         try:
             memory = given.memory_file("ram", memory_size)
@@ -73,7 +77,12 @@ def launch(memory_size: int, load: Load, sink: Sink | None) -> Processes:
             "control": worker_control.fileno(),
             "console": console_write,
         }
-        config = WorkerConfig(memory_size=memory_size, **worker_descriptors)
+        config = WorkerConfig(
+            memory_size=memory_size,
+            uid=own.worker,
+            allow_missing_walls=allowed,
+            **worker_descriptors,
+        )
         document = given.document("config", msgspec.json.encode(config))
         worker = Child(
             [sys.executable, "-I", "-m", "teuthis.worker", "--config-fd", str(document)],
@@ -103,6 +112,8 @@ def launch(memory_size: int, load: Load, sink: Sink | None) -> Processes:
         command = [str(programs.find(programs.HYPERVISOR))]
         for option, number in {**descriptors, **numbers}.items():
             command += option, f"{number:#x}"
+        if allowed:
+            command += "--allow-missing-walls", ",".join(sorted(allowed))
         hypervisor = Child(command, descriptors.values())
         held.callback(hypervisor.end)
 

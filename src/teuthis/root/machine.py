@@ -12,12 +12,13 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Final
 
-from teuthis.errors import ConfigurationError, HostError, VMClosed, VMError
+from teuthis.errors import ConfigurationError, HostError, TeuthisError, VMClosed, VMError
 from teuthis.flows import Count, Counters
+from teuthis.jail import host
 from teuthis.protocol import STATUS_SIZE, Ended, ProtocolError, Request, Stop, encode_request
 from teuthis.root.console import Sink
 from teuthis.root.ending import ending
@@ -33,13 +34,19 @@ _SEND_TIMEOUT: Final = 5.0
 class Machine:
     """The two processes of one VM. Methods may be called from any thread."""
 
-    def __init__(self, memory_size: int, load: Load, sink: Sink | None) -> None:
+    def __init__(
+        self,
+        memory_size: int,
+        load: Load,
+        sink: Sink | None,
+        allow_missing_walls: Collection[str] = (),
+    ) -> None:
         """Starts a VM; `ready` says when its agent answers.
 
         Raises:
             HostError, KernelError: see `launch`.
         """
-        self._processes = launch(memory_size, load, sink)
+        self._processes = launch(memory_size, load, sink, allow_missing_walls)
         self.console = self._processes.console
         self._counters = Counters()
         self._final: dict[str, Count] | None = None
@@ -172,7 +179,10 @@ class Machine:
             else:
                 self._requests.fail(lambda: self._error(reason))
 
-    def _error(self, reason: Ended | None) -> VMError:
+    def _error(self, reason: Ended | None) -> TeuthisError:
+        for child in (self._processes.worker, self._processes.hypervisor):
+            if (missing := host.missing_wall(child.status)) is not None:
+                return missing
         return ending(
             reason,
             self.console.last_words(),

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Final
 
-from teuthis.errors import VMError
+from teuthis.errors import TeuthisError, VMError
 from teuthis.protocol import Ended, Exec, ProtocolError, Request, Status, StatusKind
 
 MAX_OUTSTANDING: Final = 1024
@@ -33,7 +33,7 @@ class Answer:
         self.finished: Future[Status] = Future()
         self.ends = _FILE_ENDS
 
-    def fail(self, error: VMError) -> None:
+    def fail(self, error: TeuthisError) -> None:
         """Ends the waiting: the VM is no more."""
         for future in (self.started, self.finished):
             if not future.done():
@@ -48,7 +48,7 @@ class Requests:
         self._lock = threading.Lock()
         self._outstanding: dict[int, Answer] = {}
         self._number = 0
-        self._error: Callable[[], VMError] | None = None
+        self._error: Callable[[], TeuthisError] | None = None
 
     def open(self, make: Callable[[int], Request]) -> tuple[Answer, Request]:
         """Numbers the request that `make(number)` gives, and awaits its answer.
@@ -112,7 +112,7 @@ class Requests:
             if self._error is not None:
                 raise self._error()
 
-    def fail(self, error: Callable[[], VMError]) -> None:
+    def fail(self, error: Callable[[], TeuthisError]) -> None:
         """Fails all that waits, and all that is asked from now on, with errors from `error`."""
         with self._lock:
             self._error = error

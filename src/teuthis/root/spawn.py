@@ -48,6 +48,11 @@ class Child:
         return True
 
     @property
+    def status(self) -> int:
+        """Its exit status; negative for a signal, 0 while it lives."""
+        return self._process.returncode or 0
+
+    @property
     def fate(self) -> str:
         """How it ended: a signal's name or an exit status."""
         code = self._process.returncode

@@ -5,7 +5,7 @@ import os
 import re
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from types import TracebackType
@@ -56,6 +56,7 @@ class VM:
         console: Sink | None = None,
         env: Mapping[str, str] | None = None,
         boot_timeout: float = BOOT_TIMEOUT,
+        allow_missing_walls: Collection[str] = (),
     ) -> None:
         """Boots a VM and waits until its agent is ready.
 
@@ -66,6 +67,8 @@ class VM:
                 bytes, so look at them with care.
             env: environment variables of all programs; nothing of this process's own is passed on.
             boot_timeout: seconds that the boot may take.
+            allow_missing_walls: names of walls around the VM's processes that may be missing
+                where this host cannot give them.
 
         Raises:
             ConfigurationError: an argument cannot be.
@@ -82,7 +85,7 @@ class VM:
         def load(descriptor: int, size: int) -> BootState:
             return loader.load(descriptor, size, boot.kernel, boot.initrd, arguments)
 
-        self._machine = Machine(size, load, console)
+        self._machine = Machine(size, load, console, allow_missing_walls)
         self._finalizer = weakref.finalize(self, self._machine.close)
         self._oom_kills = 0
         self._oom_lock = threading.Lock()

@@ -16,6 +16,10 @@ class Loop:
         self._watched: dict[int, tuple[int, Callable[[], None]]] = {}
         self._soon: list[Callable[[], None]] = []
 
+    def fileno(self) -> int:
+        """Descriptor of the epoll instance."""
+        return self._epoll.fileno()
+
     def watch(self, descriptor: int, events: int, callback: Callable[[], None]) -> bool:
         """Calls `callback` whenever `descriptor` is ready; False: such a file is always ready."""
         known = self._watched.get(descriptor)

@@ -1,14 +1,16 @@
 """The worker process of one VM. Read from top to bottom to see what it holds at each point."""
 
 import os
-import resource
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
 
 import msgspec
 
+from teuthis.errors import MissingWall
 from teuthis.flows import Counters
+from teuthis.jail import walls
+from teuthis.jail import worker as jail
 from teuthis.protocol import WorkerConfig
 from teuthis.worker.console import Console
 from teuthis.worker.control import Control, LifelineCut
@@ -19,7 +21,6 @@ from teuthis.worker.machine import Machine
 from teuthis.worker.memory import GuestMemory
 
 _USAGE = 64
-_LARGEST_DESCRIPTOR = 1 << 16
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -30,12 +31,9 @@ def main(arguments: Sequence[str]) -> int:
     except (ValueError, OSError):
         return _USAGE
 
-    # 2. Drop everything else: other descriptors, the environment, the working directory, core
-    #    dumps. From here on there is no way to a file, a program or a network.
-    _close_others(config)
+    # 2. Drop everything else that somebody may have left: other descriptors, the environment.
+    walls.enter(jail.worker(config, {}), walls.FIRST)
     os.environ.clear()
-    os.chdir("/")
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
     # 3. Map guest RAM and the shared pages; their descriptors are of no more use.
     memory = GuestMemory(config.memory, config.memory_size)
@@ -51,10 +49,19 @@ def main(arguments: Sequence[str]) -> int:
     console = Console(loop, config.console, counters)
     machine = Machine(memory, link, doorbells, control, console, loop, counters)
 
-    # 5. Serve the guest until it, the hypervisor or the client ends.
+    # 5. The door is locked: from here on no path, no network, no other process, no privilege, and
+    #    the 18 system calls that serving takes. All modules are loaded by now.
+    calls = jail.system_calls(loop.fileno(), config.link, config.control)
+    try:
+        walls.enter(jail.worker(config, calls), walls.REST)
+    except MissingWall as missing:
+        return walls.exit_status(missing.name)
+
+    # 6. Only now read what a guest may have made. Serve it until it, the hypervisor or the client
+    #    ends; nothing has to be, or can be, taken down piece by piece.
     with suppress(LifelineCut):
         machine.run()
-    return 0
+    os._exit(0)
 
 
 def _read_config(arguments: Sequence[str]) -> WorkerConfig:
@@ -66,14 +73,3 @@ def _read_config(arguments: Sequence[str]) -> WorkerConfig:
         if file.seekable():
             file.seek(0)
         return msgspec.json.decode(file.read(4096), type=WorkerConfig)
-
-
-def _close_others(config: WorkerConfig) -> None:
-    """Closes every descriptor that is not the VM's own; 0 to 2 are /dev/null."""
-    start = 3
-    for keep in sorted(
-        value for name, value in msgspec.structs.asdict(config).items() if name != "memory_size"
-    ):
-        os.closerange(start, keep)
-        start = keep + 1
-    os.closerange(start, _LARGEST_DESCRIPTOR)

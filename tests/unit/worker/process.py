@@ -8,12 +8,14 @@ import struct
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
 
 from teuthis import protocol
 from teuthis.flows import Counters, counters_size
+from teuthis.jail import identity
 from teuthis.protocol import Request, Status, StatusKind, WorkerConfig
 from teuthis.worker.memory import GuestMemory
 
@@ -33,6 +35,8 @@ class Process:
     """The worker, and everything around it."""
 
     def __init__(self) -> None:
+        self.held = ExitStack()
+        self.identity = self.held.enter_context(identity.lease())
         memory = memory_file("memory", MEMORY_SIZE)
         doorbells = memory_file("doorbells", 4096)
         counters = memory_file("counters", counters_size())
@@ -50,16 +54,16 @@ class Process:
             counters=counters,
             control=control.fileno(),
             console=console,
+            uid=self.identity.worker,
         )
         document = memory_file("config", 0)
         os.write(document, msgspec.json.encode(config))
-        given = [v for k, v in msgspec.structs.asdict(config).items() if k != "memory_size"]
         source = str(Path(protocol.__file__).resolve().parents[1])
         code = f"import sys; sys.path.insert(0, {source!r}); sys.argv[0] = 'worker'"
         code += "; from teuthis.worker.main import main; sys.exit(main(sys.argv[1:]))"
         self.child = subprocess.Popen(
             [sys.executable, "-I", "-c", code, "--config-fd", str(document)],
-            pass_fds=[document, *given],
+            pass_fds=[document, *config.descriptors()],
             stdin=subprocess.DEVNULL,
         )
         self.memory = GuestMemory(memory, MEMORY_SIZE)
@@ -168,3 +172,4 @@ class Process:
         finally:
             self.child.kill()
             self.child.wait()
+            self.held.close()

@@ -241,10 +241,12 @@ def test_write_file(process: Process, agent: AgentGuest, tmp_path: Path) -> None
     agent.until(lambda: process.status(StatusKind.DONE) == Status(StatusKind.DONE, 3, len(data)))
 
 
-def test_read_file(process: Process, agent: AgentGuest, tmp_path: Path) -> None:
+def test_read_file(process: Process, agent: AgentGuest) -> None:
     data = os.urandom(300_000)
-    with (tmp_path / "sink").open("wb") as file:
-        process.ask(ReadFile(id=3, path="/etc/x"), file.fileno())
+    source, sink = os.pipe()
+    process.ask(ReadFile(id=3, path="/etc/x"), sink)
+    os.close(sink)
+    reader = Reader(source)
     agent.until(lambda: agent.tasks and agent.tasks[-1].request)
     task = agent.tasks[-1]
     assert task.request == (READ_FILE, b"/etc/x")
@@ -258,8 +260,8 @@ def test_read_file(process: Process, agent: AgentGuest, tmp_path: Path) -> None:
     agent.until(step)
     task.say(DONE, struct.pack("<Q", len(data)))
     agent.until(lambda: process.status(StatusKind.DONE) == Status(StatusKind.DONE, 3, len(data)))
-    digest = hashlib.sha256((tmp_path / "sink").read_bytes()).digest()
-    assert digest == hashlib.sha256(data).digest()
+    reader.join()
+    assert hashlib.sha256(reader.data).digest() == hashlib.sha256(data).digest()
 
 
 def test_agent_error_fails_the_request(process: Process, agent: AgentGuest) -> None:
