@@ -1,5 +1,6 @@
 """The initrd: what another cpio reads out of it, module order, and how kernels are found."""
 
+import lzma
 import shutil
 import struct
 import subprocess
@@ -71,6 +72,22 @@ def tree(tmp_path: Path) -> Path:
 def test_modules_are_loaded_after_what_they_depend_on(tmp_path: Path) -> None:
     order = ModuleTree(tree(tmp_path)).load_order(("hv_sock", "hv_vmbus"))
     assert list(order) == ["hv_vmbus", "some_library", "vsock", "hv_sock"]
+
+
+def test_signatures_are_left_out(tmp_path: Path) -> None:
+    top = tree(tmp_path)
+    content = module("")
+    trailer = bytes(8) + (100).to_bytes(4, "big") + b"~Module signature appended~\n"
+    (top / "kernel/drivers/hv_vmbus.ko").write_bytes(content + b"s" * 100 + trailer)
+    assert ModuleTree(top).load_order(("hv_vmbus",)) == {"hv_vmbus": content}
+
+
+def test_compressed_modules(tmp_path: Path) -> None:
+    top = tree(tmp_path)
+    drivers = top / "kernel/drivers"
+    (drivers / "hv_vmbus.ko").unlink()
+    (drivers / "hv_vmbus.ko.xz").write_bytes(lzma.compress(module("vsock")))
+    assert list(ModuleTree(top).load_order(("hv_vmbus",)))[-2:] == ["vsock", "hv_vmbus"]
 
 
 def test_a_kernel_without_a_needed_module(tmp_path: Path) -> None:

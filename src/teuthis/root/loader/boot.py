@@ -21,6 +21,9 @@ _CONSOLE = "console=ttyS0 earlyprintk=ttyS0"
 _OPTIONS = (
     # Two thirds of a boot are self-tests of the kernel's crypto modules.
     "cryptomgr.notests",
+    # Half of what remains prepares tools that trace the kernel: its event files, and a search for
+    # functions that cannot be traced, which the kernel repeats when somebody asks.
+    "initcall_blacklist=trace_eval_init,tracer_init_tracefs,ftrace_check_for_weak_functions",
     # There is no PCI bus and no serial port with an interrupt: do not search for them.
     "pci=off 8250.nr_uarts=0",
     # A panic ends the VM at once, by the reset register.
