@@ -89,7 +89,9 @@ fn comparable_fault(sample: &Sample, outcome: &Outcome) -> Option<Fault> {
     outcome.fault.map(|fault| Fault {
         address: if piecewise { 0 } else { fault.address },
         error: if piecewise { 0 } else { fault.error },
-        ..fault
+        // Addresses relative to RSP and RBP raise #SS where the software processor raises #GP: a
+        // user program gets SIGBUS or SIGSEGV.
+        vector: if fault.vector == 12 { 13 } else { fault.vector },
     })
 }
 

@@ -31,7 +31,7 @@ use std::{
 };
 
 const DEFAULT_SEED: u64 = 2026;
-const DEFAULT_SAMPLES: u64 = 300;
+const DEFAULT_SAMPLES: u64 = 200;
 
 fn number(variable: &str, default: u64) -> u64 {
     match std::env::var(variable) {
