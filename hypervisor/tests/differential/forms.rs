@@ -11,9 +11,27 @@ pub enum Prefix {
     Repne,
 }
 
+/// The two kinds of code that a 64-bit kernel runs for user programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Long,
+    /// 32-bit code: compatibility mode.
+    Compatible,
+}
+
+impl Mode {
+    pub fn bitness(self) -> u32 {
+        match self {
+            Self::Long => 64,
+            Self::Compatible => 32,
+        }
+    }
+}
+
 /// One instruction in one shape.
 #[derive(Clone, Copy)]
 pub struct Form {
+    pub mode: Mode,
     pub code: Code,
     /// The operand that may be a register or memory is memory.
     pub memory: bool,
@@ -30,16 +48,20 @@ impl Form {
             Prefix::Repne => "repne ",
         };
         let shape = if self.memory { " [memory]" } else { "" };
-        format!("{prefix}{:?}{shape}", self.code)
+        let mode = match self.mode {
+            Mode::Long => "",
+            Mode::Compatible => " in 32-bit code",
+        };
+        format!("{prefix}{:?}{shape}{mode}", self.code)
     }
 }
 
 /// All forms that a user program can run and whose effect depends on nothing but its own state.
-pub fn all() -> Vec<Form> {
+pub fn all(mode: Mode) -> Vec<Form> {
     let mut forms = Vec::new();
     for code in Code::values() {
         let info = code.op_code();
-        if !is_candidate(code, info) {
+        if !is_candidate(mode, code, info) {
             continue;
         }
         let kinds = info.op_kinds();
@@ -54,6 +76,7 @@ pub fn all() -> Vec<Form> {
         };
         for &memory in shapes {
             let form = |prefix| Form {
+                mode,
                 code,
                 memory,
                 prefix,
@@ -95,9 +118,13 @@ pub fn may_be_memory(kind: Kind) -> bool {
     )
 }
 
-fn is_candidate(code: Code, info: &OpCodeInfo) -> bool {
+fn is_candidate(mode: Mode, code: Code, info: &OpCodeInfo) -> bool {
+    let exists = match mode {
+        Mode::Long => info.mode64(),
+        Mode::Compatible => info.mode32(),
+    };
     info.is_instruction()
-        && info.mode64()
+        && exists
         && info.encoding() == EncodingKind::Legacy
         && info.cpl3()
         && !info.must_be_cpl0()
@@ -171,6 +198,7 @@ fn is_excluded(code: Code) -> bool {
     let word_branch = name.ends_with("_rel16")
         || name.ends_with("_rel8_16")
         || name.contains("_rel8_16_")
+        || name.ends_with("_CX")
         || matches!(
             code,
             Code::Retnw | Code::Retnw_imm16 | Code::Jmp_rm16 | Code::Call_rm16
@@ -184,9 +212,11 @@ fn is_excluded(code: Code) -> bool {
         );
     let loads_segment =
         name.starts_with("Mov_Sreg") || name.starts_with("Pop") && name.ends_with("S");
+    let far = name.starts_with("Call_ptr") || name.starts_with("Jmp_ptr");
     word_branch
         || vendor_specific
         || loads_segment
+        || far
         || matches!(
             code.mnemonic(),
             Int | Int1
@@ -216,6 +246,9 @@ fn is_excluded(code: Code) -> bool {
                 | Verw
                 | Lfs
                 | Lgs
+                | Lds
+                | Les
+                | Arpl
                 | Lss
                 | Xbegin
                 | Xabort

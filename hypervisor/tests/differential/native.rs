@@ -6,6 +6,7 @@
 //! address, and resumes in `teuthis_native_leave`.
 #![allow(unsafe_code)]
 
+use super::forms::Mode;
 use super::layout::{
     CODE, CODE_PAGE, Fault, FxImage, GS_BASE, HOLE, Outcome, PAGE, READ_ONLY, Registers, SCRATCH,
     SCRATCH_SIZE, TAKEN,
@@ -30,6 +31,8 @@ struct Area {
     address: u64,
     faulted: u64,
     mxcsr: u64,
+    /// Far pointer to the instruction as 32-bit code: offset, selector.
+    far: [u32; 2],
 }
 
 #[unsafe(no_mangle)]
@@ -37,6 +40,7 @@ static mut TEUTHIS_AREA: MaybeUninit<Area> = MaybeUninit::zeroed();
 
 unsafe extern "C" {
     fn teuthis_native_enter();
+    fn teuthis_native_far();
     fn teuthis_native_next();
     fn teuthis_native_taken();
     fn teuthis_native_leave();
@@ -67,6 +71,9 @@ global_asm!(
     "mov r14, [rip + TEUTHIS_AREA + {in_gpr} + 112]",
     "mov r15, [rip + TEUTHIS_AREA + {in_gpr} + 120]",
     "jmp qword ptr [rip + TEUTHIS_AREA + {in_rip}]",
+    ".global teuthis_native_far",
+    "teuthis_native_far:",
+    "jmp fword ptr [rip + TEUTHIS_AREA + {far}]",
     ".global teuthis_native_taken",
     "teuthis_native_taken:",
     "mov qword ptr [rip + TEUTHIS_AREA + {taken}], 1",
@@ -110,6 +117,7 @@ global_asm!(
     out_gpr = const offset_of!(Area, output) + offset_of!(Registers, gpr),
     taken = const offset_of!(Area, taken),
     mxcsr = const offset_of!(Area, mxcsr),
+    far = const offset_of!(Area, far),
 );
 
 fn area() -> *mut Area {
@@ -168,6 +176,9 @@ extern "C" fn on_signal(
         context.gregs[libc::REG_RIP as usize] = teuthis_native_leave as *const () as i64;
         context.gregs[libc::REG_RSP as usize] = area.host_stack as i64;
         context.gregs[libc::REG_EFL as usize] = 2;
+        // The selectors of CS, GS, FS and SS, from the lowest bits on.
+        let selectors = &mut context.gregs[libc::REG_CSGSFS as usize];
+        *selectors = (*selectors & !0xFFFF) | i64::from(LONG_CODE);
     }
 }
 
@@ -213,14 +224,38 @@ impl Native {
             const ARCH_SET_GS: libc::c_int = 0x1001;
             libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, GS_BASE);
             (*area()).mxcsr = 0x1F80;
+            (*area()).far = [CODE as u32, COMPATIBLE_CODE.into()];
+            // 32-bit code cannot use the null selectors that 64-bit programs have here.
+            asm!("mov ds, {0:e}", "mov es, {0:e}", in(reg) u32::from(DATA));
         }
         let mut native = Self {
             scratch,
             code,
             _stack: stack,
         };
-        native.write_jump(TAKEN, teuthis_native_taken as *const () as u64);
+        native.write_jump(LONG_NEXT, teuthis_native_next as *const () as u64);
+        native.write_jump(LONG_TAKEN, teuthis_native_taken as *const () as u64);
         native
+    }
+
+    /// Writes the way out of `mode` at `address`.
+    fn write_exit(&mut self, mode: Mode, address: u64, taken: bool) {
+        match (mode, taken) {
+            (Mode::Long, false) => {
+                self.write_jump(address, teuthis_native_next as *const () as u64);
+            }
+            (Mode::Long, true) => {
+                self.write_jump(address, teuthis_native_taken as *const () as u64);
+            }
+            (Mode::Compatible, _) => {
+                // jmp LONG_CODE:target
+                let target = if taken { LONG_TAKEN } else { LONG_NEXT };
+                let mut bytes = [0xEA, 0, 0, 0, 0, 0, 0];
+                bytes[1..5].copy_from_slice(&(target as u32).to_le_bytes());
+                bytes[5..].copy_from_slice(&LONG_CODE.to_le_bytes());
+                self.write_code(address, &bytes);
+            }
+        }
     }
 
     /// `jmp [rip]; .quad target` at `address`: changes neither registers nor flags.
@@ -242,13 +277,15 @@ impl Native {
     /// Runs `instruction` with `registers` and `memory`.
     pub fn run(
         &mut self,
+        mode: Mode,
         instruction: &[u8],
         registers: &Registers,
         memory: &[u8; SCRATCH_SIZE],
     ) -> Outcome {
         let next = CODE + instruction.len() as u64;
         self.write_code(CODE, instruction);
-        self.write_jump(next, teuthis_native_next as *const () as u64);
+        self.write_exit(mode, next, false);
+        self.write_exit(mode, TAKEN, true);
         let mut after = Box::new([0; SCRATCH_SIZE]);
         // SAFETY: the area belongs to this thread; the assembly preserves what the ABI says; the
         // instruction can only write to the scratch pages (it was generated so), or faults.
@@ -256,6 +293,9 @@ impl Native {
             std::ptr::copy_nonoverlapping(memory.as_ptr(), self.scratch, SCRATCH_SIZE);
             let area = &mut *area();
             area.input = *registers;
+            if mode == Mode::Compatible {
+                area.input.rip = teuthis_native_far as *const () as u64;
+            }
             area.taken = 0;
             area.faulted = 0;
             area.active = 1;
@@ -269,7 +309,9 @@ impl Native {
         if area.faulted == 0 {
             output.rip = if area.taken != 0 { TAKEN } else { next };
         }
-        let fault = (area.faulted != 0).then(|| {
+        // A fetch fault elsewhere is the next instruction's: this one went there.
+        let fetch = area.vector == 14 && area.error & FETCH != 0 && output.rip != CODE;
+        let fault = (area.faulted != 0 && !fetch).then(|| {
             let vector = area.vector as u8;
             Fault {
                 vector,
@@ -288,6 +330,16 @@ impl Native {
         }
     }
 }
+
+/// Bit of a page fault's error code.
+const FETCH: u64 = 1 << 4;
+/// The selectors that Linux gives to user programs.
+pub const LONG_CODE: u16 = 0x33;
+pub const COMPATIBLE_CODE: u16 = 0x23;
+const DATA: u16 = 0x2B;
+/// 64-bit code on the same page, for 32-bit code to leave by.
+const LONG_NEXT: u64 = CODE_PAGE + 0x800;
+const LONG_TAKEN: u64 = CODE_PAGE + 0x840;
 
 /// What the read-only page is full of; as flags, neither TF nor AC.
 pub const READ_ONLY_BYTE: u8 = 0x2A;

@@ -1,15 +1,16 @@
 //! Runs one instruction on the software processor, in a user program's environment: CPL 3, paging
 //! on, the pages of [`layout`](super::layout) at the same linear addresses as on the host.
 
+use super::forms::Mode;
 use super::layout::{
     CODE, CODE_PAGE, Fault, FxImage, GS_BASE, Outcome, PAGE, READ_ONLY, Registers, SCRATCH,
     SCRATCH_SIZE,
 };
-use super::native::READ_ONLY_BYTE;
+use super::native::{COMPATIBLE_CODE, LONG_CODE, READ_ONLY_BYTE};
 use teuthis_hypervisor::{
     memory::GuestMemory,
     processor::soft::{
-        cpu::{Cpu, Exit},
+        cpu::{Cpu, Exit, segment},
         decode::{Decoded, decode},
         op::Op,
     },
@@ -78,7 +79,7 @@ impl Soft {
             segment.selector = selector;
         }
         cpu.update_domain();
-        let op = |bytes: &[u8]| single(bytes).expect("FXSAVE64 and FXRSTOR64 decode");
+        let op = |bytes: &[u8]| single(Mode::Long, bytes).expect("FXSAVE64 and FXRSTOR64 decode");
         let mut soft = Self {
             cpu,
             save: op(&[0x48, 0x0F, 0xAE, 0x03]),
@@ -90,6 +91,7 @@ impl Soft {
 
     /// `fxrstor64 [rbx]`.
     fn set_fx(&mut self, image: &FxImage) {
+        self.cpu.long_code = true;
         self.cpu
             .memory
             .write_bytes(RAM_IMAGE, &image.0)
@@ -101,6 +103,7 @@ impl Soft {
 
     /// `fxsave64 [rbx]`.
     fn fx(&mut self) -> FxImage {
+        self.cpu.long_code = true;
         let mut image = FxImage([0; 512]);
         self.cpu.set_reg(Cpu::RBX, IMAGE);
         let save = self.save;
@@ -115,6 +118,7 @@ impl Soft {
     /// Runs `instruction` with `registers` and `memory`. `None` when it is not implemented.
     pub fn run(
         &mut self,
+        mode: Mode,
         instruction: &[u8],
         registers: &Registers,
         memory: &[u8; SCRATCH_SIZE],
@@ -128,7 +132,12 @@ impl Soft {
         self.cpu.gpr[usize::from(Cpu::RIP)] = CODE;
         self.cpu.set_rflags(registers.flags | 0x200);
         self.cpu.unimplemented = false;
-        let op = single(instruction)?;
+        self.cpu.long_code = mode == Mode::Long;
+        self.cpu.segments[segment::CS].selector = match mode {
+            Mode::Long => LONG_CODE,
+            Mode::Compatible => COMPATIBLE_CODE,
+        };
+        let op = single(mode, instruction)?;
         let mut fault = None;
         let mut rip = CODE;
         for _ in 0..MAX_SLICES {
@@ -174,19 +183,19 @@ impl Soft {
     }
 
     /// Whether there is a handler for `instruction`.
-    pub fn implements(instruction: &[u8]) -> bool {
-        single(instruction).is_some_and(|op| op.run as usize != unimplemented_handler())
+    pub fn implements(mode: Mode, instruction: &[u8]) -> bool {
+        single(mode, instruction).is_some_and(|op| op.run as usize != unimplemented_handler())
     }
 }
 
 /// What the decoder chooses for an instruction that no group has.
 fn unimplemented_handler() -> usize {
     // VADDPS is beyond what this processor reports, and will stay so for long.
-    single(&[0xC5, 0xF0, 0x58, 0xC2]).map_or(0, |op| op.run as usize)
+    single(Mode::Long, &[0xC5, 0xF0, 0x58, 0xC2]).map_or(0, |op| op.run as usize)
 }
 
-fn single(instruction: &[u8]) -> Option<Op> {
-    match decode(instruction, true, 1) {
+fn single(mode: Mode, instruction: &[u8]) -> Option<Op> {
+    match decode(instruction, mode == Mode::Long, 1) {
         Decoded::Block { ops, .. } => ops.first().copied(),
         Decoded::Incomplete => None,
     }

@@ -5,7 +5,7 @@ mod shape;
 mod vectors;
 
 use super::{
-    forms::{Form, Prefix},
+    forms::{Form, Mode, Prefix},
     layout::{CODE, GS_BASE, HOLE, PAGE, READ_ONLY, Registers, SCRATCH, SCRATCH_SIZE},
     random::Random,
 };
@@ -51,7 +51,7 @@ struct Builder<'a> {
 
 impl<'a> Builder<'a> {
     fn new(form: &'a Form, random: &'a mut Random) -> Self {
-        let narrow = random.chance(15);
+        let narrow = form.mode == Mode::Compatible || random.chance(15);
         Self {
             form,
             narrow,
@@ -61,6 +61,10 @@ impl<'a> Builder<'a> {
             memory: Box::new([0; SCRATCH_SIZE]),
             reserved: 0,
         }
+    }
+
+    fn is_long(&self) -> bool {
+        self.form.mode == Mode::Long
     }
 
     fn build(mut self) -> Option<Sample> {
@@ -79,6 +83,9 @@ impl<'a> Builder<'a> {
             self.fill_vectors();
         }
         self.set_flags();
+        if !self.is_long() {
+            self.registers.gpr[8..].fill(0);
+        }
         self.choose_operands();
         let stack = self.instruction.is_stack_instruction()
             || matches!(self.form.code.mnemonic(), Mnemonic::Enter | Mnemonic::Leave);
@@ -88,14 +95,20 @@ impl<'a> Builder<'a> {
         }
         let target = self.place_operand();
         self.shape(target);
-        let mut encoder = Encoder::new(64);
+        if !self.is_long() {
+            for register in &mut self.registers.gpr {
+                *register &= 0xFFFF_FFFF;
+            }
+        }
+        let bitness = self.form.mode.bitness();
+        let mut encoder = Encoder::new(bitness);
         encoder.encode(&self.instruction, CODE).ok()?;
         let bytes = encoder.take_buffer();
         // FSTCW and its like are two instructions, WAIT and the other.
         if bytes.len() > 1 && bytes[0] == 0x9B {
             return None;
         }
-        let decoded = Decoder::with_ip(64, &bytes, CODE, DecoderOptions::NONE).decode();
+        let decoded = Decoder::with_ip(bitness, &bytes, CODE, DecoderOptions::NONE).decode();
         (decoded.code() == self.form.code && decoded.len() == bytes.len()).then_some(Sample {
             instruction: decoded,
             native: native_bytes(&decoded, &bytes),
@@ -148,7 +161,7 @@ impl<'a> Builder<'a> {
             92..95 => READ_ONLY + self.random.below(PAGE - size),
             95..97 => HOLE - self.random.below(size + 1),
             97..98 => SCRATCH - self.random.below(size + 1),
-            98..99 => NOT_CANONICAL | self.random.u64() >> 8,
+            98..99 if self.is_long() => NOT_CANONICAL | self.random.u64() >> 8,
             _ => HOLE + self.random.below(PAGE),
         }
     }

@@ -12,9 +12,15 @@ use iced_x86::{
 };
 
 impl Builder<'_> {
+    /// The number of a register of a class that has 16 in 64-bit code.
+    fn number(&mut self) -> u32 {
+        self.random.below(if self.is_long() { 16 } else { 8 }) as u32
+    }
+
     fn general(&mut self, size: u32) -> Register {
-        let number = self.random.below(16) as u32;
+        let number = self.number();
         match size {
+            8 if !self.is_long() => Register::AL + number,
             8 => {
                 let names = [
                     Register::AL,
@@ -74,9 +80,7 @@ impl Builder<'_> {
                 Kind::mm_or_mem | Kind::mm_reg | Kind::mm_rm => {
                     Register::MM0 + self.random.below(8) as u32
                 }
-                Kind::xmm_or_mem | Kind::xmm_reg | Kind::xmm_rm => {
-                    Register::XMM0 + self.random.below(16) as u32
-                }
+                Kind::xmm_or_mem | Kind::xmm_reg | Kind::xmm_rm => Register::XMM0 + self.number(),
                 Kind::sti_opcode => Register::ST0 + self.random.below(8) as u32,
                 Kind::seg_reg => {
                     let names = [
@@ -173,6 +177,10 @@ impl Builder<'_> {
                 self.instruction.set_immediate64(value);
                 OpKind::Immediate64
             }
+            Kind::br32_1 | Kind::br32_4 => {
+                self.instruction.set_near_branch32(TAKEN as u32);
+                OpKind::NearBranch32
+            }
             Kind::br64_1 | Kind::br64_4 => {
                 self.instruction.set_near_branch64(TAKEN);
                 OpKind::NearBranch64
@@ -181,7 +189,12 @@ impl Builder<'_> {
             Kind::es_rDI => pick(OpKind::MemoryESRDI, OpKind::MemoryESEDI),
             Kind::seg_rDI => OpKind::MemorySegRDI,
             Kind::seg_rBX_al => {
-                self.instruction.set_memory_base(Register::RBX);
+                let base = if self.is_long() {
+                    Register::RBX
+                } else {
+                    Register::EBX
+                };
+                self.instruction.set_memory_base(base);
                 self.instruction.set_memory_index(Register::AL);
                 OpKind::Memory
             }
@@ -213,7 +226,8 @@ impl Builder<'_> {
             .op_kinds()
             .contains(&Kind::mem_offs)
         {
-            self.instruction.set_memory_displ_size(8);
+            let size = if self.is_long() { 8 } else { 4 };
+            self.instruction.set_memory_displ_size(size);
             self.instruction.set_memory_displacement64(target);
             return Some(target);
         }
@@ -229,7 +243,7 @@ impl Builder<'_> {
         // Now and then the address shares a register with an operand.
         let share = self.random.chance(10) && !self.is_bit_string() && self.reserved == 0;
         let register = |this: &mut Self, index: bool, taken: u16| loop {
-            let number = this.random.below(16) as usize;
+            let number = this.number() as usize;
             let free = share || taken & (1 << number) == 0;
             if free && !(index && number == RSP) {
                 return number;
@@ -249,7 +263,12 @@ impl Builder<'_> {
         self.instruction.set_memory_displ_size(8);
         self.instruction
             .set_memory_displacement64(displacement as u64);
-        match self.random.below(20) {
+        let shape = if self.is_long() {
+            self.random.below(20)
+        } else {
+            16 + self.random.below(6)
+        };
+        match shape {
             0..10 => {
                 self.instruction
                     .set_memory_base(Register::RAX + base as u32);
@@ -272,17 +291,19 @@ impl Builder<'_> {
                 self.instruction.set_memory_displacement64(target);
             }
             16 => {
+                let size = if self.is_long() { 8 } else { 4 };
+                self.instruction.set_memory_displ_size(size);
                 self.instruction.set_memory_displacement64(target);
                 self.instruction.set_memory_index_scale(1);
             }
-            17 => {
+            17 if self.is_long() => {
                 self.instruction.set_segment_prefix(Register::GS);
                 self.instruction
                     .set_memory_base(Register::RAX + base as u32);
                 let offset = target.wrapping_sub(GS_BASE);
                 set(self, base, offset.wrapping_sub(displacement as u64));
             }
-            18 if index != base => {
+            18 | 20 if index != base => {
                 // 32-bit address: what is above in the registers does not count.
                 let value = self.random.integer();
                 let high = self.random.u64() << 32;

@@ -144,7 +144,7 @@ impl Builder<'_> {
 
     /// Where an indirect branch goes: almost always back to the test.
     fn branch_target(&mut self) -> u64 {
-        if self.random.chance(5) {
+        if self.is_long() && self.random.chance(5) {
             NOT_CANONICAL | self.random.u64() >> 2
         } else {
             TAKEN
