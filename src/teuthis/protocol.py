@@ -89,9 +89,9 @@ RequestId = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
 class Exec(msgspec.Struct, tag="exec", frozen=True, forbid_unknown_fields=True):
     """Run a program. Descriptors: stdin, stdout, stderr.
 
-    The worker makes its descriptors non-blocking, so each must be an open file description that
-    nobody else minds (a pipe of one's own, or a reopened one), never a shared terminal's. It closes
-    them when the program has ended and all its output is written.
+    Descriptors here and below are pipes that the root side made for it: the worker makes them
+    non-blocking, and its limits let it write no regular file. It closes them when the program has
+    ended and all its output is written.
     Answers: STARTED then EXITED, or FAILED.
     """
 
