@@ -346,6 +346,7 @@ const C2: u16 = 1 << 10;
 const C3: u16 = 1 << 14;
 /// Summary: an unmasked exception is pending.
 const UNMASKED: u16 = 1 << 7;
+const BUSY: u16 = 1 << 15;
 
 /// Bits of the status word that an x87 instruction leaves undefined (manual, volume 1, table 8-1):
 /// condition codes, and for approximations whether they were exact.
@@ -354,6 +355,8 @@ fn undefined_status(mnemonic: Mnemonic, after: u16) -> u16 {
     const INVALID: u16 = 1;
     const UNDERFLOW: u16 = 1 << 4;
     const INEXACT: u16 = 1 << 5;
+    // An approximation may be exact for one maker and not for another.
+    const APPROXIMATE: u16 = C0 | C1 | C3 | UNDERFLOW | INEXACT | UNMASKED | BUSY;
     // Whether codes are set before an unmasked exception differs by maker.
     let unmasked = if after & UNMASKED != 0 {
         C0 | C1 | C2 | C3
@@ -373,9 +376,9 @@ fn undefined_status(mnemonic: Mnemonic, after: u16) -> u16 {
             }
             Fsin | Fcos | Fsincos | Fptan => {
                 let reduced = if after & INVALID != 0 { C2 } else { 0 };
-                C0 | C1 | C3 | reduced | INEXACT | UNDERFLOW
+                APPROXIMATE | reduced
             }
-            F2xm1 | Fyl2x | Fyl2xp1 | Fpatan => C0 | C1 | C2 | C3 | INEXACT | UNDERFLOW,
+            F2xm1 | Fyl2x | Fyl2xp1 | Fpatan => APPROXIMATE | C2,
             Fnclex | Fldcw | Fnstcw | Ffree | Ffreep | Fnop | Wait => C0 | C1 | C2 | C3,
             _ => C0 | C2 | C3,
         }

@@ -56,7 +56,8 @@ impl Form {
     }
 }
 
-/// All forms that a user program can run and whose effect depends on nothing but its own state.
+/// All forms that a user program can run and whose effect depends on nothing but its own state;
+/// those that need privilege too, since they must raise #GP.
 pub fn all(mode: Mode) -> Vec<Form> {
     let mut forms = Vec::new();
     for code in Code::values() {
@@ -126,10 +127,6 @@ fn is_candidate(mode: Mode, code: Code, info: &OpCodeInfo) -> bool {
     info.is_instruction()
         && exists
         && info.encoding() == EncodingKind::Legacy
-        && info.cpl3()
-        && !info.must_be_cpl0()
-        && !info.is_privileged()
-        && !info.is_input_output()
         && code
             .cpuid_features()
             .iter()

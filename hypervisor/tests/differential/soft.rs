@@ -78,6 +78,7 @@ impl Soft {
         for (segment, selector) in cpu.segments.iter_mut().zip(selectors) {
             segment.selector = selector;
         }
+        cpu.tr.limit = 0; // no I/O permission map
         cpu.update_domain();
         let op = |bytes: &[u8]| single(Mode::Long, bytes).expect("FXSAVE64 and FXRSTOR64 decode");
         let mut soft = Self {
