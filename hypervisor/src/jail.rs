@@ -35,7 +35,7 @@ pub struct Wall {
 }
 
 /// In the order in which they must be raised.
-pub const WALLS: [Wall; 15] = [
+pub const WALLS: [Wall; 16] = [
     wall("descriptors", descriptors::close_others),
     wall("identity", |jail| {
         privileges::assume(jail.uid.map(Uid::from_raw))
@@ -50,6 +50,7 @@ pub const WALLS: [Wall; 15] = [
     wall("undumpable", |_| privileges::undumpable()),
     wall("capabilities", |_| privileges::drop_capabilities()),
     wall("no-new-privileges", |_| privileges::no_new_privileges()),
+    wall("parent-death", |_| privileges::die_with_parent()),
     wall("landlock", |_| filter::landlock()),
     wall("limits", lower_limits),
     wall("system-calls", filter::system_calls),

@@ -3,7 +3,9 @@
 
 use rustix::{
     io::Errno,
-    process::{DumpableBehavior, geteuid, set_dumpable_behavior},
+    process::{
+        DumpableBehavior, Signal, geteuid, set_dumpable_behavior, set_parent_process_death_signal,
+    },
     thread::{
         CapabilitiesSecureBits, CapabilitySet, CapabilitySets, Gid, Uid, capabilities,
         clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
@@ -94,6 +96,12 @@ pub fn drop_capabilities() -> io::Result<()> {
 /// No program that this process executes gains anything by it.
 pub fn no_new_privileges() -> io::Result<()> {
     Ok(set_no_new_privs(true)?)
+}
+
+/// Ends with the thread that started it, even while stopped or stuck. Every change of credentials
+/// undoes this, so it comes after them.
+pub fn die_with_parent() -> io::Result<()> {
+    Ok(set_parent_process_death_signal(Some(Signal::KILL))?)
 }
 
 /// Ends the process, without the clean-up that Rust's runtime would do.

@@ -2,10 +2,12 @@
 
 import ctypes
 import errno
+import signal
 from typing import Final
 
 from teuthis.jail.kernel import call, prctl
 
+_PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
 _PR_CAPBSET_DROP: Final = 24
 _PR_SET_SECUREBITS: Final = 28
@@ -67,6 +69,14 @@ def drop() -> None:
 def no_new_privileges() -> None:
     """No program this process executes gains anything by it. Raises `OSError`."""
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def die_with_parent() -> None:
+    """Ends with the thread that started it, even while stopped or stuck. Raises `OSError`.
+
+    Every change of credentials undoes this, so it comes after them.
+    """
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def undumpable() -> None:

@@ -64,6 +64,7 @@ WALLS: Final = (
     Wall("undumpable", "tracing by others, core files", lambda _: capabilities.undumpable()),
     Wall("capabilities", "every privilege", lambda _: capabilities.drop()),
     Wall("no-new-privileges", "set-user-id programs", lambda _: capabilities.no_new_privileges()),
+    Wall("parent-death", "outliving its VM's owner", lambda _: capabilities.die_with_parent()),
     Wall("landlock", "paths, ports, signals to others", lambda _: landlock.deny_all()),
     Wall("limits", "more than its share", lambda jail: limits.lower(jail.limits)),
     Wall(

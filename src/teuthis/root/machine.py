@@ -1,9 +1,10 @@
 """A running VM as its owner holds it: requests go in, answers come out, and it always ends.
 
-One small thread per VM reads the worker's statuses and watches both processes by pidfd. Whichever
-ends first (the guest, a process, the owner), the thread sees both processes gone within a bounded
-time and tells everybody who waits why. If the owner itself dies, `kill -9` included, the control
-socket closes with it: the worker ends at its end of file, and the hypervisor with the worker.
+One small thread per VM starts both processes, reads the worker's statuses and watches them by
+pidfd. Whichever ends first (the guest, a process, the owner), the thread sees both processes gone
+within a bounded time and tells everybody who waits why. If the owner itself dies, `kill -9`
+included, the control socket closes with it and the worker ends, and the hypervisor with the
+worker; a process that is stuck or taken over the kernel kills, as its parent thread is gone.
 """
 
 import os
@@ -13,6 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import Final
 
@@ -20,7 +22,7 @@ from teuthis.errors import ConfigurationError, HostError, TeuthisError, VMClosed
 from teuthis.flows import Count, Counters
 from teuthis.jail import host
 from teuthis.protocol import STATUS_SIZE, Ended, ProtocolError, Request, Stop, encode_request
-from teuthis.root.console import Sink
+from teuthis.root.console import Console, Sink
 from teuthis.root.ending import ending
 from teuthis.root.launch import Load, launch
 from teuthis.root.requests import Answer, Requests
@@ -46,20 +48,39 @@ class Machine:
         Raises:
             HostError, KernelError: see `launch`.
         """
-        self._processes = launch(memory_size, load, sink, allow_missing_walls)
-        self.console = self._processes.console
         self._counters = Counters()
         self._final: dict[str, Count] | None = None
         self._requests = Requests()
         self.ready = self._requests.ready
-        self._control = self._processes.control
-        self._control.setblocking(False)
         self._lock = threading.Lock()
         self._closing = False
         self._owner = os.getpid()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
-        self._thread = threading.Thread(target=self._manage, name="teuthis-vm", daemon=True)
+
+        def run() -> None:
+            # When a thread ends, the kernel kills the processes that it started: so they are
+            # started by the thread that sees them end.
+            try:
+                self._processes = launch(memory_size, load, sink, allow_missing_walls)
+                self._control = self._processes.control
+                self._control.setblocking(False)
+            except BaseException as error:
+                launched.set_exception(error)
+            else:
+                launched.set_result(self._processes.console)
+                self._manage()
+
+        launched: Future[Console] = Future()
+        self._thread = threading.Thread(target=run, name="teuthis-vm", daemon=True)
         self._thread.start()
+        try:
+            self.console = launched.result()
+        except BaseException:
+            if launched.done() and launched.exception() is not None:
+                os.close(self._wake)
+            else:
+                os.eventfd_write(self._wake, 1)  # it ends as soon as it has begun
+            raise
         _machines.add(self)
 
     # ---- asking --------------------------------------------------------------------------------
@@ -82,7 +103,7 @@ class Machine:
 
     def tell(self, request: Request) -> None:
         """Sends a request that has no answer of its own; if the VM is no more, nothing happens."""
-        with suppress(VMError):
+        with suppress(TeuthisError):
             self._check_owner()
             self._send(request, ())
 
@@ -169,7 +190,7 @@ class Machine:
             deadline = time.monotonic() + _PATIENCE
             for child in (self._processes.worker, self._processes.hypervisor):
                 child.wait(max(0.0, deadline - time.monotonic()))
-            self.console.finish(_PATIENCE)
+            self._processes.console.finish(_PATIENCE)
             with self._lock:
                 self._final = self._snapshot()
                 self._processes.held.close()
