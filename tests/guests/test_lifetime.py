@@ -111,6 +111,36 @@ def test_a_killed_owner_leaves_nothing(number: signal.Signals) -> None:
     await_true(lambda: not alive(pids))
 
 
+def test_a_killed_owner_leaves_no_process_that_is_stuck() -> None:
+    owner = subprocess.Popen([sys.executable, "-c", _OWNER], stdout=subprocess.PIPE)
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == b"ready\n"
+    pids = children(owner.pid)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    owner.kill()
+    owner.wait()
+    owner.stdout.close()
+    await_true(lambda: not alive(pids))
+
+
+def test_closing_a_vm_whose_processes_are_stuck() -> None:
+    vm, pids = begin()
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    vm.close()
+    assert time.monotonic() - began < 10
+    assert not alive(pids)
+
+
+def test_the_thread_that_started_a_vm_may_end() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        vm = pool.submit(VM, "128M").result()
+    with vm:
+        assert vm.run(["echo", "alive"]).stdout == b"alive\n"
+
+
 def test_an_owner_killed_while_it_starts() -> None:
     for pause in (0.1, 0.2, 0.3, 0.4, 0.6):
         owner = subprocess.Popen([sys.executable, "-c", _OWNER], stdout=subprocess.DEVNULL)
