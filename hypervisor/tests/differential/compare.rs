@@ -16,7 +16,11 @@ const OF: u64 = 1 << 11;
 const NT: u64 = 1 << 14;
 const AC: u64 = 1 << 18;
 const ID: u64 = 1 << 21;
-const COMPARED: u64 = CF | PF | AF | ZF | SF | DF | OF | NT | AC | ID;
+/// Flags that are compared.
+pub const COMPARED: u64 = CF | PF | AF | ZF | SF | DF | OF | NT | AC | ID;
+
+/// What a shift or rotate by an unknown count may leave undefined.
+pub const SHIFT_UNDEFINED: u64 = OF | AF | CF;
 
 /// What the manual leaves undefined after an instruction.
 struct Undefined {
@@ -326,7 +330,8 @@ fn shift_count(sample: &Sample) -> (u32, u32) {
     (count & mask, bytes as u32 * 8)
 }
 
-fn from_iced(bits: u32) -> u64 {
+/// iced-x86's flag bits as those of RFLAGS.
+pub fn from_iced(bits: u32) -> u64 {
     [
         (RflagsBits::OF, OF),
         (RflagsBits::SF, SF),

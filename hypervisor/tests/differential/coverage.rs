@@ -6,6 +6,7 @@
 use super::{
     forms::{Form, Prefix},
     sample::Sample,
+    say,
 };
 use iced_x86::{Instruction, OpKind, Register};
 use std::collections::BTreeSet;
@@ -33,8 +34,9 @@ impl Coverage {
         self.tested.insert(key(form, &sample.instruction));
     }
 
-    /// Prints the share of each list that was tested and what was not.
-    pub fn report(&self) {
+    /// Says how much of each list was tested; the forms that were not.
+    pub fn report(&self) -> Vec<String> {
+        let mut all_missing = Vec::new();
         for (name, list) in LISTS {
             let mut total = 0;
             let mut elsewhere = 0;
@@ -51,16 +53,15 @@ impl Coverage {
                     missing.push(format!("{} ({count})", form.trim()));
                 }
             }
-            println!(
-                "coverage of {name}: {} of {total} forms tested here, {elsewhere} privileged or \
-                 of the system (not testable in user mode), {} not tested",
+            say(&format!(
+                "coverage of {name}: {} of {total} forms; {elsewhere} more are privileged or of \
+                 the system (not to be seen in user mode); {} not tested",
                 total - elsewhere - missing.len(),
                 missing.len()
-            );
-            if !missing.is_empty() {
-                println!("  not tested: {}", missing.join(", "));
-            }
+            ));
+            all_missing.append(&mut missing);
         }
+        all_missing
     }
 }
 

@@ -3,7 +3,7 @@
 //! come out the same. What the manual leaves undefined is not compared ([`compare`]).
 //!
 //! Environment: `TEUTHIS_DIFFERENTIAL_SEED` (a number; printed on failure),
-//! `TEUTHIS_DIFFERENTIAL_SAMPLES` (per form), `TEUTHIS_DIFFERENTIAL_ONLY` (part of a form's name),
+//! `TEUTHIS_DIFFERENTIAL_SAMPLES` (per form), `TEUTHIS_DIFFERENTIAL_ONLY` (part of a form's name, or `sequences`),
 //! `TEUTHIS_DIFFERENTIAL_DETAILS` (failures printed per form), `TEUTHIS_DIFFERENTIAL_TRACE` (set:
 //! name each form before it runs, for one that ends the process).
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -15,6 +15,7 @@ mod layout;
 mod native;
 mod random;
 mod sample;
+mod sequences;
 mod soft;
 
 use coverage::Coverage;
@@ -27,11 +28,15 @@ use sample::Sample;
 use soft::Soft;
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
+    io::Write,
     time::Instant,
 };
 
 const DEFAULT_SEED: u64 = 2026;
 const DEFAULT_SAMPLES: u64 = 200;
+const SEQUENCES_PER_SAMPLE: u64 = 100;
+/// Selects the sequences where otherwise a form's name does.
+const SEQUENCES: &str = "sequences";
 
 fn number(variable: &str, default: u64) -> u64 {
     match std::env::var(variable) {
@@ -40,6 +45,12 @@ fn number(variable: &str, default: u64) -> u64 {
             .unwrap_or_else(|_| panic!("{variable} is not a number: {text}")),
         Err(_) => default,
     }
+}
+
+/// Prints a line also when the test passes: the harness keeps what `println` prints to itself then.
+pub fn say(line: &str) {
+    // Nobody to tell when standard error is gone.
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// What became of one form.
@@ -60,6 +71,32 @@ struct Bench {
 }
 
 impl Bench {
+    fn random(&self, name: &str, index: u64) -> Random {
+        let mut hasher = DefaultHasher::new();
+        (self.seed, name, index).hash(&mut hasher);
+        Random::new(hasher.finish())
+    }
+
+    fn test_sequences(&mut self, count: u64) {
+        let candidates = sequences::candidates();
+        let mut failures = 0;
+        for index in 0..count {
+            let mut random = self.random("sequence", index);
+            let (native, soft) = (&mut self.native, &mut self.soft);
+            if let Some(difference) = sequences::run(native, soft, &candidates, &mut random) {
+                failures += 1;
+                if failures <= self.details * 5 {
+                    println!("sequence {index}: {difference}");
+                }
+            }
+        }
+        assert_eq!(
+            failures, 0,
+            "sequences that differ, of {count} (seed {})",
+            self.seed
+        );
+    }
+
     fn test(&mut self, form: &Form) -> Verdict {
         let mut failures = 0;
         let mut ran = 0;
@@ -69,9 +106,7 @@ impl Bench {
             Mode::Compatible => self.samples.div_ceil(4),
         };
         for index in 0..samples {
-            let mut hasher = DefaultHasher::new();
-            (self.seed, form.name(), index).hash(&mut hasher);
-            let Some(sample) = sample::make(form, &mut Random::new(hasher.finish())) else {
+            let Some(sample) = sample::make(form, &mut self.random(&form.name(), index)) else {
                 continue;
             };
             if !Soft::implements(form.mode, &sample.bytes) {
@@ -153,7 +188,9 @@ fn every_form_does_what_the_host_does() {
     let only = std::env::var("TEUTHIS_DIFFERENTIAL_ONLY").unwrap_or_default();
     for (_, name, has) in forms::HOST_FEATURES {
         if !has() {
-            println!("skipped: this processor has no {name}, its instructions are not compared");
+            say(&format!(
+                "skipped: this processor has no {name}, its instructions are not compared"
+            ));
         }
     }
     let started = Instant::now();
@@ -170,6 +207,12 @@ fn every_form_does_what_the_host_does() {
         .flat_map(forms::all)
         .filter(|f| f.name().contains(&only))
         .collect();
+    let sequences = if only.is_empty() || only == SEQUENCES {
+        samples * SEQUENCES_PER_SAMPLE
+    } else {
+        0
+    };
+    bench.test_sequences(sequences);
     let mut agree = 0;
     let mut differ = Vec::new();
     let mut unimplemented = Vec::new();
@@ -186,27 +229,35 @@ fn every_form_does_what_the_host_does() {
             Verdict::NotEncodable => unencodable.push(form.name()),
         }
     }
-    println!(
-        "{} forms, {samples} samples each, seed {seed}, {:.1} s: {agree} agree, {} differ, {} not \
-         implemented, {} without an encoding of their own",
+    say(&format!(
+        "{} instruction forms, {samples} samples each, {sequences} sequences, seed {seed}, {:.1} s: \
+         {agree} agree, {} differ, {} not implemented, {} without an encoding of their own",
         forms.len(),
         started.elapsed().as_secs_f64(),
         differ.len(),
         unimplemented.len(),
         unencodable.len()
-    );
+    ));
     println!("not implemented: {}", unimplemented.join(", "));
     println!(
         "without an encoding of their own: {}",
         unencodable.join(", ")
     );
-    if only.is_empty() {
-        bench.coverage.report();
-    }
+    let missing = if only.is_empty() {
+        bench.coverage.report()
+    } else {
+        Vec::new()
+    };
     assert!(
         differ.is_empty(),
         "{} forms differ from the host's processor (TEUTHIS_DIFFERENTIAL_SEED={seed}): {}",
         differ.len(),
         differ.join(", ")
+    );
+    let complete = forms::HOST_FEATURES.iter().all(|(_, _, has)| has());
+    assert!(
+        missing.is_empty() || !complete,
+        "forms that guests execute were not tested: {}",
+        missing.join(", ")
     );
 }

@@ -116,14 +116,7 @@ impl Soft {
         image
     }
 
-    /// Runs `instruction` with `registers` and `memory`. `None` when it is not implemented.
-    pub fn run(
-        &mut self,
-        mode: Mode,
-        instruction: &[u8],
-        registers: &Registers,
-        memory: &[u8; SCRATCH_SIZE],
-    ) -> Option<Outcome> {
+    fn prepare(&mut self, mode: Mode, registers: &Registers, memory: &[u8; SCRATCH_SIZE]) {
         self.set_fx(&registers.fx);
         self.cpu
             .memory
@@ -131,23 +124,27 @@ impl Soft {
             .expect("fits");
         self.cpu.gpr[..16].copy_from_slice(&registers.gpr);
         self.cpu.gpr[usize::from(Cpu::RIP)] = CODE;
-        self.cpu.set_rflags(registers.flags | 0x200);
+        self.cpu.set_rflags(registers.flags);
         self.cpu.unimplemented = false;
         self.cpu.long_code = mode == Mode::Long;
         self.cpu.segments[segment::CS].selector = match mode {
             Mode::Long => LONG_CODE,
             Mode::Compatible => COMPATIBLE_CODE,
         };
-        let op = single(mode, instruction)?;
-        let mut fault = None;
-        let mut rip = CODE;
+    }
+
+    /// Executes `op` to its end, in as many slices as it takes. The address after it, or an
+    /// exception.
+    fn step(&mut self, op: &Op) -> Result<u64, Fault> {
+        let here = CODE + u64::from(op.offset);
         for _ in 0..MAX_SLICES {
-            match (op.run)(&mut self.cpu, &op) {
-                Ok(()) | Err(Exit::Resync) => rip = CODE + u64::from(op.length()),
-                Err(Exit::Branch) => rip = self.cpu.rip,
+            match (op.run)(&mut self.cpu, op) {
+                Ok(()) | Err(Exit::Resync) => return Ok(here + u64::from(op.length())),
+                Err(Exit::Branch) if self.cpu.rip == here => {}
+                Err(Exit::Branch) => return Ok(self.cpu.rip),
                 Err(Exit::Exception) => {
                     let exception = self.cpu.exception;
-                    fault = Some(Fault {
+                    return Err(Fault {
                         vector: exception.vector,
                         error: exception.error.unwrap_or(0),
                         address: if exception.vector == 14 {
@@ -159,13 +156,11 @@ impl Soft {
                 }
                 Err(Exit::Intercept) => panic!("an intercept at CPL 3"),
             }
-            if fault.is_some() || rip != CODE {
-                break;
-            }
         }
-        if self.cpu.unimplemented {
-            return None;
-        }
+        Ok(here)
+    }
+
+    fn outcome(&mut self, rip: u64, fault: Option<Fault>) -> Outcome {
         let mut registers = Registers::initial();
         registers.gpr.copy_from_slice(&self.cpu.gpr[..16]);
         registers.flags = self.cpu.rflags();
@@ -176,11 +171,49 @@ impl Soft {
             .memory
             .read_bytes(RAM_SCRATCH, memory.as_mut_slice())
             .expect("fits");
-        Some(Outcome {
+        Outcome {
             registers,
             memory,
             fault,
-        })
+        }
+    }
+
+    /// Runs `instruction` with `registers` and `memory`. `None` when it is not implemented.
+    pub fn run(
+        &mut self,
+        mode: Mode,
+        instruction: &[u8],
+        registers: &Registers,
+        memory: &[u8; SCRATCH_SIZE],
+    ) -> Option<Outcome> {
+        self.prepare(mode, registers, memory);
+        let op = single(mode, instruction)?;
+        let stepped = self.step(&op);
+        if self.cpu.unimplemented {
+            return None;
+        }
+        Some(self.outcome(stepped.unwrap_or(CODE), stepped.err()))
+    }
+
+    /// Runs a sequence of instructions without branches; also how many were executed.
+    pub fn run_block(
+        &mut self,
+        bytes: &[u8],
+        registers: &Registers,
+        memory: &[u8; SCRATCH_SIZE],
+    ) -> Option<(Outcome, usize)> {
+        self.prepare(Mode::Long, registers, memory);
+        let Decoded::Block { ops, .. } = decode(bytes, true, bytes.len()) else {
+            return None;
+        };
+        let mut rip = CODE;
+        for (executed, op) in ops.iter().enumerate() {
+            match self.step(op) {
+                Ok(next) => rip = next,
+                Err(fault) => return Some((self.outcome(rip, Some(fault)), executed)),
+            }
+        }
+        Some((self.outcome(rip, None), ops.len()))
     }
 
     /// Whether there is a handler for `instruction`.

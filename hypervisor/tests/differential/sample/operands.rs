@@ -93,6 +93,11 @@ impl Builder<'_> {
                     ];
                     self.random.pick(&names)
                 }
+                Kind::cr_reg => {
+                    let names = [Register::CR0, Register::CR2, Register::CR3, Register::CR4];
+                    self.random.pick(&names)
+                }
+                Kind::dr_reg => Register::DR0 + self.random.below(4) as u32,
                 Kind::es => Register::ES,
                 Kind::cs => Register::CS,
                 Kind::ss => Register::SS,
