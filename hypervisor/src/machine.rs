@@ -266,7 +266,9 @@ impl<P: Processor> Machine<P> {
     }
 
     fn send_notes(&mut self) {
-        for note in self.partition.take_notes() {
+        let mut notes = self.partition.take_notes();
+        notes.append(&mut self.processor.take_notes());
+        for note in notes {
             // A full link loses notes: they are a help, not a record.
             self.connection.link.send(&ToWorker::Note(&note));
         }

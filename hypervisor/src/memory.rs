@@ -56,9 +56,13 @@ pub struct GuestMemory {
 unsafe impl Send for GuestMemory {}
 
 impl GuestMemory {
-    /// Maps `size` bytes of the memory file `fd` shared and writable.
+    /// Maps `size` bytes of the memory file `fd` shared and writable. Refuses a file that is too
+    /// short, whose missing pages would kill the process at the first access.
     pub fn map(fd: impl AsFd, size: u64) -> rustix::io::Result<Self> {
         use rustix::mm::{MapFlags, ProtFlags, mmap};
+        if u64::try_from(rustix::fs::fstat(&fd)?.st_size).unwrap_or(0) < size {
+            return Err(rustix::io::Errno::INVAL);
+        }
         let length = usize::try_from(size).map_err(|_| rustix::io::Errno::INVAL)?;
         // SAFETY: a fresh mapping at an address the kernel chooses aliases nothing.
         let base = unsafe {

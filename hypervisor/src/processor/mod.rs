@@ -100,4 +100,7 @@ pub trait Processor {
 
     /// What it dealt with by itself since the last call, for the counters of the register.
     fn take_counts(&mut self) -> Vec<(Flow, Count)>;
+
+    /// Short texts for the log since the last call, bounded in number: what it did not know.
+    fn take_notes(&mut self) -> Vec<String>;
 }

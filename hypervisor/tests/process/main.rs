@@ -273,3 +273,15 @@ fn doorbells_are_taken_from_a_running_guest_and_from_a_sleeping_one() {
         assert_eq!(vm.doorbells[2048 + 5].load(Ordering::Relaxed), 0);
     }
 }
+
+#[test]
+fn an_unknown_instruction_is_named_before_the_end() {
+    let vm = Vm::started(&[0xC5, 0xF9, 0xFE, 0xC0]); // VPADDD XMM0, XMM0, XMM0
+    let (kind, _, text) = vm.receive();
+    let text = String::from_utf8(text).unwrap();
+    assert!(
+        kind == 4 && text.to_lowercase().contains("vpaddd"),
+        "{text}"
+    );
+    assert_eq!(vm.reason(), 3, "without an IDT, #UD becomes a triple fault");
+}

@@ -41,6 +41,8 @@ pub struct SoftProcessor {
     blocks: Blocks,
     state: State,
     unimplemented: BTreeMap<String, u64>,
+    /// Names that nobody has been told yet.
+    notes: Vec<String>,
 }
 
 impl SoftProcessor {
@@ -63,6 +65,7 @@ impl SoftProcessor {
             blocks: Blocks::default(),
             state: State::Running,
             unimplemented: BTreeMap::new(),
+            notes: Vec::new(),
         }
     }
 
@@ -387,8 +390,12 @@ impl SoftProcessor {
         cpu.exception = Exception::INVALID_OPCODE;
         cpu.tally.reject(Flow::InstructionDecode);
         let name = decode::name(&bytes, cpu.long_code);
-        if self.unimplemented.len() < MAX_NAMES || self.unimplemented.contains_key(&name) {
-            *self.unimplemented.entry(name).or_default() += 1;
+        if let Some(count) = self.unimplemented.get_mut(&name) {
+            *count += 1;
+        } else if self.unimplemented.len() < MAX_NAMES {
+            self.notes
+                .push(format!("not an instruction of this processor: {name}"));
+            self.unimplemented.insert(name, 1);
         }
     }
 
@@ -529,6 +536,10 @@ impl Processor for SoftProcessor {
 
     fn next_event(&self) -> Option<u64> {
         self.cpu.apic.deadline()
+    }
+
+    fn take_notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
     }
 
     fn take_counts(&mut self) -> Vec<(Flow, Count)> {
