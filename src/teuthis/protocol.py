@@ -16,9 +16,6 @@ VERSION: Final = 1
 MAX_REQUEST: Final = 128 * 1024
 """Largest encoded request in bytes."""
 
-AGENT_PORT: Final = 0x7E07
-"""vsock port of the guest agent, and of the worker's listener for its HELLO."""
-
 
 class ProtocolError(ValueError):
     """A packet that is not of this protocol."""

@@ -70,12 +70,11 @@ class PageRange:
     Neighbouring pages are merged into runs, so that a copy is usually one slice.
     """
 
-    __slots__ = ("_memory", "_offsets", "_starts", "length", "pages")
+    __slots__ = ("_memory", "_offsets", "_starts", "length")
 
     def __init__(self, memory: GuestMemory, pages: Sequence[int]) -> None:
         """Raises `ValueError` for page zero and for pages outside RAM."""
         self._memory = memory
-        self.pages = pages
         self.length = len(pages) * PAGE_SIZE
         self._starts: list[int] = []
         self._offsets: list[int] = []

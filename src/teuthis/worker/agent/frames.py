@@ -19,7 +19,6 @@ _U64 = struct.Struct("<Q")
 INITIAL_CREDIT: Final = FLOWS["agent.hello"].values["initial_credit"]
 """Bytes that each stream may send in each direction before it is given more."""
 MAX_CREDIT: Final = FLOWS["agent.window"].values["credit_max"]
-MAX_DATA: Final = FLOWS["agent.stdin"].max_bytes
 STDOUT: Final = 1
 STDERR: Final = 2
 

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from teuthis.flows import FLOWS, Counters
 from teuthis.protocol import Status, StatusKind
 from teuthis.worker.agent import frames
-from teuthis.worker.agent.frames import INITIAL_CREDIT, STDERR, STDOUT, FrameDecoder, FrameError
+from teuthis.worker.agent.frames import INITIAL_CREDIT, STDOUT, FrameDecoder, FrameError
 
 GRANT_BYTES: Final = INITIAL_CREDIT // 2
 """Credit is given back in portions of at least this size."""
@@ -280,14 +280,3 @@ _FLOW_OF = {
     for flow in FLOWS.values()
     if flow.id.startswith("agent.") and flow.direction == "host-to-guest"
 }
-
-__all__ = [
-    "STDERR",
-    "STDOUT",
-    "ExecSession",
-    "ReadSession",
-    "Session",
-    "Sink",
-    "Source",
-    "WriteSession",
-]

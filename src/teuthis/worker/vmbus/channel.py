@@ -2,7 +2,6 @@
 
 from typing import Protocol
 
-from teuthis.worker.vmbus.messages import Offer
 from teuthis.worker.vmbus.ring import RingReader, RingWriter
 
 
@@ -22,9 +21,8 @@ class Device(Protocol):
 class Channel:
     """State of one channel, from its offer until its relid may be used again."""
 
-    def __init__(self, relid: int, offer: Offer, device: Device) -> None:
+    def __init__(self, relid: int, device: Device) -> None:
         self.relid = relid
-        self.offer = offer
         self.device = device
         self.target_vp = 0
         self.ring_gpadl: int | None = None

@@ -18,7 +18,6 @@ OVERHEAD: Final = _DESCRIPTOR.size + _TRAILER.size
 """Bytes of a packet besides its payload."""
 
 IN_BAND: Final = FLOWS["ring.packet"].values["in_band"]
-COMPLETION: Final = FLOWS["ring.packet"].values["completion"]
 _TYPES = frozenset(FLOWS["ring.packet"].values.values())
 _MAX_PACKET = FLOWS["ring.packet"].max_bytes
 

@@ -108,7 +108,7 @@ class Server:
         while relid in self._channels:
             relid = relid % (MAX_CHANNELS - 1) + 1
         self._last_relid = relid
-        channel = Channel(relid, offer, device)
+        channel = Channel(relid, device)
         self._channels[relid] = channel
         self._deliver("vmbus.offer-channel", m.encode_offer(offer, relid))
         return channel
