@@ -4,5 +4,5 @@ use std::fs;
 
 pub fn line(text: &str) {
     // One write is one message.
-    let _ = fs::write("/dev/kmsg", format!("<4>teuthis-guest: {text}"));
+    let _ = fs::write("/dev/kmsg", format!("<3>teuthis-guest: {text}"));
 }

@@ -19,8 +19,13 @@ fn main() -> ExitCode {
             power::off(agent.run())
         }
         Err(error) => {
-            log::line(&format!("no connection to the host: {error}"));
-            power::off(power::Kind::Off)
+            // Without init the kernel panics, and its last words, this line among them, reach the
+            // host by registers: no connection is needed for that.
+            log::line(&format!(
+                "no connection to the host ({error}): the kernel needs hv_vmbus and hv_sock, \
+                 built in or as modules beside it"
+            ));
+            ExitCode::FAILURE
         }
     }
 }
