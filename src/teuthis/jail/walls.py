@@ -43,12 +43,16 @@ class Wall(NamedTuple):
     build: Callable[[Jail], None]
 
 
+_BEYOND_ALL: Final = 1 << 30
+
+
 def _close_others(jail: Jail) -> None:
     """Closes every descriptor that is not on the list, whoever left it open."""
     at = 3
-    for descriptor in sorted({*jail.descriptors, os.sysconf("SC_OPEN_MAX")}):
-        os.closerange(at, descriptor)
-        at = descriptor + 1
+    for kept in sorted({*jail.descriptors, _BEYOND_ALL}):
+        if kept > at:  # an empty range that ends at 0 would be taken for all there are
+            os.closerange(at, kept)
+        at = max(at, kept + 1)
 
 
 WALLS: Final = (
