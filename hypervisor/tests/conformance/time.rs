@@ -102,6 +102,21 @@ fn a_periodic_timer_keeps_its_beat() {
 }
 
 #[test]
+fn a_long_fill_does_not_hold_up_the_timer() {
+    let mut program = Program::new();
+    program.count_interrupts(0xED).wrmsr(CONFIG, DIRECT);
+    program.wrmsr(COUNT, 1000);
+    program.asm.mov(rdi, 0x20_0000u64).unwrap();
+    program.asm.mov(ecx, 0x18_0000).unwrap();
+    program.asm.xor(eax, eax).unwrap();
+    program.asm.sti().unwrap();
+    program.asm.rep().stosb().unwrap();
+    program.asm.cli().unwrap();
+    let guest = run(program);
+    assert_eq!(guest.interrupts(0xED), 1, "it came within the instruction");
+}
+
+#[test]
 fn modes_that_are_not_offered_fault() {
     let mut program = Program::new();
     program.wrmsr(CONFIG, 0x2_0009); // messages

@@ -176,7 +176,7 @@ pub struct Cpu {
     pub interrupt_shadow: bool,
     /// The #UD being raised is for an instruction that exists but is not implemented.
     pub unimplemented: bool,
-    /// Instructions executed before the current block.
+    /// Instructions executed before the current block; long repetitions count for their length.
     pub executed: u64,
 }
 

@@ -18,6 +18,9 @@ use iced_x86::{Code, Instruction};
 const BULK_LIMIT: u64 = 64 << 10;
 /// Elements that one execution handles one by one at most.
 const STEP_LIMIT: u32 = 1024;
+/// Bytes in bulk that count as one instruction more: a long repetition uses up the time slice, so
+/// that timers and the worker do not wait for it.
+const BULK_PER_INSTRUCTION: u64 = 64;
 
 pub fn select(instruction: &Instruction) -> Option<Handler> {
     let repeats = instruction.has_rep_prefix() || instruction.has_repne_prefix();
@@ -208,6 +211,7 @@ fn repeat<S: Step, W: Size>(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
             return Ok(());
         }
     }
+    cpu.executed = cpu.executed.wrapping_add(STEP_LIMIT.into());
     again(cpu, op)
 }
 
@@ -222,6 +226,7 @@ fn repeat_while<S: Step, W: Size, const WHILE: bool>(cpu: &mut Cpu, op: &Op) -> 
             return Ok(());
         }
     }
+    cpu.executed = cpu.executed.wrapping_add(STEP_LIMIT.into());
     again(cpu, op)
 }
 
@@ -238,6 +243,7 @@ fn bulk_count<W: Size>(cpu: &Cpu, op: &Op, bytes: u64) -> u64 {
 /// Accounts for `count` elements done in bulk. Whether any remain.
 fn finish_bulk<W: Size>(cpu: &mut Cpu, op: &Op, count: u64, moves: bool) -> bool {
     let bytes = count.wrapping_mul(W::BYTES);
+    cpu.executed = cpu.executed.wrapping_add(bytes / BULK_PER_INSTRUCTION);
     if moves {
         advance(cpu, op, Cpu::RSI, bytes);
     }
