@@ -19,7 +19,7 @@ mod sequences;
 mod soft;
 
 use coverage::Coverage;
-use forms::{Form, Mode};
+use forms::{Form, Mode, Prefix};
 use iced_x86::{Formatter, NasmFormatter};
 use layout::Registers;
 use native::Native;
@@ -95,6 +95,30 @@ impl Bench {
             "sequences that differ, of {count} (seed {})",
             self.seed
         );
+    }
+
+    /// LOCK before what cannot be locked must be refused alike.
+    fn test_lock(&mut self, form: &Form) -> bool {
+        let info = form.code.op_code();
+        let lockable = form.memory && info.can_use_lock_prefix();
+        // AMD's LOCK MOV CR0 is a MOV CR8.
+        if form.prefix != Prefix::None || lockable || info.must_be_cpl0() {
+            return true;
+        }
+        let Some(sample) = sample::make(form, &mut self.random(&form.name(), 0)) else {
+            return true;
+        };
+        let mut bytes = vec![0xF0];
+        bytes.extend(&sample.bytes);
+        let (registers, memory) = (&sample.registers, &sample.memory);
+        let host = self.native.run(form.mode, &bytes, registers, memory);
+        let soft = self.soft.run(form.mode, &bytes, registers, memory);
+        let same = soft.as_ref().is_some_and(|soft| soft.fault == host.fault);
+        if !same {
+            let soft = soft.map(|soft| soft.fault);
+            println!("lock {}: host {:?}, soft {soft:?}", form.name(), host.fault);
+        }
+        same
     }
 
     fn test(&mut self, form: &Form) -> Verdict {
@@ -213,6 +237,8 @@ fn every_form_does_what_the_host_does() {
         0
     };
     bench.test_sequences(sequences);
+    let locks = forms.iter().filter(|form| !bench.test_lock(form)).count();
+    assert_eq!(locks, 0, "forms with LOCK that differ");
     let mut agree = 0;
     let mut differ = Vec::new();
     let mut unimplemented = Vec::new();
