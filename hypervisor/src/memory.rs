@@ -123,6 +123,17 @@ impl GuestMemory {
         Some(unsafe { pointer.read_volatile() }.0)
     }
 
+    /// Reads 16 bytes at file offset `offset`, as one vector where the host has them (a volatile
+    /// read would go byte by byte). For instruction operands only: what checks guest data reads it
+    /// with [`GuestMemory::read`].
+    #[inline(always)]
+    pub fn read_vector(&self, offset: u64) -> Option<[u8; 16]> {
+        let pointer = self.at::<u128>(offset)?.cast::<[u8; 16]>();
+        // SAFETY: `at` checked the bounds; byte arrays have alignment 1. As in `read_bytes`, a
+        // change meanwhile yields some mixture of bytes.
+        Some(unsafe { pointer.read() })
+    }
+
     /// Writes a value at file offset `offset` (any alignment). `None` outside RAM.
     #[inline(always)]
     pub fn write<T: Plain>(&self, offset: u64, value: T) -> Option<()> {

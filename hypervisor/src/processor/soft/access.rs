@@ -8,6 +8,7 @@ use super::{
     cpu::{Cpu, Exception, Exit},
     flags,
     paging::{Access, CR4_SMAP, Page, is_canonical},
+    simd::vector::Vector,
 };
 use crate::{
     flows::Flow,
@@ -194,6 +195,29 @@ impl Cpu {
             return Ok(value);
         }
         self.load_slow(linear)
+    }
+
+    /// Loads a vector operand: like `load::<u128>`, in a form that vector code can use as it is.
+    #[inline(always)]
+    pub fn load_vector(&mut self, linear: u64) -> Result<Vector, Exit> {
+        let entry = &self.tlb.read[self.tlb.domain as usize & 3][Tlb::index(linear)];
+        let mut value = Vector::default();
+        if entry.tag == self.tlb.tag(linear, 16)
+            && let Some(bytes) = self.memory.read_vector(entry.addend.wrapping_add(linear))
+        {
+            value = Vector(bytes);
+        } else {
+            // By reference, so that both ways leave the value in memory and none lane by lane.
+            self.load_vector_slow(linear, &mut value)?;
+        }
+        Ok(value)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn load_vector_slow(&mut self, linear: u64, value: &mut Vector) -> Result<(), Exit> {
+        *value = self.load_slow::<u128>(linear)?.into();
+        Ok(())
     }
 
     /// Loads a value that the same instruction writes back: faults as its store would.

@@ -89,7 +89,7 @@ impl Wide {
         }
     }
 
-    pub fn add(self, other: Self) -> Self {
+    pub fn plus(self, other: Self) -> Self {
         if self.is_zero() {
             return other;
         }
@@ -117,8 +117,8 @@ impl Wide {
         Self::normalized(large.negative, large.exponent + 1, sum)
     }
 
-    pub fn subtract(self, other: Self) -> Self {
-        self.add(other.negated())
+    pub fn minus(self, other: Self) -> Self {
+        self.plus(other.negated())
     }
 
     pub fn multiply(self, other: Self) -> Self {
@@ -137,7 +137,7 @@ impl Wide {
         let shift = quotient.leading_zeros();
         Self {
             exponent: self.exponent - shift as i32,
-            significand: quotient << shift | (rest << shift) / divisor,
+            significand: (quotient << shift) | ((rest << shift) / divisor),
             ..self
         }
     }

@@ -22,23 +22,23 @@ pub fn select(i: &Instruction) -> Option<Handler> {
 }
 
 macro_rules! comparison {
-    ($($name:ident, $lanes:ident, $lane:ty, $test:expr;)*) => {
+    ($($name:ident, $lanes:ident, $lane:ty, $operator:tt;)*) => {
         $(
             #[inline(always)]
             fn $name(a: Vector, b: Vector) -> Vector {
-                let test: fn(&$lane, &$lane) -> bool = $test;
-                zip(a.$lanes(), b.$lanes(), |a, b| if test(&a, &b) { !0 } else { 0 as $lane }).into()
+                zip(a.$lanes(), b.$lanes(), |a, b| if a $operator b { !0 } else { 0 as $lane })
+                    .into()
             }
         )*
     };
 }
 comparison! {
-    equal8, i8s, i8, i8::eq;
-    equal16, i16s, i16, i16::eq;
-    equal32, i32s, i32, i32::eq;
-    equal64, i64s, i64, i64::eq;
-    greater8, i8s, i8, i8::gt;
-    greater16, i16s, i16, i16::gt;
-    greater32, i32s, i32, i32::gt;
-    greater64, i64s, i64, i64::gt;
+    equal8, i8s, i8, ==;
+    equal16, i16s, i16, ==;
+    equal32, i32s, i32, ==;
+    equal64, i64s, i64, ==;
+    greater8, i8s, i8, >;
+    greater16, i16s, i16, >;
+    greater32, i32s, i32, >;
+    greater64, i64s, i64, >;
 }

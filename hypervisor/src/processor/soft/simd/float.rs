@@ -175,14 +175,14 @@ impl Operation for Alternate {
     const ROUNDS: bool = true;
     #[inline(always)]
     fn quick<T: Lane>(i: usize, a: T, b: T) -> (T, bool) {
-        if i % 2 == 0 {
+        if i.is_multiple_of(2) {
             Subtract::quick(i, a, b)
         } else {
             Add::quick(i, a, b)
         }
     }
     fn exact<T: Lane>(context: &mut Context, i: usize, a: Number, b: Number) -> Number {
-        if i % 2 == 0 {
+        if i.is_multiple_of(2) {
             context.subtract(T::FORMAT, a, b)
         } else {
             context.add(T::FORMAT, a, b)

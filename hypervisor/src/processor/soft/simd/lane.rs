@@ -22,6 +22,8 @@ pub trait Lane: Encoding + PartialEq + Default {
     const ALL_ONES: Self;
     fn lanes(vector: Vector) -> Self::Lanes;
     fn vector(lanes: Self::Lanes) -> Vector;
+    /// Lanes made one by one.
+    fn each(f: impl FnMut(usize) -> Self) -> Self::Lanes;
     /// `vector` with this lowest lane.
     fn insert(self, vector: Vector) -> Vector;
     /// Zero or normal.
@@ -53,18 +55,26 @@ macro_rules! lane {
                 lanes.into()
             }
             #[inline(always)]
+            fn each(f: impl FnMut(usize) -> Self) -> Self::Lanes {
+                std::array::from_fn(f)
+            }
+            #[inline(always)]
             fn insert(self, vector: Vector) -> Vector {
                 vector.$insert(self.to_bits())
             }
             #[inline(always)]
             fn ordinary(self) -> bool {
-                let magnitude = self.abs();
-                (magnitude >= <$float>::MIN_POSITIVE && magnitude <= <$float>::MAX) || self == 0.0
+                const SMALLEST: $bits = <$float>::MIN_POSITIVE.to_bits();
+                const INFINITY: $bits = <$float>::INFINITY.to_bits();
+                let magnitude = self.to_bits() & (<$bits>::MAX >> 1);
+                (magnitude.wrapping_sub(SMALLEST) < INFINITY - SMALLEST) | (magnitude == 0)
             }
             #[inline(always)]
             fn surely_normal(self) -> bool {
-                let magnitude = self.abs();
-                magnitude > <$float>::MIN_POSITIVE && magnitude <= <$float>::MAX
+                const ABOVE: $bits = <$float>::MIN_POSITIVE.to_bits() + 1;
+                const INFINITY: $bits = <$float>::INFINITY.to_bits();
+                let magnitude = self.to_bits() & (<$bits>::MAX >> 1);
+                magnitude.wrapping_sub(ABOVE) < INFINITY - ABOVE
             }
             #[inline(always)]
             fn zero(self) -> bool {
@@ -118,14 +128,12 @@ pub trait Operation {
 pub fn packed<T: Lane, O: Operation>(cpu: &mut Cpu, a: Vector, b: Vector) -> Result<Vector, Exit> {
     let (a, b) = (T::lanes(a), T::lanes(b));
     if !O::ROUNDS || quick(cpu) {
-        let mut results = a;
         let mut certain = true;
-        let operands = a.as_ref().iter().zip(b.as_ref());
-        for (i, (result, (a, b))) in results.as_mut().iter_mut().zip(operands).enumerate() {
-            let (value, good) = O::quick(i, *a, *b);
-            *result = value;
+        let results = T::each(|i| {
+            let (value, good) = O::quick(i, a.as_ref()[i], b.as_ref()[i]);
             certain &= good;
-        }
+            value
+        });
         if certain {
             return Ok(T::vector(results));
         }

@@ -37,12 +37,12 @@ pub fn load_aligned(cpu: &mut Cpu, op: &Op) -> Result<Vector, Exit> {
     if address & 15 != 0 {
         return cpu.raise(Exception::general_protection(0));
     }
-    Ok(cpu.load::<u128>(address)?.into())
+    cpu.load_vector(address)
 }
 
 #[inline(always)]
 pub fn load_unaligned(cpu: &mut Cpu, op: &Op) -> Result<Vector, Exit> {
-    Ok(cpu.load::<u128>(cpu.effective_address(op))?.into())
+    cpu.load_vector(cpu.effective_address(op))
 }
 
 /// Bits of a smaller memory operand, zero-extended.

@@ -29,18 +29,14 @@ macro_rules! lanes {
             impl From<[$lane; $count]> for Vector {
                 #[inline(always)]
                 fn from(lanes: [$lane; $count]) -> Self {
-                    let mut bytes = [0; 16];
-                    for (to, from) in bytes.chunks_exact_mut(size_of::<$lane>()).zip(lanes) {
-                        to.copy_from_slice(&from.to_le_bytes());
-                    }
-                    Self(bytes)
+                    const SIZE: usize = size_of::<$lane>();
+                    Self(from_fn(|i| lanes[i / SIZE].to_le_bytes()[i % SIZE]))
                 }
             }
         )*
     };
 }
 lanes! {
-    i8, 16, i8s;
     u16, 8, u16s;
     i16, 8, i16s;
     u32, 4, u32s;
@@ -55,6 +51,11 @@ impl Vector {
     #[inline(always)]
     pub fn u8s(self) -> [u8; 16] {
         self.0
+    }
+
+    #[inline(always)]
+    pub fn i8s(self) -> [i8; 16] {
+        self.0.map(|byte| byte as i8)
     }
 
     #[inline(always)]
@@ -90,6 +91,13 @@ impl From<[u8; 16]> for Vector {
     #[inline(always)]
     fn from(bytes: [u8; 16]) -> Self {
         Self(bytes)
+    }
+}
+
+impl From<[i8; 16]> for Vector {
+    #[inline(always)]
+    fn from(lanes: [i8; 16]) -> Self {
+        Self(lanes.map(|lane| lane as u8))
     }
 }
 

@@ -11,7 +11,7 @@ fn series(next: impl Fn(u16, Wide) -> Wide) -> Wide {
     for n in 1..64 {
         term = next(n, term);
         // Even a negligible first term says on which side of 1 the sum is.
-        sum = sum.add(term);
+        sum = sum.plus(term);
         if term.is_zero() || term.exponent < sum.exponent - NEGLIGIBLE {
             break;
         }
@@ -88,14 +88,12 @@ pub fn arc_tangent(y: Wide, x: Wide) -> Wide {
     } else if rise.is_zero() {
         Wide::ZERO
     } else if steep {
-        Wide::PI
-            .scaled(-1)
-            .subtract(arc_tangent_below_one(run, rise))
+        Wide::PI.scaled(-1).minus(arc_tangent_below_one(run, rise))
     } else {
         arc_tangent_below_one(rise, run)
     };
     let angle = if x.negative {
-        Wide::PI.subtract(angle)
+        Wide::PI.minus(angle)
     } else {
         angle
     };
@@ -106,7 +104,7 @@ fn arc_tangent_below_one(rise: Wide, run: Wide) -> Wide {
     let tangent = rise.divide(run);
     // The nearest eighth: atan(t) = atan(c) + atan((t - c) / (1 + t c)).
     let eighths = match tangent.exponent {
-        -4..=0 => ((tangent.significand >> (123 - tangent.exponent)) as usize + 1) / 2,
+        -4..=0 => ((tangent.significand >> (123 - tangent.exponent)) as usize).div_ceil(2),
         _ => 0,
     };
     let center = Wide::from_integer(eighths as i128, -3);
@@ -114,11 +112,11 @@ fn arc_tangent_below_one(rise: Wide, run: Wide) -> Wide {
         tangent
     } else {
         tangent
-            .subtract(center)
-            .divide(Wide::ONE.add(tangent.multiply(center)))
+            .minus(center)
+            .divide(Wide::ONE.plus(tangent.multiply(center)))
     };
     let offset = ARC_TANGENTS.get(eighths).copied().unwrap_or(Wide::ZERO);
-    offset.add(odd_series(rest, true))
+    offset.plus(odd_series(rest, true))
 }
 
 /// `t ± t^3/3 + t^5/5 ± …`: the inverse tangents, circular (`alternating`) and hyperbolic.
@@ -135,7 +133,7 @@ fn odd_series(t: Wide, alternating: bool) -> Wide {
         if power.is_zero() || power.exponent < -NEGLIGIBLE {
             break;
         }
-        sum = sum.add(power.divide_small(2 * n + 1));
+        sum = sum.plus(power.divide_small(2 * n + 1));
     }
     t.multiply(sum)
 }
@@ -150,13 +148,13 @@ pub fn logarithm(x: Number) -> Wide {
     } else {
         (mantissa, x.exponent)
     };
-    let fraction = logarithm_of_one_plus(mantissa.subtract(Wide::ONE));
-    Wide::from_integer(exponent.into(), 0).add(fraction)
+    let fraction = logarithm_of_one_plus(mantissa.minus(Wide::ONE));
+    Wide::from_integer(exponent.into(), 0).plus(fraction)
 }
 
 /// `log2(1 + x)` for `|x|` up to about 0.42.
 pub fn logarithm_of_one_plus(x: Wide) -> Wide {
-    let ratio = x.divide(Wide::ONE.scaled(1).add(x));
+    let ratio = x.divide(Wide::ONE.scaled(1).plus(x));
     odd_series(ratio, false).scaled(1).multiply(Wide::LOG2_E)
 }
 

@@ -148,14 +148,15 @@ fn f2xm1(cpu: &mut Cpu, _: &Op) -> Result<(), Exit> {
         match x.class {
             Class::Infinity if x.negative => Number::finite(true, 0, 1 << 63),
             Class::Zero | Class::Infinity => x,
-            // Exact at the ends of the defined range; beyond it the operand stays.
-            _ if x.exponent == 0 && x.significand == 1 << 63 => Number {
-                exponent: if x.negative { -1 } else { 0 },
-                ..x
-            },
+            // From -1 and 1 on: the result is exact there, and the operand stays beyond, but AMD's
+            // processors report inexactness all the same.
             _ if x.exponent >= 0 => {
                 context.raise(flag::INEXACT);
-                x
+                let minus_one = x.exponent == 0 && x.significand == 1 << 63 && x.negative;
+                Number {
+                    exponent: if minus_one { -1 } else { x.exponent },
+                    ..x
+                }
             }
             _ => power_minus_one(Wide::from_number(x)).round(context),
         }
@@ -212,7 +213,7 @@ fn fyl2xp1(context: &mut Context, x: Number, y: Number) -> Number {
     let logarithm = if x.exponent < -1 {
         logarithm_of_one_plus(wide)
     } else {
-        let sum = Wide::ONE.add(wide);
+        let sum = Wide::ONE.plus(wide);
         if sum.negative || sum.is_zero() {
             // Far outside; the operand stays.
             context.raise(flag::INEXACT);
