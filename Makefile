@@ -56,6 +56,7 @@ test: test-rust test-python lint ## all tests and checks
 
 test-rust: $(STAMPS)/host.stamp
 	@echo "Tests of the Rust programs"
+	@cargo test --workspace --locked --no-run
 	@cargo test --workspace --locked --quiet
 
 test-python: setup $(STAMPS)/test-packages.stamp
@@ -68,7 +69,7 @@ lint: $(STAMPS)/venv.stamp ## formatting, types, lints
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@cargo fmt --check
-	@cargo clippy --workspace --locked --all-targets --quiet -- -D warnings
+	@cargo clippy --workspace --locked --all-targets -- -D warnings
 
 bench: setup ## measure speed side by side with QEMU
 	@sh scripts/packages $(BENCH_PACKAGES)

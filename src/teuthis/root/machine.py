@@ -228,6 +228,7 @@ class Machine:
                 if not packet:
                     return Ended.STOPPED if self._closing else None
                 reason = self._requests.take(packet)
+                self._counters.accept("control.status", len(packet))
                 if reason is not None:
                     return reason
             elif self._wake in events:
