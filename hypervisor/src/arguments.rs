@@ -55,7 +55,7 @@ impl Arguments {
             }
         }
         let memory_size = take(&mut values, "memory-size")?;
-        if memory_size == 0 || memory_size % PAGE_SIZE != 0 {
+        if memory_size == 0 || !memory_size.is_multiple_of(PAGE_SIZE) {
             return Err(Error::Range("memory-size"));
         }
         let arguments = Self {

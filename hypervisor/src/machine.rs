@@ -106,10 +106,10 @@ impl<P: Processor> Machine<P> {
         let mut cleaned = Instant::now();
         loop {
             let waiting = self.backlog && self.partition.takes_messages();
-            if waiting || self.connection.doorbells.attention() {
-                if let Err(end) = self.take_input() {
-                    return end;
-                }
+            if (waiting || self.connection.doorbells.attention())
+                && let Err(end) = self.take_input()
+            {
+                return end;
             }
             self.raise_interrupts();
             let intercept = self.processor.run(self.slice());

@@ -97,7 +97,7 @@ fn post_message(
     if control & (MUST_BE_ZERO | FAST) != 0 {
         return Err(Status::InvalidInput);
     }
-    if input % 8 != 0 || input % PAGE_SIZE > PAGE_SIZE - POST_INPUT as u64 {
+    if !input.is_multiple_of(8) || input % PAGE_SIZE > PAGE_SIZE - POST_INPUT as u64 {
         return Err(Status::InvalidAlignment);
     }
     let mut copy = [0; POST_INPUT];

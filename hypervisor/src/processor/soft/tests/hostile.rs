@@ -40,7 +40,7 @@ fn survive(seed: u64, legacy: bool) {
         cpu.gpr[register] = interesting(&mut numbers);
     }
     cpu.system_flags = numbers.next() & 0x0024_5700;
-    if numbers.next() % 2 == 0 {
+    if numbers.next().is_multiple_of(2) {
         cpu.cpl = 3;
     }
     cpu.long_code = !legacy;
@@ -62,7 +62,9 @@ fn survive(seed: u64, legacy: bool) {
                     .0
                     .complete(Completion::Cpuid([numbers.next() as u32; 4]));
             }
-            _ if numbers.next() % 2 == 0 => guest.0.complete(Completion::GeneralProtection),
+            _ if numbers.next().is_multiple_of(2) => {
+                guest.0.complete(Completion::GeneralProtection)
+            }
             _ => guest
                 .0
                 .complete(Completion::Value(interesting(&mut numbers))),
