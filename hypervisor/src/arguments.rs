@@ -54,7 +54,7 @@ impl Arguments {
                 return Err(Error::Malformed(word));
             }
         }
-        let memory_size = take(&mut values, "memory-size")?;
+        let memory_size: u64 = take(&mut values, "memory-size")?;
         if memory_size == 0 || !memory_size.is_multiple_of(PAGE_SIZE) {
             return Err(Error::Range("memory-size"));
         }
