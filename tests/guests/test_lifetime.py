@@ -151,6 +151,30 @@ def test_an_owner_killed_while_it_starts() -> None:
         await_true(lambda pids=pids: not alive(pids))  # type: ignore[misc]
 
 
+_FEW_DESCRIPTORS = """
+import os, resource, teuthis
+teuthis.VM
+for limit in range(12, 40, 2):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, 4096))
+    try:
+        teuthis.VM("128M").close()
+    except teuthis.HostError as error:
+        print(error)
+    else:
+        break
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+    print(len(os.listdir("/proc/self/fd")))
+"""
+
+
+def test_too_few_descriptors() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _FEW_DESCRIPTORS], capture_output=True, check=True, timeout=90
+    )
+    assert b"Too many open files" in done.stdout
+    assert len({line for line in done.stdout.splitlines() if line.isdigit()}) == 1
+
+
 def _use(vm: VM) -> str:
     try:
         vm.run(["true"])

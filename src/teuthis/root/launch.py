@@ -10,7 +10,6 @@ from typing import Final
 import msgspec
 
 from teuthis import programs
-from teuthis.errors import HostError
 from teuthis.flows import Counters, counters_size
 from teuthis.jail import host, identity
 from teuthis.protocol import WorkerConfig
@@ -47,24 +46,21 @@ def launch(
 
     Raises:
         ConfigurationError: `allow_missing_walls` names something else.
-        HostError: something that a VM needs cannot be had here.
+        HostError, OSError: something that a VM needs cannot be had here.
         KernelError: `load` could not make the guest ready.
     """
     allowed = host.check_names(allow_missing_walls)
     with Descriptors() as given, Descriptors() as held:
-        try:
-            memory = given.memory_file("ram", memory_size)
-            doorbells = given.memory_file("doorbells", _DOORBELLS_SIZE)
-            worker_counters = given.memory_file("counters-worker", counters_size())
-            hypervisor_counters = given.memory_file("counters-hypervisor", counters_size())
-            to_worker, to_hypervisor = given.eventfd(), given.eventfd()
-            control, worker_control = _socket_pair(held, given)
-            worker_link, hypervisor_link = _socket_pair(given, given)
-            console_read, console_write = os.pipe2(os.O_CLOEXEC)
-            console = Console(console_read, sink)
-            given.own(console_write)
-        except OSError as error:
-            raise HostError(f"could not make the channels of a VM: {error.strerror}") from error
+        memory = given.memory_file("ram", memory_size)
+        doorbells = given.memory_file("doorbells", _DOORBELLS_SIZE)
+        worker_counters = given.memory_file("counters-worker", counters_size())
+        hypervisor_counters = given.memory_file("counters-hypervisor", counters_size())
+        to_worker, to_hypervisor = given.eventfd(), given.eventfd()
+        control, worker_control = _socket_pair(held, given)
+        worker_link, hypervisor_link = _socket_pair(given, given)
+        console_read, console_write = os.pipe2(os.O_CLOEXEC)
+        console = Console(console_read, sink)
+        given.own(console_write)
 
         own = held.enter_context(identity.lease())
         worker_descriptors = {

@@ -64,6 +64,8 @@ class Machine:
                 self._processes = launch(memory_size, load, sink, allow_missing_walls)
                 self._control = self._processes.control
                 self._control.setblocking(False)
+            except OSError as error:
+                launched.set_exception(HostError(f"could not start a VM: {error}"))
             except BaseException as error:
                 launched.set_exception(error)
             else:

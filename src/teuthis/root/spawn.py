@@ -33,10 +33,10 @@ class Child:
                 env={},
                 cwd="/",
             )
+            self.pidfd = os.pidfd_open(self._process.pid)
         except OSError as error:
             raise HostError(f"could not start {argv[0]}: {error.strerror}") from error
         self.pid = self._process.pid
-        self.pidfd = os.pidfd_open(self.pid)
 
     def wait(self, timeout: float) -> bool:
         """Waits until it has ended, at most `timeout` seconds; False if it has not."""
