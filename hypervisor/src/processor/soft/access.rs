@@ -60,12 +60,14 @@ pub struct Tlb {
     pub domain: Domain,
     /// Generations (1..4095) of the user half and the kernel half of the address space.
     pub generation: [u64; 2],
+    /// Counts, by half, what may have changed where code lies: flushes of any kind.
+    epoch: [u64; 2],
     /// Whether the kernel half holds translations that a CR3 write must drop.
     transient_kernel: bool,
     /// A set (one hashed bit per 2 MiB region) of the regions filled from 2 MiB pages.
     large: [u64; 64],
-    /// Whether anything was filled from a 1 GiB page.
-    giant: bool,
+    /// A set (one hashed bit per GiB) of the regions filled from 1 GiB pages.
+    giant: u64,
 }
 
 fn tables<const N: usize>() -> Box<[Table; N]> {
@@ -78,6 +80,10 @@ fn tables<const N: usize>() -> Box<[Table; N]> {
 fn large_bit(linear: u64) -> (usize, u64) {
     let region = linear >> 21;
     ((region >> 6) as usize & 63, 1 << (region & 63))
+}
+
+fn giant_bit(linear: u64) -> u64 {
+    1 << (linear >> 30 & 63)
 }
 
 impl Default for Tlb {
@@ -94,9 +100,10 @@ impl Tlb {
             execute: tables(),
             domain: Domain::Kernel,
             generation: [1, 1],
+            epoch: [0, 0],
             transient_kernel: false,
             large: [0; 64],
-            giant: false,
+            giant: 0,
         }
     }
 
@@ -110,6 +117,13 @@ impl Tlb {
     #[inline(always)]
     fn index(linear: u64) -> usize {
         (linear >> 12) as usize & (ENTRIES - 1)
+    }
+
+    /// Says whether bytes of code at `linear` that were compared with RAM before must be compared
+    /// again: not as long as this value is the same.
+    pub fn epoch(&self, linear: u64) -> u64 {
+        let half = linear >> 63;
+        self.epoch[half as usize & 1] << 1 | half
     }
 
     /// Every row of every table.
@@ -130,7 +144,7 @@ impl Tlb {
                 let (word, bit) = large_bit(linear);
                 self.large[word] |= bit;
             }
-            _ => self.giant = true,
+            _ => self.giant |= giant_bit(linear),
         }
     }
 
@@ -138,6 +152,7 @@ impl Tlb {
     /// anew, so that whoever else remembers them must forget.
     #[must_use]
     fn next_generation(&mut self, half: usize) -> bool {
+        self.epoch[half & 1] += 1;
         let wraps = self.generation[half & 1] >= LAST_GENERATION;
         self.generation[half & 1] += 1;
         if wraps {
@@ -441,7 +456,7 @@ impl Cpu {
     pub fn flush_translations(&mut self) {
         let wrapped = self.tlb.next_generation(0) | self.tlb.next_generation(1);
         self.tlb.large = [0; 64];
-        self.tlb.giant = false;
+        self.tlb.giant = 0;
         if wrapped {
             self.jumps.forget_all();
         }
@@ -449,9 +464,10 @@ impl Cpu {
 
     /// INVLPG.
     pub fn flush_page(&mut self, linear: u64) {
-        if self.tlb.giant {
+        if self.tlb.giant & giant_bit(linear) != 0 {
             return self.flush_translations();
         }
+        self.tlb.epoch[(linear >> 63) as usize & 1] += 1;
         let shift = self.tlb.drop_page(linear);
         self.jumps.forget_page(linear, shift);
     }

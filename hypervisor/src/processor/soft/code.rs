@@ -9,7 +9,10 @@
 //! the new code to run the guest must map it, which flushes translations and so misses the jump
 //! cache. That is where a block's bytes are compared with RAM again.
 
-use super::op::Op;
+use super::{
+    cpu::{Cpu, Exit},
+    op::Op,
+};
 use crate::memory::{GuestMemory, PAGE_SIZE};
 use std::{
     collections::HashMap,
@@ -23,19 +26,24 @@ const MAX_OPS: usize = 1 << 21;
 const MAX_WRITES: usize = 64;
 const LINE: u64 = 64;
 
-/// A run of instructions decoded together.
+/// A run of instructions decoded together; its ops lie in [`Blocks::ops`].
 pub struct Block {
-    /// Empty once the block is dead.
-    pub ops: Box<[Op]>,
-    /// Instructions up to and including each op.
-    pub retired: Box<[u8]>,
-    /// The bytes it was decoded from.
+    /// The bytes it was decoded from; empty once the block is dead.
     pub bytes: Box<[u8]>,
     /// Offset in guest memory of the first byte.
     pub offset: u64,
     /// Where the bytes after the page boundary lie, for an instruction that straddles one.
     pub second_page: Option<u64>,
     pub long_code: bool,
+    /// Position of its first op.
+    pub first: u32,
+    /// When its bytes were last compared with RAM: see `Tlb::epoch`.
+    pub verified: u64,
+}
+
+/// What stands in place of a dropped block's first op.
+fn stale(_cpu: &mut Cpu, _op: &Op) -> Result<(), Exit> {
+    Err(Exit::Stale)
 }
 
 impl Block {
@@ -99,20 +107,25 @@ impl Hasher for AddressHasher {
 
 type AddressMap<V> = HashMap<u64, V, BuildHasherDefault<AddressHasher>>;
 
-/// All decoded blocks. A block keeps its number until everything is dropped; a dead one has no
-/// ops, so that whoever still remembers the number finds that out.
+/// All decoded blocks. Their ops lie one behind the other and stay where they are until everything
+/// is dropped; a dropped block says so when it is run, to whoever still remembers its place.
 #[derive(Default)]
 pub struct Blocks {
+    ops: Vec<Op>,
     all: Vec<Block>,
     by_address: AddressMap<u32>,
     by_page: AddressMap<Vec<u32>>,
-    ops: usize,
 }
 
 impl Blocks {
+    /// The ops from position `first` on, beyond the end of their block.
     #[inline(always)]
-    pub fn get(&self, number: u32) -> Option<&Block> {
-        self.all.get(number as usize)
+    pub fn ops(&self, first: u32) -> &[Op] {
+        self.ops.get(first as usize..).unwrap_or_default()
+    }
+
+    pub fn get(&mut self, number: u32) -> Option<&mut Block> {
+        self.all.get_mut(number as usize)
     }
 
     /// The live block decoded at `offset`, whether or not it is still current.
@@ -121,13 +134,21 @@ impl Blocks {
     }
 
     pub fn is_full(&self) -> bool {
-        self.all.len() >= MAX_BLOCKS || self.ops >= MAX_OPS
+        self.all.len() >= MAX_BLOCKS || self.ops.len() >= MAX_OPS
     }
 
-    /// Adds a block. The first of its page makes stores to that page slow: the answer holds the
-    /// pages (offsets) for which the caller must see to that.
-    pub fn insert(&mut self, block: Block, watch: &mut CodeWatch) -> (u32, [Option<u64>; 2]) {
+    /// Adds a block and answers where its ops are. The first of its page makes stores to that page
+    /// slow: the answer holds the pages (offsets) for which the caller must see to that.
+    pub fn insert(
+        &mut self,
+        mut block: Block,
+        ops: &[Op],
+        watch: &mut CodeWatch,
+    ) -> (u32, [Option<u64>; 2]) {
         let number = self.all.len() as u32;
+        block.first = self.ops.len() as u32;
+        let first = block.first;
+        self.ops.extend_from_slice(ops);
         let mut fresh = [None; 2];
         for ((offset, size), fresh) in block.parts().into_iter().zip(&mut fresh) {
             if size == 0 {
@@ -140,11 +161,10 @@ impl Blocks {
             watch.mark(offset, size);
             self.by_page.entry(page).or_default().push(number);
         }
-        self.ops += block.ops.len();
         self.by_address
             .insert(Block::key(block.offset, block.long_code), number);
         self.all.push(block);
-        (number, fresh)
+        (first, fresh)
     }
 
     /// Drops the blocks that a store to `length` bytes at `offset` (within one page) touched.
@@ -159,7 +179,7 @@ impl Blocks {
             let Some(block) = self.all.get_mut(number as usize) else {
                 return false;
             };
-            if block.ops.is_empty() {
+            if block.bytes.is_empty() {
                 return false;
             }
             if block.overlaps(offset, length) {
@@ -167,9 +187,9 @@ impl Blocks {
                 if self.by_address.get(&key) == Some(&number) {
                     self.by_address.remove(&key);
                 }
-                self.ops -= block.ops.len();
-                block.ops = Box::default();
-                block.retired = Box::default();
+                if let Some(op) = self.ops.get_mut(block.first as usize) {
+                    *op = Op::bare(stale);
+                }
                 block.bytes = Box::default();
                 return false;
             }
@@ -187,7 +207,7 @@ impl Blocks {
 
     /// Drops the block `number`, whose bytes changed unseen, and its whole page with it.
     pub fn invalidate_page_of(&mut self, number: u32, watch: &mut CodeWatch) {
-        if let Some(block) = self.get(number) {
+        if let Some(block) = self.all.get(number as usize) {
             let page = block.offset & !(PAGE_SIZE - 1);
             self.invalidate(page, PAGE_SIZE, watch);
         }
@@ -284,14 +304,15 @@ impl CodeWatch {
     }
 }
 
-const JUMPS: usize = 4096;
+const JUMPS: usize = 16384;
 
 #[derive(Clone, Copy, Default)]
 struct Jump {
     rip: u64,
     /// Generation of the translation and the mode; 0 matches nothing.
     tag: u32,
-    block: u32,
+    /// Position of the block's first op.
+    first: u32,
 }
 
 /// Direct-mapped cache from a branch target to its block.
@@ -301,10 +322,18 @@ pub struct JumpCache {
     pages: [u64; 64],
 }
 
+fn jumps() -> Box<[Jump; JUMPS]> {
+    let jumps = vec![Jump::default(); JUMPS].into_boxed_slice();
+    // The length is JUMPS, so the conversion cannot fail; the other arm only satisfies types.
+    jumps
+        .try_into()
+        .unwrap_or_else(|_| Box::new([Jump::default(); JUMPS]))
+}
+
 impl Default for JumpCache {
     fn default() -> Self {
         Self {
-            jumps: Box::new([Jump::default(); JUMPS]),
+            jumps: jumps(),
             pages: [0; 64],
         }
     }
@@ -324,11 +353,11 @@ impl JumpCache {
     #[inline(always)]
     pub fn get(&self, rip: u64, tag: u32) -> Option<u32> {
         let jump = &self.jumps[Self::index(rip)];
-        (jump.rip == rip && jump.tag == tag).then_some(jump.block)
+        (jump.rip == rip && jump.tag == tag).then_some(jump.first)
     }
 
-    pub fn insert(&mut self, rip: u64, tag: u32, block: u32) {
-        self.jumps[Self::index(rip)] = Jump { rip, tag, block };
+    pub fn insert(&mut self, rip: u64, tag: u32, first: u32) {
+        self.jumps[Self::index(rip)] = Jump { rip, tag, first };
         let (word, bit) = Self::page_bit(rip);
         self.pages[word] |= bit;
     }

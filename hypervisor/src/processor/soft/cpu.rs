@@ -27,6 +27,8 @@ pub enum Exit {
     Exception,
     /// `Cpu::intercept` holds an intercept of this instruction, which waits for its completion.
     Intercept,
+    /// The block was dropped since the jump cache learned of it: nothing was executed.
+    Stale,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

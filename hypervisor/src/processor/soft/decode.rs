@@ -21,12 +21,8 @@ pub const MAX_INSTRUCTION: usize = 15;
 
 /// What [`decode`] made of some bytes.
 pub enum Decoded {
-    /// `ops`, instructions retired up to and including each op, and how many bytes they cover.
-    Block {
-        ops: Vec<Op>,
-        retired: Vec<u8>,
-        length: usize,
-    },
+    /// `ops`, the end of the block behind them, and how many bytes they cover.
+    Block { ops: Vec<Op>, length: usize },
     /// The first instruction continues beyond the bytes.
     Incomplete,
 }
@@ -58,12 +54,11 @@ pub fn decode(bytes: &[u8], long_code: bool, limit: usize) -> Decoded {
             break;
         }
     }
-    let retired = (1..=ops.len()).map(|count| count as u8).collect();
-    Decoded::Block {
-        ops,
-        retired,
-        length,
-    }
+    ops.push(Op {
+        offset: length as u8,
+        ..Op::bare(end_of_block)
+    });
+    Decoded::Block { ops, length }
 }
 
 /// The name of the instruction at the start of `bytes`.
@@ -90,6 +85,19 @@ fn undefined(cpu: &mut Cpu, _op: &Op) -> Result<(), Exit> {
 fn unimplemented(cpu: &mut Cpu, _op: &Op) -> Result<(), Exit> {
     cpu.unimplemented = true;
     cpu.raise(Exception::INVALID_OPCODE)
+}
+
+/// Behind the last instruction of each block, so that none runs into what lies after it.
+fn end_of_block(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
+    let next = cpu.next_rip(op);
+    cpu.rip = if cpu.long_code {
+        next
+    } else {
+        next & 0xFFFF_FFFF
+    };
+    // The loop counts every op; this one is no instruction.
+    cpu.executed = cpu.executed.wrapping_sub(1);
+    Err(Exit::Branch)
 }
 
 /// Whether control never goes on to the next instruction in the same block.
@@ -138,17 +146,9 @@ fn address_register(register: Register) -> u8 {
 
 fn lower(instruction: &Instruction, run: Handler) -> Op {
     let mut op = Op {
-        run,
-        displacement: 0,
-        immediate: 0,
-        dst: 0,
-        src: 0,
-        base: Cpu::ZERO,
-        index: Cpu::ZERO,
-        scale: 0,
-        segment: 0,
         offset: instruction.ip() as u8,
         length_and_flags: instruction.len() as u8,
+        ..Op::bare(run)
     };
     let mut has_immediate = false;
     let mut has_memory = false;
@@ -244,7 +244,10 @@ mod tests {
 
     fn block(bytes: &[u8]) -> (Vec<Op>, usize) {
         match decode(bytes, true, 64) {
-            Decoded::Block { ops, length, .. } => (ops, length),
+            Decoded::Block { mut ops, length } => {
+                ops.pop();
+                (ops, length)
+            }
             Decoded::Incomplete => (Vec::new(), 0),
         }
     }

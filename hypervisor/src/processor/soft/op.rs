@@ -41,6 +41,23 @@ impl Op {
     pub const ADDRESS32: u8 = 0x80;
     pub const MEMORY: u8 = 0x40;
 
+    /// An op without operands.
+    pub fn bare(run: Handler) -> Self {
+        Self {
+            run,
+            displacement: 0,
+            immediate: 0,
+            dst: 0,
+            src: 0,
+            base: Cpu::ZERO,
+            index: Cpu::ZERO,
+            scale: 0,
+            segment: 0,
+            offset: 0,
+            length_and_flags: 0,
+        }
+    }
+
     /// For handlers that serve both kinds of operand.
     pub fn has_memory(&self) -> bool {
         self.length_and_flags & Self::MEMORY != 0

@@ -8,6 +8,7 @@ use super::{
     decode::{self, Decoded, MAX_INSTRUCTION},
     exception::{Origin, TripleFault},
     flags,
+    op::Op,
 };
 use crate::{
     counters::Count,
@@ -108,51 +109,42 @@ impl SoftProcessor {
             }
             let rip = self.cpu.rip;
             let known = self.cpu.jumps.get(rip, self.cpu.jump_tag(rip));
-            let number = match known.map_or_else(|| self.find(), Ok) {
-                Ok(number) => number,
-                Err(exit) => match self.leave(exit, rip, rip) {
-                    None => continue,
-                    Some(intercept) => return intercept,
-                },
+            let first = match known.map_or_else(|| self.find(), Ok) {
+                Ok(first) => first,
+                Err(exit) => {
+                    // Counted as an instruction, so that a guest which faults for ever, fetch
+                    // after fetch, uses up its slice like any other.
+                    self.cpu.executed += 1;
+                    match self.leave(exit, rip, rip) {
+                        None => continue,
+                        Some(intercept) => return intercept,
+                    }
+                }
             };
-            if let Some(intercept) = self.run_block(number, limit) {
+            if let Some(intercept) = self.run_block(first, limit) {
                 return intercept;
             }
         }
     }
 
-    /// Runs one block, again and again as long as it branches to itself.
+    /// Runs the block whose ops begin at `first`, again and again as long as it branches to itself.
     #[inline(always)]
-    fn run_block(&mut self, number: u32, limit: u64) -> Option<Intercept> {
+    fn run_block(&mut self, first: u32, limit: u64) -> Option<Intercept> {
         let cpu = &mut self.cpu;
-        let Some(block) = self
-            .blocks
-            .get(number)
-            .filter(|block| !block.ops.is_empty())
-        else {
-            // Dropped since the jump cache learned of it.
-            cpu.jumps.forget(cpu.rip);
-            return None;
-        };
+        let ops = self.blocks.ops(first);
         let start = cpu.rip;
         let (index, exit) = loop {
             cpu.gpr[usize::from(Cpu::RIP)] = start;
-            let (index, exit) = execute(cpu, &block.ops);
+            let (index, exit) = execute(cpu, ops);
+            cpu.executed = cpu.executed.wrapping_add(index as u64 + 1);
             if exit != Exit::Branch {
                 break (index, exit);
             }
-            cpu.executed += u64::from(block.retired.get(index).copied().unwrap_or(0));
             if cpu.rip != start || cpu.attention || cpu.executed >= limit {
                 return None;
             }
         };
-        let Some(op) = block.ops.get(index) else {
-            // Ran off the end.
-            cpu.executed += u64::from(block.retired.last().copied().unwrap_or(0));
-            cpu.rip = next_address(cpu, start, block.bytes.len() as u64);
-            return None;
-        };
-        cpu.executed += u64::from(block.retired.get(index).copied().unwrap_or(0));
+        let op = ops.get(index)?;
         let here = next_address(cpu, start, u64::from(op.offset));
         let next = next_address(cpu, start, op.next_offset());
         self.leave(exit, here, next)
@@ -164,6 +156,10 @@ impl SoftProcessor {
     fn leave(&mut self, exit: Exit, here: u64, next: u64) -> Option<Intercept> {
         match exit {
             Exit::Branch => None,
+            Exit::Stale => {
+                self.cpu.jumps.forget(here);
+                None
+            }
             Exit::Resync => {
                 self.cpu.rip = next;
                 self.cpu.update_domain();
@@ -242,22 +238,17 @@ impl SoftProcessor {
         // The shadow ends with this instruction, unless it casts a new one.
         self.cpu.interrupt_shadow = false;
         let start = self.cpu.rip;
-        let block = match self.decode(1) {
-            Ok(block) => block,
+        let (block, ops) = match self.decode(1) {
+            Ok(decoded) => decoded,
             Err(exit) => return self.leave(exit, start, start),
         };
         self.cpu.gpr[usize::from(Cpu::RIP)] = start;
-        let (_, exit) = execute(&mut self.cpu, &block.ops);
-        self.cpu.executed += 1;
+        let (index, exit) = execute(&mut self.cpu, &ops);
+        self.cpu.executed = self.cpu.executed.wrapping_add(index as u64 + 1);
         let next = next_address(&self.cpu, start, block.bytes.len() as u64);
-        match exit {
-            Exit::Branch => {}
-            // Also where one instruction ran off the end of its block.
-            Exit::Resync => {
-                let stop = self.leave(exit, start, next);
-                debug_assert!(stop.is_none());
-            }
-            Exit::Exception | Exit::Intercept => return self.leave(exit, start, next),
+        let stop = self.leave(exit, start, next);
+        if stop.is_some() || exit == Exit::Exception {
+            return stop;
         }
         if traps {
             return self.raise(Exception {
@@ -268,7 +259,8 @@ impl SoftProcessor {
         None
     }
 
-    /// The block at the current address: from the cache if RAM still holds its bytes, or decoded.
+    /// Where the ops of the block at the current address are: from the cache if RAM still holds its
+    /// bytes, or decoded.
     #[cold]
     #[inline(never)]
     fn find(&mut self) -> Result<u32, Exit> {
@@ -288,13 +280,17 @@ impl SoftProcessor {
                 Some(_) => cpu.translate_fetch(page_after(linear))?,
                 None => None,
             };
-            if second == block.second_page && block.is_current(&cpu.memory) {
-                cpu.jumps.insert(rip, tag, number);
-                return Ok(number);
+            let epoch = cpu.tlb.epoch(linear);
+            if second == block.second_page
+                && (block.verified == epoch || block.is_current(&cpu.memory))
+            {
+                block.verified = epoch;
+                cpu.jumps.insert(rip, tag, block.first);
+                return Ok(block.first);
             }
             self.blocks.invalidate_page_of(number, &mut cpu.code);
         }
-        let block = self.decode(usize::MAX)?;
+        let (block, ops) = self.decode(usize::MAX)?;
         let cpu = &mut self.cpu;
         cpu.tally
             .accept(Flow::InstructionDecode, block.bytes.len() as u64);
@@ -302,19 +298,20 @@ impl SoftProcessor {
             self.blocks.clear(&mut cpu.code);
             cpu.jumps.forget_all();
         }
-        let (number, fresh) = self.blocks.insert(block, &mut cpu.code);
+        let (first, fresh) = self.blocks.insert(block, &ops, &mut cpu.code);
         for page in fresh.into_iter().flatten() {
             cpu.tlb.forbid_fast_stores(page);
         }
-        cpu.jumps.insert(rip, tag, number);
-        Ok(number)
+        cpu.jumps.insert(rip, tag, first);
+        Ok(first)
     }
 
     /// Decodes at the current address.
-    fn decode(&mut self, limit: usize) -> Result<Block, Exit> {
+    fn decode(&mut self, limit: usize) -> Result<(Block, Vec<Op>), Exit> {
         let cpu = &mut self.cpu;
         let linear = cpu.code_address(cpu.rip);
         let long_code = cpu.long_code;
+        let epoch = cpu.tlb.epoch(linear);
         let Some(offset) = cpu.translate_fetch(linear)? else {
             // A hole reads as all ones, which is no instruction.
             return cpu.raise(Exception::INVALID_OPCODE);
@@ -325,20 +322,16 @@ impl SoftProcessor {
         if cpu.memory.read_bytes(offset, bytes).is_none() {
             return cpu.raise(Exception::INVALID_OPCODE);
         }
-        if let Decoded::Block {
-            ops,
-            retired,
-            length,
-        } = decode::decode(bytes, long_code, limit)
-        {
-            return Ok(Block {
-                ops: ops.into(),
-                retired: retired.into(),
-                bytes: bytes.get(..length).unwrap_or_default().into(),
-                offset,
-                second_page: None,
-                long_code,
-            });
+        let block = |bytes: &[u8], length: usize, second_page| Block {
+            bytes: bytes.get(..length).unwrap_or_default().into(),
+            offset,
+            second_page,
+            long_code,
+            first: 0,
+            verified: epoch,
+        };
+        if let Decoded::Block { ops, length } = decode::decode(bytes, long_code, limit) {
+            return Ok((block(bytes, length, None), ops));
         }
 
         // One instruction that goes on in the next page.
@@ -353,18 +346,7 @@ impl SoftProcessor {
             tail.fill(0xFF);
         }
         match decode::decode(bytes, long_code, 1) {
-            Decoded::Block {
-                ops,
-                retired,
-                length,
-            } => Ok(Block {
-                ops: ops.into(),
-                retired: retired.into(),
-                bytes: bytes.get(..length).unwrap_or_default().into(),
-                offset,
-                second_page: second,
-                long_code,
-            }),
+            Decoded::Block { ops, length } => Ok((block(bytes, length, second), ops)),
             // Longer than an instruction can be.
             Decoded::Incomplete => cpu.raise(Exception::general_protection(0)),
         }
@@ -420,10 +402,9 @@ impl SoftProcessor {
     }
 }
 
-/// Runs ops until one leaves; its index and why. Running off the end is a `Resync` with an index
-/// beyond the last op.
+/// Runs ops until one leaves, as the last of each block always does: its index and why.
 #[inline(always)]
-fn execute(cpu: &mut Cpu, ops: &[super::op::Op]) -> (usize, Exit) {
+fn execute(cpu: &mut Cpu, ops: &[Op]) -> (usize, Exit) {
     for (index, op) in ops.iter().enumerate() {
         if let Err(exit) = (op.run)(cpu, op) {
             if cpu.code.dirty {
