@@ -10,11 +10,11 @@ STAMPS := build
 STATIC_TARGET := x86_64-unknown-linux-gnu
 # What a build needs, and what only tests, lint and benchmarks need.
 PACKAGES := gcc libc6-dev python3-venv
-TEST_PACKAGES := acpica-tools cpio
+TEST_PACKAGES := acpica-tools cpio strace
 BENCH_PACKAGES := qemu-system-x86
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup programs image run test test-rust test-python lint bench clean
+.PHONY: help setup programs image run test test-rust test-python lint walls-matter attacks-report bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +70,12 @@ lint: $(STAMPS)/venv.stamp ## formatting, types, lints
 	@$(BIN)/mypy
 	@cargo fmt --check
 	@cargo clippy --workspace --locked --all-targets -- -D warnings
+
+walls-matter: setup ## take each wall away in turn and demand that a test notices
+	@$(BIN)/python -m tests.isolation.walls_matter
+
+attacks-report: setup ## write docs/attacks.md: what was tried from inside, what answered
+	@$(BIN)/python -m tests.isolation.report
 
 bench: setup ## measure speed side by side with QEMU
 	@sh scripts/packages $(BENCH_PACKAGES)

@@ -58,7 +58,11 @@ CATALOGUE: Final = (
     Attack("make a device node", call("mknod", "s:/x", 0o060600, 0xFE00), ROOT_AND_LANDLOCK),
     Attack("look for a file", call("access", "s:/etc/passwd", 0), "empty root"),
     Attack("enter a directory", call("chdir", "s:/etc"), "empty root"),
-    Attack("open by handle", call("open_by_handle_at", AT_FDCWD, "buffer", 0), CAPABILITIES),
+    Attack(
+        "open by handle",
+        call("open_by_handle_at", AT_FDCWD, "x:0800000001000000" + "01" * 8, 0),
+        CAPABILITIES,
+    ),
     Attack("use a descriptor left open", call("read", 77, "buffer", 16), "descriptors"),
     # other processes
     Attack("read another process's memory", _open("/proc/1/mem"), ROOT_AND_LANDLOCK),

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -18,8 +19,8 @@ BAD_ADDRESS = "errno 14"
 """What a call says that was permitted, and only then looked at our made-up pointers."""
 
 
-@pytest.fixture(autouse=True)
-def _bait() -> Iterator[None]:
+@contextmanager
+def bait() -> Iterator[None]:
     """Things of the host that an attacker would find: an open file, a key, shared memory."""
     opened = os.open("/etc/passwd", os.O_RDONLY)
     os.dup2(opened, LEFT_OPEN, inheritable=True)
@@ -33,6 +34,12 @@ def _bait() -> Iterator[None]:
     finally:
         kernel("shmctl", shared, 0, None)
         os.close(LEFT_OPEN)
+
+
+@pytest.fixture(autouse=True)
+def _bait() -> Iterator[None]:
+    with bait():
+        yield
 
 
 def test_everything_fails(prison: Prison) -> None:

@@ -1,0 +1,145 @@
+"""Whole VMs whose worker was taken over, two VMs side by side, and what filters are used for."""
+
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import pytest
+
+import teuthis
+from teuthis.errors import TeuthisError
+from teuthis.root import launch
+from teuthis.root.spawn import Child
+
+from ..guests.processes import alive, await_true, children
+from .test_system_calls import HYPERVISOR, WORKER
+from .test_walls import NAMESPACES, needs_root, status
+
+HERE = Path(__file__).parent
+
+
+def taken_over(monkeypatch: pytest.MonkeyPatch, story: str) -> None:
+    """The next VM's worker runs `story` behind its walls."""
+
+    def start(argv: Sequence[str], descriptors: Collection[int]) -> Child:
+        if "teuthis.worker" in argv:
+            program = [str(HERE / "taken_over.py"), story]
+            argv = [sys.executable, "-I", *program, *argv[argv.index("--config-fd") :]]
+        return Child(argv, descriptors)
+
+    monkeypatch.setattr(launch, "Child", start)
+
+
+def fails(monkeypatch: pytest.MonkeyPatch, story: str) -> str:
+    """What the user of a VM is told whose worker runs `story`; nothing is left behind."""
+    taken_over(monkeypatch, story)
+    before = children(os.getpid())
+    with pytest.raises(TeuthisError) as caught:
+        teuthis.VM("128M", boot_timeout=20)
+    await_true(lambda: children(os.getpid()) <= before)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "story",
+    [
+        "opens_a_file",
+        "executes_a_shell",
+        "connects_out",
+        "sends_descriptors_to_the_root",
+    ],
+)
+def test_a_call_that_is_not_on_the_list_ends_the_vm(
+    monkeypatch: pytest.MonkeyPatch, story: str
+) -> None:
+    assert "SIGSYS" in fails(monkeypatch, story)
+
+
+@pytest.mark.parametrize("story", ["forges_a_link_message", "starts_the_guest_twice"])
+def test_the_hypervisor_believes_nothing(monkeypatch: pytest.MonkeyPatch, story: str) -> None:
+    assert "hypervisor process" in fails(monkeypatch, story)
+
+
+@pytest.mark.parametrize(
+    "story", ["lies_to_the_root", "says_too_much_to_the_root", "answers_what_nobody_asked"]
+)
+def test_the_root_believes_nothing(monkeypatch: pytest.MonkeyPatch, story: str) -> None:
+    assert "broke the rules" in fails(monkeypatch, story)
+
+
+def test_a_flood_of_console_output_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    message = fails(monkeypatch, "floods_the_console")
+    assert "\x1b" not in message
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10  # KiB
+
+
+@needs_root
+def test_two_vms_have_nothing_in_common() -> None:
+    known = children(os.getpid())
+    with teuthis.VM("128M"):
+        first = children(os.getpid()) - known
+        with teuthis.VM("128M"):
+            second = children(os.getpid()) - known - first
+            processes = [*first, *second]
+            assert len(processes) == 4
+            uids = [status(pid)["Uid"].split()[0] for pid in processes]
+            assert len(set(uids)) == 4
+            for name in NAMESPACES:
+                links = {str(Path(f"/proc/{pid}/ns/{name}").readlink()) for pid in processes}
+                assert len(links) == 4, name
+            open_files = [
+                {
+                    str(path.readlink())
+                    for pid in processes
+                    for path in Path(f"/proc/{pid}/fd").iterdir()
+                    if str(path.readlink()).startswith(("socket:", "pipe:"))
+                }
+                for processes in (first, second)
+            ]
+            assert not open_files[0] & open_files[1]
+    assert not alive(processes)
+
+
+WORKLOAD = """
+import signal, teuthis
+with teuthis.VM("192M") as vm:
+    assert vm.run(["cat"], input=bytes(1 << 20)).stdout == bytes(1 << 20)
+    vm.write_file("/tmp/x", bytes(1 << 20))
+    assert len(vm.read_file("/tmp/x")) == 1 << 20
+    several = [vm.popen(["sh", "-c", "echo a; sleep 0.1; echo b >&2"]) for _ in range(5)]
+    assert [process.wait() for process in several] == [0] * 5
+    # Wakes the guest from its sleep by timers, and its kernel's random numbers by instruction.
+    vm.run(["sh", "-c", "sleep 0.2; head -c 100000 /dev/urandom | wc -c"])
+"""
+
+NOT_ALWAYS = {
+    "clock_gettime": "where the host's clock source cannot be read without the kernel",
+    "mmap": "the allocator decides by size",
+    "mremap": "the allocator decides by size",
+    "munmap": "the allocator decides by size",
+    "brk": "the allocator decides by size",
+}
+
+
+@needs_root
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+def test_no_filter_allows_what_is_never_used(tmp_path: Path) -> None:
+    command = ["strace", "-ff", "-qq", "-o", str(tmp_path / "trace"), sys.executable, "-c"]
+    subprocess.run([*command, WORKLOAD], check=True, timeout=110)
+    used: dict[str, set[str]] = {"worker": set(), "hypervisor": set()}
+    for file in tmp_path.iterdir():
+        text = file.read_text(errors="replace")
+        before, locked, after = text.partition("\nseccomp(")
+        if locked:
+            process = "worker" if "teuthis.worker" in before else "hypervisor"
+            used[process] |= set(re.findall(r"^(\w+)\(", after, re.MULTILINE)) - {"seccomp"}
+    assert used["worker"] <= WORKER
+    assert used["hypervisor"] <= HYPERVISOR
+    assert WORKER - used["worker"] <= NOT_ALWAYS.keys()
+    assert HYPERVISOR - used["hypervisor"] <= NOT_ALWAYS.keys()
