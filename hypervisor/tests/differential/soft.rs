@@ -155,6 +155,7 @@ impl Soft {
                     });
                 }
                 Err(Exit::Intercept) => panic!("an intercept at CPL 3"),
+                Err(Exit::Stale) => panic!("a stale block, where there are no blocks"),
             }
         }
         Ok(here)
