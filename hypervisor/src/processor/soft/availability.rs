@@ -116,3 +116,64 @@ impl Cpu {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        memory::GuestMemory,
+        processor::soft::decode::{Decoded, decode},
+    };
+
+    fn run(cpu: &mut Cpu, code: &[u8]) -> Option<Exception> {
+        let Decoded::Block { ops, .. } = decode(code, true, 1) else {
+            panic!("cut off");
+        };
+        cpu.update_fpu_access();
+        ((ops[0].run)(cpu, &ops[0]) == Err(Exit::Exception)).then_some(cpu.exception)
+    }
+
+    const XORPS: &[u8] = &[0x0F, 0x57, 0xC0];
+    const PXOR_MMX: &[u8] = &[0x0F, 0xEF, 0xC0];
+    const FLD1: &[u8] = &[0xD9, 0xE8];
+    const FNINIT: &[u8] = &[0xDB, 0xE3];
+    const WAIT: &[u8] = &[0x9B];
+    const ALL: [&[u8]; 5] = [XORPS, PXOR_MMX, FLD1, FNINIT, WAIT];
+
+    #[test]
+    fn control_registers_refuse_as_the_manual_says() {
+        const UD: Option<Exception> = Some(Exception::INVALID_OPCODE);
+        const NM: Option<Exception> = Some(Exception::DEVICE_NOT_AVAILABLE);
+        let enabled = CR4_OSFXSR | CR4_OSXMMEXCPT;
+        for (cr0, cr4, expected) in [
+            (CR0_MP, enabled, [None, None, None, None, None]),
+            (CR0_MP | CR0_TS, enabled, [NM, NM, NM, NM, NM]),
+            (CR0_TS, enabled, [NM, NM, NM, NM, None]),
+            (CR0_EM, enabled, [UD, UD, NM, NM, None]),
+            (CR0_MP, 0, [UD, None, None, None, None]),
+        ] {
+            let mut cpu = Cpu::new(GuestMemory::anonymous(1 << 16).expect("memory"));
+            (cpu.cr0, cpu.cr4) = (cr0, cr4);
+            assert_eq!(
+                ALL.map(|code| run(&mut cpu, code)),
+                expected,
+                "CR0 {cr0:#x}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_unmasked_simd_exception_needs_the_system_to_know_it() {
+        // divsd xmm0, xmm1: 0 / 0
+        let divide = [0xF2, 0x0F, 0x5E, 0xC1];
+        let mut cpu = Cpu::new(GuestMemory::anonymous(1 << 16).expect("memory"));
+        assert_eq!(run(&mut cpu, &divide), None);
+        assert_eq!((cpu.mxcsr, cpu.xmm[0].low64()), (0x1F81, 0xFFF8 << 48));
+        cpu.mxcsr = 0x1F00;
+        cpu.xmm[0] = Default::default();
+        assert_eq!(run(&mut cpu, &divide), Some(Exception::SIMD));
+        assert_eq!((cpu.mxcsr, cpu.xmm[0].low64()), (0x1F01, 0));
+        cpu.cr4 &= !CR4_OSXMMEXCPT;
+        assert_eq!(run(&mut cpu, &divide), Some(Exception::INVALID_OPCODE));
+    }
+}

@@ -9,6 +9,8 @@ mod arithmetic;
 mod integer;
 mod number;
 mod round;
+#[cfg(test)]
+mod tests;
 mod wide;
 
 pub use number::{Class, Encoding, Extended, Number};

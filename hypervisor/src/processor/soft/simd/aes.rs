@@ -17,7 +17,7 @@ pub fn select(i: &Instruction) -> Option<Handler> {
         M::Aesenclast => xmm!(i, encrypt_last),
         M::Aesdec => xmm!(i, decrypt),
         M::Aesdeclast => xmm!(i, decrypt_last),
-        M::Aesimc => xmm!(i, |_, b: Vector| mix(b, [14, 11, 13, 9])),
+        M::Aesimc => xmm!(i, invert_mix),
         M::Aeskeygenassist => xmm_immediate!(i, assist_key),
         M::Pclmulqdq => xmm_immediate!(i, carryless_multiply),
         _ => return None,
@@ -38,7 +38,7 @@ const fn multiply(mut a: u8, mut b: u8) -> u8 {
 }
 
 /// The substitution box: the inverse in the field (x^254), then an affine map.
-const SUBSTITUTE: [u8; 256] = {
+static SUBSTITUTE: [u8; 256] = {
     let mut table = [0; 256];
     let mut i = 0;
     while i < 256 {
@@ -60,7 +60,7 @@ const SUBSTITUTE: [u8; 256] = {
     table
 };
 
-const UNSUBSTITUTE: [u8; 256] = {
+static UNSUBSTITUTE: [u8; 256] = {
     let mut table = [0; 256];
     let mut i = 0;
     while i < 256 {
@@ -70,46 +70,73 @@ const UNSUBSTITUTE: [u8; 256] = {
     table
 };
 
-/// Row `r` of column `c` is byte `4 c + r`; row `r` moves left by `r` columns.
-#[inline(always)]
-fn substitute_shifted(state: Vector, table: &[u8; 256], step: usize) -> Vector {
-    let state = state.u8s();
-    from_fn::<u8, 16, _>(|i| table[usize::from(state[(i + step * 4 * (i % 4)) % 16])]).into()
-}
-
-fn shifted(state: Vector) -> Vector {
-    substitute_shifted(state, &SUBSTITUTE, 1)
-}
-
-fn unshifted(state: Vector) -> Vector {
-    // Three columns left are one column right.
-    substitute_shifted(state, &UNSUBSTITUTE, 3)
-}
-
-/// Doubles each byte in the field, eight at a time.
-#[inline(always)]
-fn double(bytes: u128) -> u128 {
-    const LOW_BITS: u128 = 0x0101_0101_0101_0101_0101_0101_0101_0101;
-    let high = bytes >> 7 & LOW_BITS;
-    ((bytes & (0x7F * LOW_BITS)) << 1) ^ (high * 0x1B)
-}
-
-/// Multiplies each column by the circulant matrix with this first row.
-#[inline(always)]
-fn mix(state: Vector, row: [u8; 4]) -> Vector {
-    // Rotating columns by rows: byte `r` of each column takes byte `r + n`.
-    let rotated = |n: u32| u128::from(Vector::from(state.u32s().map(|c| c.rotate_right(8 * n))));
-    let mut sum = 0;
-    for (n, factor) in row.into_iter().enumerate() {
-        let mut power = rotated(n as u32);
-        for bit in 0..4 {
-            if factor >> bit & 1 != 0 {
-                sum ^= power;
-            }
-            power = double(power);
-        }
+/// Column that byte 0 of a state column contributes to the mixed one, by the substituted byte; the
+/// other bytes contribute the same rotated. The matrix is circulant with first column `column`.
+const fn mixing_table(substitute: &[u8; 256], column: [u8; 4]) -> [u32; 256] {
+    let mut table = [0; 256];
+    let mut i = 0;
+    while i < 256 {
+        let byte = substitute[i];
+        table[i] = u32::from_le_bytes([
+            multiply(byte, column[0]),
+            multiply(byte, column[1]),
+            multiply(byte, column[2]),
+            multiply(byte, column[3]),
+        ]);
+        i += 1;
     }
-    sum.into()
+    table
+}
+
+const MIX: [u8; 4] = [2, 1, 1, 3];
+const UNMIX: [u8; 4] = [14, 9, 13, 11];
+static IDENTITY: [u8; 256] = {
+    let mut table = [0; 256];
+    let mut i = 0;
+    while i < 256 {
+        table[i] = i as u8;
+        i += 1;
+    }
+    table
+};
+
+static ENCRYPT: [u32; 256] = mixing_table(&SUBSTITUTE, MIX);
+static DECRYPT: [u32; 256] = mixing_table(&UNSUBSTITUTE, UNMIX);
+static INVERT_MIX: [u32; 256] = mixing_table(&IDENTITY, UNMIX);
+
+/// The byte of row `i % 4` and column `i / 4` after each row moved left by `step` columns more than
+/// the one above.
+#[inline(always)]
+fn shifted(state: [u8; 16], step: usize, i: usize) -> usize {
+    usize::from(state[(i + step * 4 * (i % 4)) % 16])
+}
+
+/// Shifts the rows, then substitutes and mixes by `table`.
+#[inline(always)]
+fn round(state: Vector, table: &[u32; 256], step: usize) -> Vector {
+    let state = state.u8s();
+    from_fn::<u32, 4, _>(|column| {
+        (0..4).fold(0, |sum, row| {
+            let entry = table[shifted(state, step, 4 * column + row)];
+            sum ^ entry.rotate_left(8 * row as u32)
+        })
+    })
+    .into()
+}
+
+/// Shifts the rows and substitutes.
+#[inline(always)]
+fn last_round(state: Vector, table: &[u8; 256], step: usize) -> Vector {
+    let state = state.u8s();
+    from_fn::<u8, 16, _>(|i| table[shifted(state, step, i)]).into()
+}
+
+/// Three columns left are one column right.
+const RIGHT: usize = 3;
+const LEFT: usize = 1;
+
+fn invert_mix(_: Vector, state: Vector) -> Vector {
+    round(state, &INVERT_MIX, 0)
 }
 
 #[inline(always)]
@@ -118,19 +145,19 @@ fn add(state: Vector, key: Vector) -> Vector {
 }
 
 fn encrypt(state: Vector, key: Vector) -> Vector {
-    add(mix(shifted(state), [2, 3, 1, 1]), key)
+    add(round(state, &ENCRYPT, LEFT), key)
 }
 
 fn encrypt_last(state: Vector, key: Vector) -> Vector {
-    add(shifted(state), key)
+    add(last_round(state, &SUBSTITUTE, LEFT), key)
 }
 
 fn decrypt(state: Vector, key: Vector) -> Vector {
-    add(mix(unshifted(state), [14, 11, 13, 9]), key)
+    add(round(state, &DECRYPT, RIGHT), key)
 }
 
 fn decrypt_last(state: Vector, key: Vector) -> Vector {
-    add(unshifted(state), key)
+    add(last_round(state, &UNSUBSTITUTE, RIGHT), key)
 }
 
 fn assist_key(_: Vector, source: Vector, constant: u8) -> Vector {
@@ -148,21 +175,27 @@ fn assist_key(_: Vector, source: Vector, constant: u8) -> Vector {
 fn carryless_multiply(a: Vector, b: Vector, halves: u8) -> Vector {
     let a = a.u64s()[usize::from(halves & 1)];
     let b = b.u64s()[usize::from(halves >> 4 & 1)];
-    // Four bits of `b` at a time: `table[n]` is `a` times the polynomial `n`.
-    let a = u128::from(a);
-    let mut table = [0; 16];
-    for n in 1..16 {
-        table[n] = if n % 2 == 0 {
-            table[n / 2] << 1
-        } else {
-            table[n - 1] ^ a
-        };
-    }
-    let mut product = 0;
-    for digit in (0..16).rev() {
-        product = product << 4 ^ table[(b >> (4 * digit) & 15) as usize];
-    }
-    product.into()
+    // Ordinary multiplication of operands with every fifth bit: at most 13 products meet in one
+    // place, so their count stays within the five bits, and its lowest bit is their sum without
+    // carries.
+    const FIFTHS: u128 = {
+        let mut mask = 0;
+        let mut bit = 0;
+        while bit < 128 {
+            mask |= 1 << bit;
+            bit += 5;
+        }
+        mask
+    };
+    let parts = |x: u64| from_fn::<u64, 5, _>(|i| x & ((FIFTHS as u64) << i));
+    let (a, b) = (parts(a), parts(b));
+    let product = |i: usize, j: usize| u128::from(a[i]) * u128::from(b[j]);
+    (0..5)
+        .fold(0, |result, place| {
+            let sum = (0..5).fold(0, |sum, i| sum ^ product(i, (5 + place - i) % 5));
+            result | sum & (FIFTHS << place)
+        })
+        .into()
 }
 
 #[cfg(test)]
@@ -183,8 +216,8 @@ mod tests {
         let state = Vector::from(0x0123_4567_89ab_cdef_0f1e_2d3c_4b5a_6978_u128);
         let zero = Vector::default();
         assert_eq!(decrypt_last(encrypt_last(state, zero), zero), state);
-        let mixed = mix(state, [2, 3, 1, 1]);
-        assert_eq!(mix(mixed, [14, 11, 13, 9]), state);
+        let whole = encrypt(state, zero);
+        assert_eq!(decrypt_last(invert_mix(zero, whole), zero), state);
     }
 
     #[test]

@@ -8,6 +8,8 @@ mod image;
 mod load_store;
 mod stack;
 pub mod state;
+#[cfg(test)]
+mod tests;
 mod transcendental;
 
 use super::op::Handler;
