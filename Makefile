@@ -14,7 +14,7 @@ TEST_PACKAGES := acpica-tools cpio strace
 BENCH_PACKAGES := qemu-system-x86
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup programs image run test test-rust test-python lint walls-matter attacks-report bench clean
+.PHONY: help setup programs image update run test test-rust test-python lint walls-matter attacks-report bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ programs: $(STAMPS)/host.stamp
 
 image: $(STAMPS)/venv.stamp programs
 	@$(BIN)/python -m teuthis.images
+
+update: $(STAMPS)/venv.stamp programs ## take the distribution's newest guest kernel
+	@$(BIN)/python -m teuthis.images --update
 
 setup: $(STAMPS)/venv.stamp programs image ## everything that `teuthis run` needs
 

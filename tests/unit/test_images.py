@@ -1,6 +1,7 @@
 """The initrd: what another cpio reads out of it, module order, and how kernels are found."""
 
 import lzma
+import os
 import shutil
 import struct
 import subprocess
@@ -9,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from teuthis.errors import KernelError
-from teuthis.images import kernel_from_file
+from teuthis.images import cache, default_kernel, kernel_from_file
 from teuthis.images.cpio import Archive
 from teuthis.images.initrd import _is_static
-from teuthis.images.modules import ModuleTree
+from teuthis.images.modules import INTEGRATION, NETWORK, STORAGE, TRANSPORT, ModuleTree
 
 
 def archive() -> bytes:
@@ -95,6 +96,22 @@ def test_a_kernel_without_a_needed_module(tmp_path: Path) -> None:
     (top / "kernel/drivers/some-library.ko").unlink()
     with pytest.raises(KernelError, match="no module some_library"):
         ModuleTree(top).load_order(("hv_sock",))
+
+
+@pytest.mark.parametrize("drivers", [TRANSPORT, INTEGRATION, STORAGE, NETWORK])
+def test_the_default_kernel_has_the_drivers(drivers: tuple[str, ...]) -> None:
+    modules = default_kernel().modules
+    assert modules is not None
+    order = list(ModuleTree(modules).load_order(drivers))
+    assert order.index("hv_vmbus") < order.index(drivers[0]) or drivers[0] == "hv_vmbus"
+
+
+def test_the_cache_keeps_what_was_used_last(tmp_path: Path) -> None:
+    for number in range(6):
+        (tmp_path / f"{number}").touch()
+        os.utime(tmp_path / f"{number}", (number, number))
+    assert cache.used(tmp_path / "1", keep=3) == tmp_path / "1"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "4", "5"]
 
 
 def bzimage(release: str) -> bytes:

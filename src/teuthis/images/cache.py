@@ -19,6 +19,16 @@ def directory(name: str) -> Path:
     return path
 
 
+def used(path: Path, keep: int) -> Path:
+    """Marks a cached file as used now and removes all but the `keep` last used beside it."""
+    os.utime(path)
+    files = [file for file in path.parent.iterdir() if not file.name.startswith(".")]
+    with contextlib.suppress(FileNotFoundError):  # another process does the same
+        for old in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)[keep:]:
+            old.unlink()
+    return path
+
+
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that appears at `path` complete or not at all."""

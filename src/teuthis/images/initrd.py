@@ -37,6 +37,8 @@ _ETC = {
     "hosts": "127.0.0.1 localhost teuthis\n::1 localhost\n",
     "profile": "export PATH=/bin:/sbin:/usr/bin:/usr/sbin\n",
 }
+_KEPT = 8
+"""Initrds that stay in the cache, a few MB each: kernels and agents in use side by side."""
 LOAD_ORDER = "lib/modules/load-order"
 """Names of module files beside it, one a line; the agent loads them in this order."""
 
@@ -62,7 +64,7 @@ def build(kernel: GuestKernel, modules: tuple[str, ...] = TRANSPORT) -> Path:
     if not path.exists():
         with cache.new_file(path) as file:
             file.write(content)
-    return path
+    return cache.used(path, keep=_KEPT)
 
 
 def _archive(agent: bytes, busybox: Path, drivers: dict[str, bytes]) -> bytes:

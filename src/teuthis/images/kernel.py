@@ -19,15 +19,20 @@ class GuestKernel:
     modules: Path | None
 
 
-def default_kernel() -> GuestKernel:
+def default_kernel(*, update: bool = False) -> GuestKernel:
     """The distribution's cloud kernel; downloaded when the cache has none.
+
+    Args:
+        update: ask the distribution for its newest one even if the cache has one.
 
     Raises:
         HostError: apt is missing, or the download failed.
         KernelError: the package holds no kernel.
     """
     name = cache.directory("packages") / f"{PACKAGE}.name"
-    if not name.exists():
+    if update:
+        packages.refresh_lists()
+    if update or not name.exists():
         images = [p for p in packages.dependencies(PACKAGE) if p.startswith("linux-image-")]
         if not images:
             raise KernelError(f"the package {PACKAGE} depends on no kernel: use --kernel")

@@ -27,7 +27,7 @@ def dependencies(package: str) -> list[str]:
     """
     record = _record(package)
     if not record:
-        _refresh_lists()
+        refresh_lists()
         record = _record(package)
     if not record:
         raise HostError(
@@ -71,14 +71,13 @@ def _download(package: str, directory: Path) -> Path:
     try:
         _fetch(package, directory)
     except HostError:
-        _refresh_lists()  # they may be older than the archive
+        refresh_lists()  # they may be older than the archive
         _fetch(package, directory)
     (archive,) = directory.glob("*.deb")
     return archive
 
 
 def _fetch(package: str, directory: Path) -> None:
-    # apt draws a progress bar of its own on a terminal.
     _run(["apt-get", *_options(), "download", package], f"downloading {package} failed", directory)
 
 
@@ -92,7 +91,7 @@ def _record(package: str) -> str:
     return done.stdout if done.returncode == 0 else ""
 
 
-def _refresh_lists() -> None:
+def refresh_lists() -> None:
     """Fetches the package lists into the cache: the host's own may be old, absent or not ours."""
     print("Fetching the package lists", file=sys.stderr, flush=True)
     lists = cache.directory("apt") / "lists"
@@ -101,7 +100,9 @@ def _refresh_lists() -> None:
 
 
 def _options() -> list[str]:
-    options = ["-q", "-o", "APT::Sandbox::User=root"]
+    options = ["-o", "APT::Sandbox::User=root"]
+    if not sys.stderr.isatty():
+        options.append("-q")  # apt draws a progress bar of its own on a terminal
     own = cache.directory("apt")
     if (own / "lists").exists():
         options += ["-o", f"Dir::State::Lists={own}/lists", "-o", f"Dir::Cache={own}"]

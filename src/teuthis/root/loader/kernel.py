@@ -24,6 +24,8 @@ from teuthis.root.loader.layout import HIGH_RAM, LOW_LIMIT
 MAX_FILE = 1 << 30
 """Largest kernel file and largest unpacked kernel, in bytes (debug kernels are a few 100 MiB)."""
 
+_KEPT = 4
+"""Unpacked kernels that stay in the cache, some 50 MB each."""
 _SETUP_HEADER = 0x1F1
 _BOOT_FLAG = 0xAA55
 _OLDEST_PROTOCOL = 0x208
@@ -73,7 +75,7 @@ def open_kernel(path: Path) -> Kernel:
         content = decompress(payload(packed, path), path)
         with cache.new_file(unpacked) as file:
             file.write(content)
-    return parse_elf(_map(unpacked), path)
+    return parse_elf(_map(cache.used(unpacked, keep=_KEPT)), path)
 
 
 def payload(image: bytes | mmap.mmap, path: Path) -> bytes:
