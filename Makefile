@@ -14,7 +14,7 @@ TEST_PACKAGES := acpica-tools cpio strace
 BENCH_PACKAGES := qemu-system-x86
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup programs image update run test test-rust test-python lint walls-matter attacks-report bench clean
+.PHONY: help setup programs image update run test test-rust test-python lint walls-matter attacks-report bench hostile clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -83,6 +83,10 @@ attacks-report: setup ## write docs/attacks.md: what was tried from inside, what
 bench: setup ## measure speed side by side with QEMU
 	@sh scripts/packages $(BENCH_PACKAGES)
 	@$(BIN)/python benches/bench.py
+
+MINUTES ?= 5
+hostile: setup ## attack from inside a guest for MINUTES=n (5)
+	@$(BIN)/python -m tests.hostile $(MINUTES)
 
 clean: ## remove everything that was built here (downloads stay in the user's cache)
 	rm -rf $(STAMPS) $(VENV) target
