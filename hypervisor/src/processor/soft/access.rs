@@ -200,16 +200,45 @@ impl Tlb {
 }
 
 impl Cpu {
+    /// The value at a linear address, when that takes no more than the TLB. The hot handlers use
+    /// these three and start over in a cold copy of themselves when there is no answer: what calls
+    /// nothing has no registers to save.
+    #[inline(always)]
+    pub fn load_fast<T: Plain>(&self, linear: u64) -> Option<T> {
+        let entry = &self.tlb.read[self.tlb.domain as usize & 3][Tlb::index(linear)];
+        if entry.tag != self.tlb.tag(linear, size_of::<T>() as u64) {
+            return None;
+        }
+        self.memory.read(entry.addend.wrapping_add(linear))
+    }
+
+    /// As `load_fast`, for a value that the same instruction writes back.
+    #[inline(always)]
+    pub fn load_for_update_fast<T: Plain>(&self, linear: u64) -> Option<T> {
+        let entry = &self.tlb.write[self.tlb.domain as usize & 3][Tlb::index(linear)];
+        if entry.tag != self.tlb.tag(linear, size_of::<T>() as u64) {
+            return None;
+        }
+        self.memory.read(entry.addend.wrapping_add(linear))
+    }
+
+    /// Stores, when that takes no more than the TLB.
+    #[inline(always)]
+    pub fn store_fast<T: Plain>(&self, linear: u64, value: T) -> Option<()> {
+        let entry = &self.tlb.write[self.tlb.domain as usize & 3][Tlb::index(linear)];
+        if entry.tag != self.tlb.tag(linear, size_of::<T>() as u64) {
+            return None;
+        }
+        self.memory.write(entry.addend.wrapping_add(linear), value)
+    }
+
     /// Loads a value at a linear address with the current privilege.
     #[inline(always)]
     pub fn load<T: Plain>(&mut self, linear: u64) -> Result<T, Exit> {
-        let entry = &self.tlb.read[self.tlb.domain as usize & 3][Tlb::index(linear)];
-        if entry.tag == self.tlb.tag(linear, size_of::<T>() as u64)
-            && let Some(value) = self.memory.read(entry.addend.wrapping_add(linear))
-        {
-            return Ok(value);
+        match self.load_fast(linear) {
+            Some(value) => Ok(value),
+            None => self.load_slow(linear),
         }
-        self.load_slow(linear)
     }
 
     /// Loads a vector operand: like `load::<u128>`, in a form that vector code can use as it is.
@@ -238,13 +267,10 @@ impl Cpu {
     /// Loads a value that the same instruction writes back: faults as its store would.
     #[inline(always)]
     pub fn load_for_update<T: Plain>(&mut self, linear: u64) -> Result<T, Exit> {
-        let entry = &self.tlb.write[self.tlb.domain as usize & 3][Tlb::index(linear)];
-        if entry.tag == self.tlb.tag(linear, size_of::<T>() as u64)
-            && let Some(value) = self.memory.read(entry.addend.wrapping_add(linear))
-        {
-            return Ok(value);
+        match self.load_for_update_fast(linear) {
+            Some(value) => Ok(value),
+            None => self.load_for_update_slow(linear),
         }
-        self.load_for_update_slow(linear)
     }
 
     /// Stores a value at a linear address with the current privilege.
@@ -253,16 +279,10 @@ impl Cpu {
     /// [`Cpu::code`] and the loop leaves the block after this instruction.
     #[inline(always)]
     pub fn store<T: Plain>(&mut self, linear: u64, value: T) -> Result<(), Exit> {
-        let entry = &self.tlb.write[self.tlb.domain as usize & 3][Tlb::index(linear)];
-        if entry.tag == self.tlb.tag(linear, size_of::<T>() as u64)
-            && self
-                .memory
-                .write(entry.addend.wrapping_add(linear), value)
-                .is_some()
-        {
-            return Ok(());
+        match self.store_fast(linear, value) {
+            Some(()) => Ok(()),
+            None => self.store_slow(linear, value),
         }
-        self.store_slow(linear, value)
     }
 
     #[cold]

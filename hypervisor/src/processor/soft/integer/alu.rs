@@ -7,8 +7,8 @@ use super::{
         op::{Handler, Op},
     },
     operand::{
-        Destination, Kind, Size, Source, kind, locked_operand, locked_operands, one_operand,
-        two_operands,
+        Destination, Kind, Size, Source, fast_or_slow, kind, locked_operand, locked_operands,
+        one_operand, two_operands,
     },
 };
 use iced_x86::{Instruction, Mnemonic};
@@ -86,7 +86,23 @@ binary!(And, |W, a, b, _flags| (a & b, Flags::logic::<W>(a & b)));
 binary!(Or, |W, a, b, _flags| (a | b, Flags::logic::<W>(a | b)));
 binary!(Xor, |W, a, b, _flags| (a ^ b, Flags::logic::<W>(a ^ b)));
 
-fn update<B: Binary, W: Size, D: Destination<W>, S: Source<W>>(
+fast_or_slow!(fn update<B: Binary, W: Size, D: Destination<W>, S: Source<W>>, update_fast, update_slow);
+
+#[inline(always)]
+fn update_fast<B: Binary, W: Size, D: Destination<W>, S: Source<W>>(
+    cpu: &mut Cpu,
+    op: &Op,
+) -> Option<()> {
+    let place = D::locate(cpu, op);
+    let b = S::read_fast(cpu, op)?;
+    let a = D::load_fast(cpu, place)?;
+    let (result, flags) = B::apply::<W>(a, b, cpu.flags);
+    D::store_fast(cpu, place, result)?;
+    cpu.flags = flags;
+    Some(())
+}
+
+fn update_slow<B: Binary, W: Size, D: Destination<W>, S: Source<W>>(
     cpu: &mut Cpu,
     op: &Op,
 ) -> Result<(), Exit> {
@@ -99,7 +115,20 @@ fn update<B: Binary, W: Size, D: Destination<W>, S: Source<W>>(
     Ok(())
 }
 
-fn compare<B: Binary, W: Size, D: Source<W>, S: Source<W>>(
+fast_or_slow!(fn compare<B: Binary, W: Size, D: Source<W>, S: Source<W>>, compare_fast, compare_slow);
+
+#[inline(always)]
+fn compare_fast<B: Binary, W: Size, D: Source<W>, S: Source<W>>(
+    cpu: &mut Cpu,
+    op: &Op,
+) -> Option<()> {
+    let a = D::read_fast(cpu, op)?;
+    let b = S::read_fast(cpu, op)?;
+    (_, cpu.flags) = B::apply::<W>(a, b, cpu.flags);
+    Some(())
+}
+
+fn compare_slow<B: Binary, W: Size, D: Source<W>, S: Source<W>>(
     cpu: &mut Cpu,
     op: &Op,
 ) -> Result<(), Exit> {

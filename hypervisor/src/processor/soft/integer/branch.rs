@@ -110,6 +110,16 @@ fn jump_to<K: Stack, W: Size, S: Source<W>>(cpu: &mut Cpu, op: &Op) -> Result<()
 
 fn call<K: Stack, W: Size>(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
     let (target, link) = (relative::<K>(cpu, op), cpu.next_rip(op));
+    match K::push_fast::<W>(cpu, link) {
+        Some(()) => branch(cpu, target),
+        None => call_slow::<K, W>(cpu, op),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn call_slow<K: Stack, W: Size>(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
+    let (target, link) = (relative::<K>(cpu, op), cpu.next_rip(op));
     K::push::<W>(cpu, link)?;
     branch(cpu, target)
 }
@@ -130,12 +140,24 @@ fn call_to<K: Stack, W: Size, S: Source<W>>(cpu: &mut Cpu, op: &Op) -> Result<()
 
 /// RET; the form without an operand has 0 in `immediate`.
 fn ret<K: Stack, W: Size>(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
+    match K::pop_at_fast::<W>(cpu, cpu.reg(Cpu::RSP)) {
+        Some((target, pointer)) if is_canonical(target) => return_to::<K>(cpu, op, target, pointer),
+        _ => ret_slow::<K, W>(cpu, op),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn ret_slow<K: Stack, W: Size>(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
     let (target, pointer) = K::pop_at::<W>(cpu, cpu.reg(Cpu::RSP))?;
     require_canonical(cpu, target)?;
-    cpu.set_reg(
-        Cpu::RSP,
-        K::wrap(pointer.wrapping_add(op.immediate as u64 & 0xFFFF)),
-    );
+    return_to::<K>(cpu, op, target, pointer)
+}
+
+#[inline(always)]
+fn return_to<K: Stack>(cpu: &mut Cpu, op: &Op, target: u64, pointer: u64) -> Result<(), Exit> {
+    let released = op.immediate as u64 & 0xFFFF;
+    cpu.set_reg(Cpu::RSP, K::wrap(pointer.wrapping_add(released)));
     branch(cpu, target)
 }
 

@@ -10,7 +10,7 @@ use super::{
     condition::{Group, condition},
     operand::{
         Address, Base, Destination, Dst, Full, Kind, Locked, Memory, Size, Source, Src, SrcHigh,
-        bits, kind, register_from, two_operands,
+        bits, fast_or_slow, kind, register_from, two_operands,
     },
 };
 use iced_x86::{Instruction, Mnemonic};
@@ -67,7 +67,16 @@ pub fn select(instruction: &Instruction) -> Option<Handler> {
     })
 }
 
-fn mov<W: Size, D: Destination<W>, S: Source<W>>(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
+fast_or_slow!(fn mov<W: Size, D: Destination<W>, S: Source<W>>, mov_fast, mov_slow);
+
+#[inline(always)]
+fn mov_fast<W: Size, D: Destination<W>, S: Source<W>>(cpu: &mut Cpu, op: &Op) -> Option<()> {
+    let value = S::read_fast(cpu, op)?;
+    let place = D::locate(cpu, op);
+    D::store_fast(cpu, place, value)
+}
+
+fn mov_slow<W: Size, D: Destination<W>, S: Source<W>>(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
     let value = S::read(cpu, op)?;
     let place = D::locate(cpu, op);
     D::store(cpu, place, value)
@@ -119,7 +128,16 @@ fn extending<E: Extension>(instruction: &Instruction) -> Option<Handler> {
     })
 }
 
-fn extend<E: Extension, N: Size, W: Size, S: Source<N>>(
+fast_or_slow!(fn extend<E: Extension, N: Size, W: Size, S: Source<N>>, extend_fast, extend_slow);
+
+#[inline(always)]
+fn extend_fast<E: Extension, N: Size, W: Size, S: Source<N>>(cpu: &mut Cpu, op: &Op) -> Option<()> {
+    let value = S::read_fast(cpu, op)?;
+    W::set(cpu, op.dst, E::extend::<N>(value));
+    Some(())
+}
+
+fn extend_slow<E: Extension, N: Size, W: Size, S: Source<N>>(
     cpu: &mut Cpu,
     op: &Op,
 ) -> Result<(), Exit> {

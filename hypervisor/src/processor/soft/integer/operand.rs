@@ -35,6 +35,18 @@ pub trait Size: Width {
         Ok(cpu.load::<Self::Value>(linear)?.into())
     }
     #[inline(always)]
+    fn load_fast(cpu: &Cpu, linear: u64) -> Option<u64> {
+        Some(cpu.load_fast::<Self::Value>(linear)?.into())
+    }
+    #[inline(always)]
+    fn load_for_update_fast(cpu: &Cpu, linear: u64) -> Option<u64> {
+        Some(cpu.load_for_update_fast::<Self::Value>(linear)?.into())
+    }
+    #[inline(always)]
+    fn store_fast(cpu: &Cpu, linear: u64, value: u64) -> Option<()> {
+        cpu.store_fast(linear, Self::narrow(value))
+    }
+    #[inline(always)]
     fn load_for_update(cpu: &mut Cpu, linear: u64) -> Result<u64, Exit> {
         Ok(cpu.load_for_update::<Self::Value>(linear)?.into())
     }
@@ -67,6 +79,8 @@ size!(W64, u64, |_old, new| new);
 /// An operand that is read.
 pub trait Source<W: Size> {
     fn read(cpu: &mut Cpu, op: &Op) -> Result<u64, Exit>;
+    /// The value, when it is at hand: see [`Cpu::load_fast`].
+    fn read_fast(cpu: &Cpu, op: &Op) -> Option<u64>;
 }
 
 /// An operand that is written, perhaps after it was read. The place is found once.
@@ -80,6 +94,8 @@ pub trait Destination<W: Size> {
     /// Loads what will be stored back.
     fn load(cpu: &mut Cpu, place: Self::Place) -> Result<u64, Exit>;
     fn store(cpu: &mut Cpu, place: Self::Place, value: u64) -> Result<(), Exit>;
+    fn load_fast(cpu: &Cpu, place: Self::Place) -> Option<u64>;
+    fn store_fast(cpu: &mut Cpu, place: Self::Place, value: u64) -> Option<()>;
 }
 
 /// The register `Op::dst`.
@@ -136,6 +152,10 @@ macro_rules! register {
             fn read(cpu: &mut Cpu, op: &Op) -> Result<u64, Exit> {
                 Ok(cpu.reg(op.$field))
             }
+            #[inline(always)]
+            fn read_fast(cpu: &Cpu, op: &Op) -> Option<u64> {
+                Some(cpu.reg(op.$field))
+            }
         }
         impl<W: Size> Destination<W> for $place {
             type Place = u8;
@@ -157,6 +177,15 @@ macro_rules! register {
                 W::set(cpu, place, value);
                 Ok(())
             }
+            #[inline(always)]
+            fn load_fast(cpu: &Cpu, place: u8) -> Option<u64> {
+                Some(cpu.reg(place))
+            }
+            #[inline(always)]
+            fn store_fast(cpu: &mut Cpu, place: u8, value: u64) -> Option<()> {
+                W::set(cpu, place, value);
+                Some(())
+            }
         }
     };
 }
@@ -169,6 +198,10 @@ macro_rules! high_register {
             #[inline(always)]
             fn read(cpu: &mut Cpu, op: &Op) -> Result<u64, Exit> {
                 Ok(cpu.reg(op.$field & 3) >> 8)
+            }
+            #[inline(always)]
+            fn read_fast(cpu: &Cpu, op: &Op) -> Option<u64> {
+                Some(cpu.reg(op.$field & 3) >> 8)
             }
         }
         impl Destination<W8> for $place {
@@ -192,6 +225,16 @@ macro_rules! high_register {
                 cpu.set_reg(place, merged);
                 Ok(())
             }
+            #[inline(always)]
+            fn load_fast(cpu: &Cpu, place: u8) -> Option<u64> {
+                Some(cpu.reg(place) >> 8)
+            }
+            #[inline(always)]
+            fn store_fast(cpu: &mut Cpu, place: u8, value: u64) -> Option<()> {
+                let merged = (cpu.reg(place) & !0xFF00) | ((value & 0xFF) << 8);
+                cpu.set_reg(place, merged);
+                Some(())
+            }
         }
     };
 }
@@ -203,6 +246,10 @@ impl<W: Size> Source<W> for Immediate {
     fn read(_cpu: &mut Cpu, op: &Op) -> Result<u64, Exit> {
         Ok(op.immediate as u64)
     }
+    #[inline(always)]
+    fn read_fast(_cpu: &Cpu, op: &Op) -> Option<u64> {
+        Some(op.immediate as u64)
+    }
 }
 
 impl<W: Size, A: Address> Source<W> for Memory<A> {
@@ -210,6 +257,10 @@ impl<W: Size, A: Address> Source<W> for Memory<A> {
     fn read(cpu: &mut Cpu, op: &Op) -> Result<u64, Exit> {
         let linear = A::linear(cpu, op);
         W::load(cpu, linear)
+    }
+    #[inline(always)]
+    fn read_fast(cpu: &Cpu, op: &Op) -> Option<u64> {
+        W::load_fast(cpu, A::linear(cpu, op))
     }
 }
 
@@ -231,6 +282,14 @@ impl<W: Size, A: Address> Destination<W> for Memory<A> {
     #[inline(always)]
     fn store(cpu: &mut Cpu, place: u64, value: u64) -> Result<(), Exit> {
         W::store(cpu, place, value)
+    }
+    #[inline(always)]
+    fn load_fast(cpu: &Cpu, place: u64) -> Option<u64> {
+        W::load_for_update_fast(cpu, place)
+    }
+    #[inline(always)]
+    fn store_fast(cpu: &mut Cpu, place: u64, value: u64) -> Option<()> {
+        W::store_fast(cpu, place, value)
     }
 }
 
@@ -255,6 +314,16 @@ impl<W: Size> Destination<W> for Locked {
         // One processor needs no atomicity, but the worker reads the same memory: order it.
         atomic::fence(atomic::Ordering::SeqCst);
         Ok(())
+    }
+    #[inline(always)]
+    fn load_fast(cpu: &Cpu, place: u64) -> Option<u64> {
+        W::load_for_update_fast(cpu, place)
+    }
+    #[inline(always)]
+    fn store_fast(cpu: &mut Cpu, place: u64, value: u64) -> Option<()> {
+        W::store_fast(cpu, place, value)?;
+        atomic::fence(atomic::Ordering::SeqCst);
+        Some(())
     }
 }
 
@@ -493,4 +562,24 @@ macro_rules! register_from {
     }};
 }
 
-pub(super) use {locked_operand, locked_operands, one_operand, register_from, two_operands};
+/// The handler `$name`: `$fast`, and `$slow` from the start when that finds something not at hand.
+macro_rules! fast_or_slow {
+    ($(#[$doc:meta])* fn $name:ident<$($parameter:ident: $bound:path),*>, $fast:ident, $slow:ident) => {
+        $(#[$doc])*
+        fn $name<$($parameter: $bound),*>(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
+            #[cold]
+            #[inline(never)]
+            fn start_over<$($parameter: $bound),*>(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
+                $slow::<$($parameter),*>(cpu, op)
+            }
+            match $fast::<$($parameter),*>(cpu, op) {
+                Some(()) => Ok(()),
+                None => start_over::<$($parameter),*>(cpu, op),
+            }
+        }
+    };
+}
+
+pub(super) use {
+    fast_or_slow, locked_operand, locked_operands, one_operand, register_from, two_operands,
+};

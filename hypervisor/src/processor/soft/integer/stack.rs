@@ -6,7 +6,9 @@ use super::{
         flags::{self, W16, W32, W64},
         op::{Handler, Op},
     },
-    operand::{Dst, Full, Immediate, Kind, Memory, Size, Source, bits, is_long, kind},
+    operand::{
+        Dst, Full, Immediate, Kind, Memory, Size, Source, bits, fast_or_slow, is_long, kind,
+    },
 };
 use iced_x86::{Code, Instruction, Mnemonic};
 
@@ -117,6 +119,20 @@ pub trait Stack {
             Err(exit) => Err(stack_fault(cpu, exit)),
         }
     }
+    /// As `push`, when the stack is at hand: see [`Cpu::load_fast`].
+    #[inline(always)]
+    fn push_fast<W: Size>(cpu: &mut Cpu, value: u64) -> Option<()> {
+        let pointer = Self::wrap(cpu.reg(Cpu::RSP).wrapping_sub(W::BYTES));
+        W::store_fast(cpu, Self::linear(cpu, pointer), value)?;
+        cpu.set_reg(Cpu::RSP, pointer);
+        Some(())
+    }
+    /// As `pop_at`, likewise.
+    #[inline(always)]
+    fn pop_at_fast<W: Size>(cpu: &Cpu, pointer: u64) -> Option<(u64, u64)> {
+        let value = W::load_fast(cpu, Self::linear(cpu, Self::wrap(pointer)))?;
+        Some((value, Self::wrap(pointer.wrapping_add(W::BYTES))))
+    }
     #[inline(always)]
     fn push<W: Size>(cpu: &mut Cpu, value: u64) -> Result<(), Exit> {
         let pointer = Self::push_at::<W>(cpu, cpu.reg(Cpu::RSP), value)?;
@@ -160,7 +176,15 @@ impl Stack for Compatible {
     }
 }
 
-fn push<K: Stack, W: Size, S: Source<W>>(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
+fast_or_slow!(fn push<K: Stack, W: Size, S: Source<W>>, push_fast, push_slow);
+
+#[inline(always)]
+fn push_fast<K: Stack, W: Size, S: Source<W>>(cpu: &mut Cpu, op: &Op) -> Option<()> {
+    let value = S::read_fast(cpu, op)?;
+    K::push_fast::<W>(cpu, value)
+}
+
+fn push_slow<K: Stack, W: Size, S: Source<W>>(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
     let value = S::read(cpu, op)?;
     K::push::<W>(cpu, value)
 }
@@ -173,9 +197,19 @@ fn push_segment<K: Stack, W: Size>(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
     K::push::<W>(cpu, selector.into())
 }
 
-fn pop<K: Stack, W: Size>(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
-    let (value, pointer) = K::pop_at::<W>(cpu, cpu.reg(Cpu::RSP))?;
+fast_or_slow!(fn pop<K: Stack, W: Size>, pop_fast, pop_slow);
+
+#[inline(always)]
+fn pop_fast<K: Stack, W: Size>(cpu: &mut Cpu, op: &Op) -> Option<()> {
+    let (value, pointer) = K::pop_at_fast::<W>(cpu, cpu.reg(Cpu::RSP))?;
     // In this order POP RSP leaves the value that was popped.
+    cpu.set_reg(Cpu::RSP, pointer);
+    W::set(cpu, op.dst, value);
+    Some(())
+}
+
+fn pop_slow<K: Stack, W: Size>(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
+    let (value, pointer) = K::pop_at::<W>(cpu, cpu.reg(Cpu::RSP))?;
     cpu.set_reg(Cpu::RSP, pointer);
     W::set(cpu, op.dst, value);
     Ok(())
