@@ -25,7 +25,7 @@ IS_ROOT: Final = os.geteuid() == 0
 
 
 @functools.cache
-def _hypervisor() -> list[str]:
+def build_prisoner() -> list[str]:
     """The prisoner of the hypervisor's side, built when needed."""
     cargo = ["cargo", "build", "--quiet", "--locked", "-p", "teuthis-hypervisor"]
     subprocess.run([*cargo, "--example", "prisoner"], cwd=ROOT, check=True)
@@ -56,7 +56,7 @@ class Prison:
     @contextmanager
     def _command(self, without: Iterable[str]) -> Iterator[list[str]]:
         with identity.lease() as own:
-            command = list(_worker() if self.process == "worker" else _hypervisor())
+            command = list(_worker() if self.process == "worker" else build_prisoner())
             if self.user == "root":
                 uid = own.worker if self.process == "worker" else own.hypervisor
                 command += ["--uid", str(uid)]

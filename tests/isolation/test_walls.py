@@ -1,6 +1,7 @@
 """Every wall, seen from outside: what the kernel says about a process behind them."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from teuthis.jail.identity import FIRST, PAIRS
 from teuthis.jail.walls import WALLS
 
+from ..guests.processes import alive, await_true
 from .prison import NOBODY, PRISONS, Prison, call
 
 NAMESPACES = ["user", "net", "ipc", "uts", "cgroup", "mnt"]
@@ -135,6 +137,12 @@ def test_only_the_descriptors_it_was_given(prison: Prison) -> None:
     kinds = sorted(name.partition(":")[0] for name in found)
     assert set(kinds) <= {"pipe", "socket", "anon_inode", "/dev/null"}
     assert len(kinds) <= 8
+
+
+def test_it_dies_with_whoever_started_it(prison: Prison) -> None:
+    with prison.inmate() as pid:
+        os.kill(int(status(pid)["PPid"]), signal.SIGKILL)
+        await_true(lambda: not alive([pid]))
 
 
 def test_the_session_keyring_is_its_own(prison: Prison) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from teuthis.jail.walls import NAMES
 
+from .prison import build_prisoner
+
 TESTS = ("test_walls.py", "test_attacks.py", "test_system_calls.py")
 
 
@@ -29,6 +31,7 @@ def notices(process: str, wall: str) -> str:
 
 
 def main() -> int:
+    build_prisoner()
     unnoticed = 0
     for process in ("worker", "hypervisor"):
         for wall in NAMES:

@@ -10,6 +10,8 @@ import typer
 
 from teuthis import programs
 from teuthis.errors import TeuthisError
+from teuthis.jail import host
+from teuthis.jail.walls import NAMES
 
 _KERNEL_MINIMUM = (5, 10)
 
@@ -46,6 +48,13 @@ def _findings() -> Iterator[tuple[str, bool | None, str]]:
         "memory",
         pages["AV"] * page > 512 << 20,
         f"{pages['AV'] * page >> 20} MiB free of {pages[''] * page >> 20} MiB",
+    )
+    absent = host.missing()
+    yield (
+        "walls",
+        not absent,
+        "; ".join(f"{name} is missing: {reason}" for name, reason in absent.items())
+        or f"all {len(NAMES)} around a VM's processes",
     )
     for name in (programs.HYPERVISOR, programs.GUEST_AGENT):
         try:
