@@ -128,13 +128,12 @@ fn arithmetic_agrees<E: Encoding + std::fmt::Debug, F: Float>(
         let (a, b) = (operand(), operand());
         let (x, y) = (F::from_bits(bits(a)), F::from_bits(bits(b)));
         let (p, q) = (a.unpack(), b.unpack());
-        let mut run =
-            |name: &str, f: fn(&mut Context, Format, Number, Number) -> Number, theirs| {
-                let mut context = context(rounding);
-                let ours = f(&mut context, E::FORMAT, p, q);
-                let what = format!("{a:?} {name} {b:?} {rounding:?}");
-                check::<E, F>(&what, bits, ours, context.flags, theirs);
-            };
+        let run = |name: &str, f: fn(&mut Context, Format, Number, Number) -> Number, theirs| {
+            let mut context = context(rounding);
+            let ours = f(&mut context, E::FORMAT, p, q);
+            let what = format!("{a:?} {name} {b:?} {rounding:?}");
+            check::<E, F>(&what, bits, ours, context.flags, theirs);
+        };
         run("+", Context::add, x.add_r(y, round));
         run("-", Context::subtract, x.sub_r(y, round));
         run("*", Context::multiply, x.mul_r(y, round));
