@@ -53,6 +53,12 @@ def build(directory: Path) -> Path:
     return guest
 
 
+def defect(ending: str) -> bool:
+    """Whether a VM's ending, as its owner is told, is one that no guest may bring about."""
+    ours = ending.splitlines()[0]  # the rest is what the guest said
+    return any(word in ours for word in _DEFECTS)
+
+
 @dataclass
 class Verdict:
     """What became of one attack."""
@@ -70,7 +76,7 @@ class Verdict:
     @property
     def defect(self) -> str:
         """What a guest must never bring about, or nothing."""
-        if any(word in self.ending for word in _DEFECTS):
+        if defect(self.ending):
             return self.ending
         if self.private > _MAX_PRIVATE:
             return f"a process grew to {self.private >> 20} MiB"
