@@ -53,6 +53,7 @@ def test_closing_leaves_nothing() -> None:
 
 def test_descriptors_and_threads_are_given_back() -> None:
     teuthis.run(["true"], memory="128M")
+    gc.collect()
     before = descriptors(), threading.active_count()
     teuthis.run(["true"], memory="128M")
     gc.collect()
