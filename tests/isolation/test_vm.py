@@ -13,6 +13,7 @@ import pytest
 
 import teuthis
 from teuthis.errors import TeuthisError
+from teuthis.jail.surface import surface
 from teuthis.root import launch
 from teuthis.root.spawn import Child
 
@@ -104,6 +105,18 @@ def test_two_vms_have_nothing_in_common() -> None:
             ]
             assert not open_files[0] & open_files[1]
     assert not alive(processes)
+
+
+@needs_root
+def test_the_surface_of_a_vm_is_told() -> None:
+    known = children(os.getpid())
+    with teuthis.VM("128M"):
+        found = [surface(pid) for pid in children(os.getpid()) - known]
+    assert sorted(each.system_calls or 0 for each in found) == [len(HYPERVISOR), len(WORKER)]
+    for each in found:
+        assert each.namespaces == ["user", "mnt", "net", "ipc", "uts", "cgroup"]
+        assert (each.capabilities, each.bounding_capabilities, each.writable_mounts) == (0, 0, 0)
+        assert (each.writable_code, each.threads) == (0, 1)
 
 
 WORKLOAD = """

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 from teuthis.jail.system_calls import NUMBERS
 
 ALLOW: Final = 0x7FFF_0000
+LOG: Final = 0x7FFC_0000
 KILL_PROCESS: Final = 0x8000_0000
 
 ARCH_X86_64: Final = 0xC000_003E
@@ -133,6 +134,45 @@ def evaluate(
     values = [*arguments, *[0] * (6 - len(arguments))]
     data = _DATA.pack(number, arch, 0, *values)
     return _Machine(program, data).run()
+
+
+def may_allow(program: Sequence[Instruction], number: int) -> bool:
+    """Whether `program` lets the native call `number` pass with some arguments.
+
+    Follows both ways of every jump that depends on an argument, so a program that contradicts
+    itself may count as allowing; one that allows never counts as refusing.
+    """
+    known = {_NUMBER_AT: number, _ARCH_AT: ARCH_X86_64}
+    ways: list[tuple[int, int | None]] = [(0, None)]
+    seen = set(ways)
+    while ways:
+        at, a = ways.pop()
+        code, if_true, if_false, operand = program[at]
+        if code & 0x07 == 0x06:
+            if code & 0x18 == 0x10 or operand & 0xFFFF_0000 in (ALLOW, LOG):
+                return True
+            continue
+        after: list[tuple[int, int | None]]
+        if code & 0x07 != 0x05:
+            # Only the accumulator matters here, and only while it holds the number.
+            after = [(at + 1, known.get(operand) if code == _LOAD else _kept(code, operand, a))]
+        elif code & 0xF0 == 0x00:
+            after = [(at + 1 + operand, a)]
+        elif a is None or code & 0x08:
+            after = [(at + 1 + if_true, a), (at + 1 + if_false, a)]
+        else:
+            taken = _compare(code & 0xF0, a, operand)
+            after = [(at + 1 + (if_true if taken else if_false), a)]
+        ways += [way for way in after if way not in seen]
+        seen.update(after)
+    return False
+
+
+def _kept(code: int, operand: int, a: int | None) -> int | None:
+    """The accumulator after an instruction that is no load of a field; None: not known."""
+    if code & 0x07 == 0x04 and not code & 0x08 and a is not None:
+        return _compute(code & 0xF0, a, operand)
+    return a if code & 0x07 in (0x01, 0x02, 0x03) or code == 0x07 else None
 
 
 class _Machine:

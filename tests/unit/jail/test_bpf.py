@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teuthis.jail import seccomp
+from teuthis.jail import seccomp, worker
 from teuthis.jail.bpf import (
     ALLOW,
     ARCH_X86_64,
@@ -18,6 +18,7 @@ from teuthis.jail.bpf import (
     Check,
     assemble,
     evaluate,
+    may_allow,
     pack,
     unpack,
 )
@@ -43,6 +44,14 @@ def test_everything_else_kills() -> None:
 
 def test_an_empty_list_allows_nothing() -> None:
     assert {evaluate(assemble({}), number) for number in NAMES} == {KILL_PROCESS}
+
+
+def test_what_may_be_allowed_is_told_without_knowing_the_arguments() -> None:
+    allowed = worker.system_calls(3, 4, 5)
+    program = assemble(allowed)
+    assert {name for name, number in NUMBERS.items() if may_allow(program, number)} == set(allowed)
+    assert evaluate(program, NUMBERS["epoll_wait"], [9]) == KILL_PROCESS
+    assert may_allow(program, NUMBERS["epoll_wait"])
 
 
 def test_other_architectures_are_refused() -> None:
