@@ -1,5 +1,5 @@
-/* A hostile program for the inside of a guest: as root it tries every port, MSR and vsock port that
- * user mode can reach. `hostile SUBJECT SEED`; prints how many attempts were refused. */
+/* A hostile root user of a stock kernel that has the driver for MSRs: `registers SUBJECT SEED` tries
+ * every MSR, or hypercalls from user mode; prints how many attempts were refused. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <setjmp.h>
@@ -8,9 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/io.h>
-#include <sys/socket.h>
-#include <linux/vm_sockets.h>
 #include <unistd.h>
 
 static uint64_t state;
@@ -26,20 +23,6 @@ static void on_signal(int number) {
     (void)number;
     refused++;
     siglongjmp(after, 1);
-}
-
-/* All ports but those that end the guest in order: sleep control and status, reset. */
-static void ports(void) {
-    if (iopl(3) != 0)
-        exit(1);
-    for (unsigned port = 0; port < 0xfffd; port++) {
-        if (port >= 0x5fd && port <= 0x602)
-            continue;
-        outb((unsigned char)dice(), (unsigned short)port);
-        outw((unsigned short)dice(), (unsigned short)port);
-        outl((unsigned)dice(), (unsigned short)port);
-        refused += inl((unsigned short)port) == 0xffffffff;
-    }
 }
 
 /* Reads, then writes; `all` includes those MSRs that the guest's own kernel cannot live without. */
@@ -76,39 +59,16 @@ static void hypercalls(void) {
         }
 }
 
-/* Connections to the host, with garbage; the agent's own port among them. */
-static void sockets(void) {
-    char garbage[4096];
-    signal(SIGPIPE, SIG_IGN);
-    for (unsigned tries = 0; tries < 20; tries++) {
-        struct sockaddr_vm host = {.svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_HOST};
-        struct timeval patience = {.tv_usec = 100000};
-        int fd = socket(AF_VSOCK, SOCK_STREAM, 0);
-        host.svm_port = tries & 1 ? 0x7e07 : (unsigned)dice();
-        setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &patience, sizeof patience);
-        for (unsigned at = 0; at < sizeof garbage; at++)
-            garbage[at] = (char)dice();
-        if (connect(fd, (struct sockaddr *)&host, sizeof host) != 0 ||
-            write(fd, garbage, sizeof garbage) < 0 || read(fd, garbage, 1) != 1)
-            refused++;
-        close(fd);
-    }
-}
-
 int main(int count, char **words) {
     if (count != 3)
         return 2;
     state = strtoull(words[2], NULL, 0) | 1;
-    if (!strcmp(words[1], "ports"))
-        ports();
-    else if (!strcmp(words[1], "msrs"))
+    if (!strcmp(words[1], "msrs"))
         msrs(0);
     else if (!strcmp(words[1], "all-msrs"))
         msrs(1);
     else if (!strcmp(words[1], "hypercalls"))
         hypercalls();
-    else if (!strcmp(words[1], "sockets"))
-        sockets();
     else
         return 2;
     printf("%u\n", refused);

@@ -1,7 +1,6 @@
-"""A hostile program, root in its guest, against everything that user mode can reach.
+"""A hostile root user of a stock kernel: every MSR by the kernel's own driver, and hypercalls.
 
-What only a hostile kernel reaches (hypercalls, VMBus messages, rings) is attacked in the tests of
-the hypervisor (`hypervisor/tests`) and of the worker (`tests/unit/worker`).
+What only a hostile kernel reaches is attacked by the guests in `tests/hostile`.
 """
 
 import contextlib
@@ -20,8 +19,8 @@ SEED = "0x7e07715"
 
 @pytest.fixture(scope="session")
 def program(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    out = tmp_path_factory.mktemp("hostile") / "hostile"
-    source = Path(__file__).with_name("hostile.c")
+    out = tmp_path_factory.mktemp("registers") / "registers"
+    source = Path(__file__).with_name("registers.c")
     subprocess.run(["gcc", "-static", "-O1", "-o", str(out), str(source)], check=True)
     return out.read_bytes()
 
@@ -30,9 +29,9 @@ def attack(
     vm: VM, program: bytes, subject: str, timeout: float = 60
 ) -> tuple[int, dict[str, Count]]:
     """Runs it; how many attempts the program saw refused, and what the host counted."""
-    vm.write_file("/tmp/hostile", program, 0o755)
+    vm.write_file("/tmp/registers", program, 0o755)
     before = vm.flows()
-    result = vm.run(["/tmp/hostile", subject, SEED], timeout=timeout, check=True)
+    result = vm.run(["/tmp/registers", subject, SEED], timeout=timeout, check=True)
     after = vm.flows()
     return int(result.stdout), {
         flow: Count(
@@ -51,24 +50,10 @@ def load_msr_driver(vm: VM) -> None:
     vm.run(["insmod", "/tmp/msr.ko"], check=True)
 
 
-def test_every_port(vm: VM, program: bytes) -> None:
-    refused, flows = attack(vm, program, "ports")
-    assert refused > 65_000
-    assert flows["port.unknown"].rejected > 3 * 65_000
-    assert vm.run(["echo", "alive"]).stdout == b"alive\n"
-
-
 def test_hypercalls_from_user_mode(vm: VM, program: bytes) -> None:
     refused, flows = attack(vm, program, "hypercalls")
     assert refused == 1000
     assert flows["hypercall.unknown"].rejected == 0  # none got that far
-    assert vm.run(["echo", "alive"]).stdout == b"alive\n"
-
-
-def test_connections_to_the_host(vm: VM, program: bytes) -> None:
-    refused, flows = attack(vm, program, "sockets")
-    assert refused == 20
-    assert flows["vmbus.tl-connect-request"].rejected == 20
     assert vm.run(["echo", "alive"]).stdout == b"alive\n"
 
 
