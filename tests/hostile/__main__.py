@@ -1,8 +1,9 @@
 """`make hostile MINUTES=n`: hostile guests, one after the other, beside a working neighbour.
 
-Every other one has a second writer. Exit status 1 at the first defect.
+Every other one has a second writer. Between them VMs lose processes to `kill -9`. Exit status 1 at the first defect.
 """
 
+import random
 import secrets
 import sys
 import tempfile
@@ -10,8 +11,10 @@ import time
 from pathlib import Path
 
 from .campaign import Neighbour, attack, build
+from .kills import kill_something
 
 _SECONDS = 20.0
+_KILLS = 5
 
 
 def main(minutes: float) -> int:
@@ -21,6 +24,7 @@ def main(minutes: float) -> int:
         guest = build(Path(directory))
         initrd = Path(directory) / "initrd"
         initrd.write_bytes(bytes(4096))
+        chance = random.Random()
         scribble = False
         while time.monotonic() < deadline:
             seed = secrets.randbits(32)
@@ -36,6 +40,9 @@ def main(minutes: float) -> int:
                 print("DEFECT:", verdict.defect or f"the neighbour noticed: {neighbour.failure}")
                 return 1
             scribble = not scribble
+            for _ in range(_KILLS):
+                hit = kill_something(chance)
+                print(f"killed: {hit.victim} after {hit.moment:.1f} s", flush=True)
     return 0
 
 
