@@ -1,6 +1,7 @@
 """`make hostile MINUTES=n`: hostile guests, one after the other, beside a working neighbour.
 
-Every other one has a second writer. Between them VMs lose processes to `kill -9`. Exit status 1 at the first defect.
+Every other one has a second writer. Between them VMs lose processes to `kill -9`. Exit
+status 1 at the first defect.
 """
 
 import random
