@@ -138,8 +138,15 @@ impl GuestMemory {
     #[inline(always)]
     pub fn write<T: Plain>(&self, offset: u64, value: T) -> Option<()> {
         let pointer = self.at::<T>(offset)?;
-        // SAFETY: as for `read`.
-        unsafe { pointer.write_volatile(Unaligned(value)) };
+        let aligned = pointer.cast::<T>();
+        // A volatile store of the packed wrapper goes by way of the stack: worth avoiding.
+        if aligned.is_aligned() {
+            // SAFETY: `at` checked the bounds; T is plain; the pointer is aligned for it.
+            unsafe { aligned.write_volatile(value) };
+        } else {
+            // SAFETY: as for `read`.
+            unsafe { pointer.write_volatile(Unaligned(value)) };
+        }
         Some(())
     }
 

@@ -207,6 +207,8 @@ impl Soft {
         let Decoded::Block { ops, .. } = decode(bytes, true, bytes.len()) else {
             return None;
         };
+        // Behind the instructions is an op that ends the block.
+        let (_, ops) = ops.split_last()?;
         let mut rip = CODE;
         for (executed, op) in ops.iter().enumerate() {
             match self.step(op) {
