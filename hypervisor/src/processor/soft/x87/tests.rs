@@ -27,6 +27,8 @@ fn run(cpu: &mut Cpu, code: &[u8]) -> Result<(), Exception> {
         match (op.run)(cpu, &op) {
             Ok(()) => {}
             Err(Exit::Exception) => return Err(cpu.exception),
+            // The end of the block.
+            Err(Exit::Branch) => break,
             Err(exit) => panic!("{exit:?}"),
         }
     }
