@@ -113,17 +113,30 @@ fn double_to_single(cpu: &mut Cpu, op: &Op, source: Vector) -> Result<(), Exit> 
 
 fn singles_to_doubles(cpu: &mut Cpu, op: &Op, source: Vector) -> Result<(), Exit> {
     let [a, b, _, _] = source.f32s();
-    let mut context = Context::from_mxcsr(cpu.mxcsr);
-    let results: [f64; 2] = [a, b].map(|value| convert(&mut context, value));
-    finish(cpu, &context)?;
+    let results: [f64; 2] = if a.ordinary() && b.ordinary() {
+        [a.into(), b.into()]
+    } else {
+        let mut context = Context::from_mxcsr(cpu.mxcsr);
+        let results = [a, b].map(|value| convert(&mut context, value));
+        finish(cpu, &context)?;
+        results
+    };
     cpu.xmm[dst(op)] = results.into();
     Ok(())
 }
 
 fn doubles_to_singles(cpu: &mut Cpu, op: &Op, source: Vector) -> Result<(), Exit> {
-    let mut context = Context::from_mxcsr(cpu.mxcsr);
-    let [a, b]: [f32; 2] = source.f64s().map(|value| convert(&mut context, value));
-    finish(cpu, &context)?;
+    let values = source.f64s();
+    let native = values.map(|value| value as f32);
+    let certain = |i: usize| native[i].surely_normal() || values[i].zero();
+    let [a, b]: [f32; 2] = if quick(cpu) && certain(0) && certain(1) {
+        native
+    } else {
+        let mut context = Context::from_mxcsr(cpu.mxcsr);
+        let results = values.map(|value| convert(&mut context, value));
+        finish(cpu, &context)?;
+        results
+    };
     cpu.xmm[dst(op)] = [a, b, 0.0, 0.0].into();
     Ok(())
 }
@@ -133,11 +146,15 @@ fn from_integer<T: Encoding>(context: &mut Context, value: i64) -> T {
 }
 
 fn integers_to_singles(cpu: &mut Cpu, op: &Op, source: Vector) -> Result<(), Exit> {
-    let mut context = Context::from_mxcsr(cpu.mxcsr);
-    let results: [f32; 4] = source
-        .i32s()
-        .map(|value| from_integer(&mut context, value.into()));
-    finish(cpu, &context)?;
+    let values = source.i32s();
+    let results: [f32; 4] = if quick(cpu) {
+        values.map(|value| value as f32)
+    } else {
+        let mut context = Context::from_mxcsr(cpu.mxcsr);
+        let results = values.map(|value| from_integer(&mut context, value.into()));
+        finish(cpu, &context)?;
+        results
+    };
     cpu.xmm[dst(op)] = results.into();
     Ok(())
 }
@@ -155,11 +172,35 @@ pub fn to_i32<T: Encoding>(context: &mut Context, value: T) -> i32 {
         .map_or(i32::MIN, |value| value as i32)
 }
 
+/// Values whose integers are in range, under [`quick`].
+#[inline(always)]
+fn quick_i32<const TRUNCATE: bool, const N: usize>(
+    cpu: &Cpu,
+    values: [f64; N],
+) -> Option<[i32; N]> {
+    let in_range = |value: f64| value.abs() < f64::from(i32::MAX);
+    if !quick(cpu) || !values.into_iter().all(in_range) {
+        return None;
+    }
+    Some(values.map(|value| {
+        let whole = if TRUNCATE {
+            value
+        } else {
+            value.round_ties_even()
+        };
+        whole as i32
+    }))
+}
+
 fn singles_to_integers<const TRUNCATE: bool>(
     cpu: &mut Cpu,
     op: &Op,
     source: Vector,
 ) -> Result<(), Exit> {
+    if let Some(results) = quick_i32::<TRUNCATE, 4>(cpu, source.f32s().map(f64::from)) {
+        cpu.xmm[dst(op)] = results.into();
+        return Ok(());
+    }
     let mut context = context::<TRUNCATE>(cpu);
     let results = source.f32s().map(|value| to_i32(&mut context, value));
     finish(cpu, &context)?;
@@ -172,6 +213,10 @@ fn doubles_to_integers<const TRUNCATE: bool>(
     op: &Op,
     source: Vector,
 ) -> Result<(), Exit> {
+    if let Some([a, b]) = quick_i32::<TRUNCATE, 2>(cpu, source.f64s()) {
+        cpu.xmm[dst(op)] = [a, b, 0, 0].into();
+        return Ok(());
+    }
     let mut context = context::<TRUNCATE>(cpu);
     let [a, b] = source.f64s().map(|value| to_i32(&mut context, value));
     finish(cpu, &context)?;
@@ -297,12 +342,28 @@ fn round_context(cpu: &Cpu, control: u8) -> Context {
     }
 }
 
+/// The native result where it is certain and has nothing new to report.
+#[inline(always)]
+fn round_quick<T: Lane>(cpu: &Cpu, value: T, control: u8) -> Option<T> {
+    let mode = if control & 4 != 0 {
+        cpu.mxcsr >> 13
+    } else {
+        control.into()
+    };
+    let result = value.integral(Rounding::from_bits(mode));
+    let silent = control & 8 != 0 || result == value || quick(cpu);
+    (value.ordinary() && silent).then_some(result)
+}
+
 fn round_packed<T: Lane>(cpu: &mut Cpu, op: &Op, source: Vector) -> Result<(), Exit> {
     let control = op.immediate as u8;
     let mut context = round_context(cpu, control);
     let mut lanes = T::lanes(source);
     for lane in lanes.as_mut() {
-        *lane = round_lane(&mut context, *lane, control);
+        *lane = match round_quick(cpu, *lane, control) {
+            Some(result) => result,
+            None => round_lane(&mut context, *lane, control),
+        };
     }
     finish(cpu, &context)?;
     cpu.xmm[dst(op)] = T::vector(lanes);
@@ -311,9 +372,15 @@ fn round_packed<T: Lane>(cpu: &mut Cpu, op: &Op, source: Vector) -> Result<(), E
 
 fn round_scalar<T: Lane>(cpu: &mut Cpu, op: &Op, source: Vector) -> Result<(), Exit> {
     let control = op.immediate as u8;
-    let mut context = round_context(cpu, control);
-    let result: T = round_lane(&mut context, lowest(source), control);
-    finish(cpu, &context)?;
+    let value: T = lowest(source);
+    let result = if let Some(result) = round_quick(cpu, value, control) {
+        result
+    } else {
+        let mut context = round_context(cpu, control);
+        let result = round_lane(&mut context, value, control);
+        finish(cpu, &context)?;
+        result
+    };
     cpu.xmm[dst(op)] = result.insert(cpu.xmm[dst(op)]);
     Ok(())
 }

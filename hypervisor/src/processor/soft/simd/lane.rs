@@ -4,7 +4,7 @@
 use super::vector::Vector;
 use crate::processor::soft::{
     cpu::{Cpu, Exit},
-    float::{Context, Encoding, Number, flag},
+    float::{Context, Encoding, Number, Rounding, flag},
 };
 
 /// MXCSR with rounding to nearest, all exceptions masked, no DAZ, no FTZ and inexactness already
@@ -36,6 +36,7 @@ pub trait Lane: Encoding + PartialEq + Default {
     fn mul(self, other: Self) -> Self;
     fn div(self, other: Self) -> Self;
     fn sqrt(self) -> Self;
+    fn integral(self, rounding: Rounding) -> Self;
     fn less(self, other: Self) -> bool;
     fn positive(self) -> bool;
 }
@@ -99,6 +100,15 @@ macro_rules! lane {
             #[inline(always)]
             fn sqrt(self) -> Self {
                 self.sqrt()
+            }
+            #[inline(always)]
+            fn integral(self, rounding: Rounding) -> Self {
+                match rounding {
+                    Rounding::Nearest => self.round_ties_even(),
+                    Rounding::Down => self.floor(),
+                    Rounding::Up => self.ceil(),
+                    Rounding::Zero => self.trunc(),
+                }
             }
             #[inline(always)]
             fn less(self, other: Self) -> bool {
