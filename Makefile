@@ -14,7 +14,7 @@ TEST_PACKAGES := acpica-tools cpio strace
 BENCH_PACKAGES := qemu-system-x86
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup programs image update run test test-rust test-python lint walls-matter attacks-report bench hostile clean
+.PHONY: help setup programs prisoner image update run test test-rust test-python lint walls-matter attacks-report bench hostile clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ programs: $(STAMPS)/host.stamp
 		--config 'target.$(STATIC_TARGET).rustflags = ["-C", "target-feature=+crt-static"]' \
 		--config profile.release.strip=true
 
+# The attacker of tests/isolation inside the hypervisor's jail; never part of a package.
+prisoner: $(STAMPS)/host.stamp
+	@cargo build --quiet --locked -p teuthis-hypervisor --example prisoner
+
 image: $(STAMPS)/venv.stamp programs
 	@$(BIN)/python -m teuthis.images
 
@@ -62,7 +66,7 @@ test-rust: $(STAMPS)/host.stamp
 	@cargo test --workspace --locked --no-run
 	@cargo test --workspace --locked --quiet
 
-test-python: setup $(STAMPS)/test-packages.stamp
+test-python: setup prisoner $(STAMPS)/test-packages.stamp
 	@echo "Tests of the Python package and of whole virtual machines"
 	@$(BIN)/python -m pytest -q
 
@@ -74,10 +78,10 @@ lint: $(STAMPS)/venv.stamp ## formatting, types, lints
 	@cargo fmt --check
 	@cargo clippy --workspace --locked --all-targets -- -D warnings
 
-walls-matter: setup ## take each wall away in turn and demand that a test notices
+walls-matter: setup prisoner ## take each wall away in turn and demand that a test notices
 	@$(BIN)/python -m tests.isolation.walls_matter
 
-attacks-report: setup ## write docs/attacks.md: what was tried from inside, what answered
+attacks-report: setup prisoner ## write docs/attacks.md: what was tried from inside, what answered
 	@$(BIN)/python -m tests.isolation.report
 
 bench: setup ## measure speed side by side with QEMU

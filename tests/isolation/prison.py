@@ -6,6 +6,7 @@ of the hypervisor. `TEUTHIS_TEST_WITHOUT` names a wall to leave out (`make walls
 
 import functools
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -27,8 +28,9 @@ IS_ROOT: Final = os.geteuid() == 0
 @functools.cache
 def build_prisoner() -> list[str]:
     """The prisoner of the hypervisor's side, built when needed."""
-    cargo = ["cargo", "build", "--quiet", "--locked", "-p", "teuthis-hypervisor"]
-    subprocess.run([*cargo, "--example", "prisoner"], cwd=ROOT, check=True)
+    if cargo := shutil.which("cargo"):
+        build = [cargo, "build", "--quiet", "--locked", "-p", "teuthis-hypervisor"]
+        subprocess.run([*build, "--example", "prisoner"], cwd=ROOT, check=True)
     target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
     return [str(target / "debug/examples/prisoner")]
 

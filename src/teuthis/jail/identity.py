@@ -40,13 +40,20 @@ class Identity(NamedTuple):
 def lease(locks: Path = LOCKS) -> Iterator[Identity]:
     """A pair of user ids that is this VM's alone until the end of the block.
 
+    Root that cannot reserve one, in a container that keeps it from `LOCKS`, gets none: the wall
+    `identity` is then missing.
+
     Raises:
-        HostError: all are taken, or the lock directory cannot be written.
+        HostError: all are taken.
     """
-    if os.geteuid() != 0:
+    try:
+        reserved = _lock_any(locks) if os.geteuid() == 0 else None
+    except OSError:
+        reserved = None
+    if reserved is None:
         yield Identity()
         return
-    number, lock = _lock_any(locks)
+    number, lock = reserved
     try:
         yield _pair(number)
     finally:
@@ -58,18 +65,15 @@ def _pair(number: int) -> Identity:
 
 
 def _lock_any(locks: Path) -> tuple[int, int]:
-    try:
-        locks.mkdir(mode=0o700, parents=True, exist_ok=True)
-        start = int.from_bytes(os.urandom(4)) % PAIRS
-        for step in range(PAIRS):
-            number = (start + step) % PAIRS
-            lock = os.open(locks / str(number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            if _take(lock, number):
-                return number, lock
-            os.close(lock)
-    except OSError as error:
-        raise HostError(f"no user id can be reserved for the VM: {error}") from error
-    raise HostError(f"all {PAIRS} user id pairs for VMs are taken")
+    locks.mkdir(mode=0o700, parents=True, exist_ok=True)
+    start = int.from_bytes(os.urandom(4)) % PAIRS
+    for step in range(PAIRS):
+        number = (start + step) % PAIRS
+        lock = os.open(locks / str(number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if _take(lock, number):
+            return number, lock
+        os.close(lock)
+    raise HostError(f"all {PAIRS} user id pairs for VMs are taken: end some VMs")
 
 
 def _take(lock: int, number: int) -> bool:

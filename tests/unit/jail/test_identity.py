@@ -58,6 +58,13 @@ def test_an_ordinary_user_keeps_their_own(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @needs_root
+def test_where_nothing_can_be_reserved_there_is_none(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with identity.lease(tmp_path / "file" / "locks") as own:
+        assert own == identity.Identity(None, None)
+
+
+@needs_root
 def test_root_without_a_user_id_of_its_own_is_refused() -> None:
     program = "from teuthis.jail import identity; identity.assume(None)"
     result = subprocess.run(
