@@ -20,7 +20,7 @@ from typing import Final, Self
 import teuthis
 from tests.guests.processes import children
 from teuthis.flows import Count
-from teuthis.protocol import Exec
+from teuthis.protocol import Exec, Stop
 from teuthis.root import loader
 from teuthis.root.loader import BootState
 from teuthis.root.machine import Machine
@@ -32,6 +32,7 @@ _MAX_PRIVATE: Final = 96 << 20
 """Bytes of memory of its own that no process of a VM comes near, whatever the guest does."""
 
 _MAX_CLOSING: Final = 8.0
+_PATIENCE: Final = 10.0
 
 _DEFECTS: Final = ("defect", "died", "broke the rules")
 """Words of the endings that no guest may cause."""
@@ -69,6 +70,8 @@ class Verdict:
     """Most bytes of its own that a process of the VM held."""
     commands: int = 0
     """Commands that the guest's false agent was asked to run."""
+    stuck: bool = False
+    """Whether the VM did not end when it was asked to."""
     closing: float = 0.0
     """Seconds that ending the VM took."""
     flows: dict[str, Count] = field(default_factory=dict)
@@ -80,6 +83,8 @@ class Verdict:
             return self.ending
         if self.private > _MAX_PRIVATE:
             return f"a process grew to {self.private >> 20} MiB"
+        if self.stuck:
+            return "a process of the VM is stuck"
         if self.closing > _MAX_CLOSING:
             return f"the VM took {self.closing:.1f} s to end"
         return ""
@@ -245,6 +250,16 @@ def _watch(
         except teuthis.VMError as error:
             verdict.ending = f"{type(error).__name__}: {error}"
             return
+    # Whatever the guest is doing now, both processes obey.
+    machine.tell(Stop())
+    try:
+        machine.raise_end(_PATIENCE)
+    except teuthis.VMClosed:
+        return
+    except teuthis.VMError as error:
+        verdict.ending = f"{type(error).__name__}: {error}"
+    else:
+        verdict.stuck = True
 
 
 def private_memory(pid: int) -> int:

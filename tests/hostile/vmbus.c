@@ -267,9 +267,9 @@ void talk(void)
         channel->started = 1;
         send_frame(channel, 0x81, 4, value(), rarely(4) ? lie : 0);
     } else {
-        static const u8 kinds[] = {0x82, 0x82, 0x82, 0x83, 0x83, 0x86, 0x87, 0x85};
-        u8 kind = rarely(60) ? 0x84 : rarely(40) ? any() : kinds[below(LENGTH(kinds))];
-        u32 length = kind == 0x82 || kind == 0x83 ? below(2048) : kind == 0x87 ? 8
+        static const u8 kinds[] = {0x82, 0x82, 0x82, 0x83, 0x83, 0x86};
+        u8 kind = rarely(60) ? 0x84 : rarely(60) ? 0x85 + below(3) : rarely(60) ? any() : kinds[below(LENGTH(kinds))];
+        u32 length = kind == 0x82 || kind == 0x83 ? below(rarely(8) ? 4 : 2048) : kind == 0x87 ? 8
                    : kind == 0x84 ? 8 : kind == 0x86 ? 4 : 4 + below(40);
         send_frame(channel, kind, rarely(30) ? below(300) : length,
                    kind == 0x84 ? below(2) : rarely(4) ? value() : below(200), lie);

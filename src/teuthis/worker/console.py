@@ -35,7 +35,7 @@ class Console:
 
     def write(self, data: bytes) -> None:
         """Takes text of the guest's."""
-        if self._descriptor is None:
+        if self._descriptor is None or not data:
             return
         data = data[-LIMIT:]
         self._counters.accept("console.output", len(data))

@@ -26,7 +26,7 @@ from .agent_guest import frame, parse_exec, u32
 GOOD: list[tuple[bytes, frames.Frame]] = [
     (frame(0x80, u32(1)), Hello(1)),
     (frame(0x81, u32(120)), Started(120)),
-    (frame(0x82, b""), Output(1, b"")),
+    (frame(0x82, b"o"), Output(1, b"o")),
     (frame(0x82, b"out"), Output(1, b"out")),
     (frame(0x83, bytes(16384)), Output(2, bytes(16384))),
     (frame(0x84, u32(0, 255)), Exit(False, 255)),
@@ -41,6 +41,8 @@ BAD = [
     frame(0x7F),
     frame(0x88),
     frame(0xFF),
+    frame(0x82, b""),
+    frame(0x83, b""),
     b"\x82\x01\x00\x00\x00\x00\x00\x00",
     b"\x82\x00\x00\x80\x00\x00\x00\x00",
     struct.pack("<B3xI", 0x82, 16385),

@@ -106,6 +106,28 @@ def test_large_amounts_survive_small_rings(pair: Pair) -> None:
     assert pair.guest.received == back
 
 
+@pytest.mark.parametrize("size", [12, 16384])
+def test_guest_that_never_reads_loses_its_stream(pair: Pair, size: int) -> None:
+    sent = 0
+    while "closed" not in pair.host.events:
+        pair.host.connection.send(bytes(size))
+        sent += size
+        assert sent < 6 << 20
+    assert sent > (1 << 17)
+    pair.world.guest.pump()
+    assert pair.guest.gone
+    assert pair.world.rejected("hvsock.send") == 1
+
+
+def test_what_is_read_in_time_has_no_limit(pair: Pair) -> None:
+    for _ in range(40):
+        pair.host.connection.send(bytes(300_000))
+        for _ in range(300):
+            pair.host.connection.send(b"x")
+        pair.world.guest.pump()
+    assert len(pair.guest.received) == 40 * 300_300
+
+
 def test_guest_ends_first(pair: Pair) -> None:
     pair.guest.send(b"last words")
     pair.guest.finish()

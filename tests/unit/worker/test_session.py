@@ -158,6 +158,13 @@ def test_output_beyond_the_credit_ends_the_session(bench: Bench) -> None:
     assert bench.counters.snapshot()["agent.stderr"].rejected == 1
 
 
+@pytest.mark.parametrize("stream", [STDOUT, STDERR])
+def test_output_of_nothing_ends_the_session(bench: Bench, stream: int) -> None:
+    """It takes no credit, so there would be no end of it."""
+    bench.feed(frame(STARTED, u32(9)), frame(stream, b""))
+    assert bench.failed(errno.EPROTO)
+
+
 def test_input_is_framed_and_counted_against_the_credit(bench: Bench) -> None:
     bench.source.on_data(b"input")
     bench.source.on_end()

@@ -5,7 +5,8 @@ series of in-band packets {u32 1, u32 size, data}; size 0 says that the sender i
 a socket only when the host rescinds its channel, so the order of an ending is: the guest's end of
 stream (or CLOSE), our RESCIND, then the guest's CLOSE and RELID_RELEASED.
 
-Flow control belongs to the protocol inside the stream: it bounds what `Connection.send` may hold.
+Flow control belongs to the protocol inside the stream. What a guest does not read is kept up to a
+limit far above what that protocol needs; then its stream ends.
 """
 
 import struct
@@ -22,6 +23,9 @@ from teuthis.worker.vmbus.server import Server
 _HEADER = struct.Struct("<II")
 _PACKET_TYPE = FLOWS["hvsock.data"].values["packet_type"]
 _MAX_DATA = FLOWS["hvsock.data"].values["data_max"]
+_MAX_UNSENT: Final = FLOWS["hvsock.send"].values["unsent_max"]
+_ITEM_BYTES: Final = 128
+"""About what keeping one more piece of unsent data takes besides its bytes."""
 _END_OF_STREAM = _HEADER.pack(_PACKET_TYPE, 0)
 MAX_CONNECTIONS: Final = FLOWS["vmbus.tl-connect-request"].values["connections_max"]
 
@@ -80,6 +84,7 @@ class Connection:
         self._sockets = sockets
         self._channel: Channel | None = None
         self._unsent: deque[bytes | memoryview] = deque()
+        self._unsent_size = 0
         self._waiting = False
         """Whether the guest is to signal when it has made room."""
         self._closing = False
@@ -98,7 +103,11 @@ class Connection:
         if self._over or self._closing or not data:
             return
         self._unsent.append(data)
+        self._unsent_size += len(data) + _ITEM_BYTES
         self._write()
+        if self._unsent_size > _MAX_UNSENT:
+            self._sockets.counters.reject("hvsock.send")
+            self.abort()
 
     def close(self) -> None:
         """Ends our direction once all is sent; the guest is given time to end its own."""
@@ -147,6 +156,7 @@ class Connection:
             self._over = True
             self.deadline = None
             self._unsent.clear()
+            self._unsent_size = 0
             self._sockets.forget(self)
             self.handler.closed()
         self._sockets.server.rescind(channel)
@@ -215,6 +225,9 @@ class Connection:
                 view = memoryview(data)
                 self._unsent.appendleft(view[room:])
                 data = view[:room]
+            else:
+                self._unsent_size -= _ITEM_BYTES
+            self._unsent_size -= len(data)
             pieces.append(data)
             room -= len(data)
         body = b"".join(pieces)
