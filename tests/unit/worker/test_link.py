@@ -1,5 +1,6 @@
 """The partition link's messages, decoded from a hypervisor that may be hostile."""
 
+import socket
 import struct
 from contextlib import suppress
 
@@ -7,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from teuthis.flows import Counters
 from teuthis.protocol import Ended
 from teuthis.worker import link
-from teuthis.worker.link import ConsoleText, End, Incoming, Note, PostMessage
+from teuthis.worker.ending import EndVM
+from teuthis.worker.link import ConsoleText, End, Incoming, Link, Note, PostMessage
 
 from .process import MESSAGE
 
@@ -52,6 +55,23 @@ def test_messages_to_the_hypervisor_have_its_layout() -> None:
     assert link.encode(link.close_port(0x2001)) == MESSAGE.pack(1, 20, 0, 0x2001, b"")
     with pytest.raises(ValueError, match="241"):
         link.encode(link.deliver(bytes(241), 0))
+
+
+def test_the_last_words_of_a_hypervisor_that_left_messages_unread() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection = Link(ours, Counters(), lambda: None)
+    connection.send(link.START)
+    connection.flush()
+    theirs.send(MESSAGE.pack(1, 3, 0, 1, b""))
+    theirs.close()  # START was not read: the next call on our end fails
+    connection.send(link.STOP)
+    connection.flush()
+    messages = connection.receive()
+    assert next(messages) == End(Ended.POWER_OFF)
+    with pytest.raises(EndVM) as caught:
+        next(messages)
+    assert caught.value.reason is Ended.HYPERVISOR_DIED
+    ours.close()
 
 
 HEADERS = st.tuples(
