@@ -6,10 +6,8 @@ use super::{
         flags::Flags,
         op::{Handler, Op},
     },
-    operand::{
-        Destination, Kind, Size, Source, fast_or_slow, kind, locked_operand, locked_operands,
-        one_operand, two_operands,
-    },
+    operand::{Destination, Size, Source, fast_or_slow},
+    shape::{Kind, kind, locked_operand, locked_operands, one_operand, two_operands},
 };
 use iced_x86::{Instruction, Mnemonic};
 

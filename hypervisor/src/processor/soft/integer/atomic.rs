@@ -6,9 +6,8 @@ use super::{
         flags::{Flags, W8, W16, W32, W64, ZF},
         op::{Handler, Op},
     },
-    operand::{
-        Destination, Dst, DstHigh, Full, Kind, Locked, Memory, Size, Src, SrcHigh, bits, kind,
-    },
+    operand::{Destination, Dst, DstHigh, Full, Locked, Memory, Size, Src, SrcHigh},
+    shape::{Kind, bits, kind},
 };
 use iced_x86::{Instruction, Mnemonic};
 use std::sync::atomic;

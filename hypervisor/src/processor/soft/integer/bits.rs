@@ -6,10 +6,8 @@ use super::{
         flags::{Flags, W8, W16, W32, W64},
         op::{Handler, Op},
     },
-    operand::{
-        Destination, Dst, Full, Kind, Locked, Memory, Size, Source, Src, SrcHigh, bits, kind,
-        register_from,
-    },
+    operand::{Destination, Dst, Full, Locked, Memory, Size, Source, Src, SrcHigh},
+    shape::{Kind, bits, kind, register_from},
 };
 use iced_x86::{Instruction, Mnemonic};
 

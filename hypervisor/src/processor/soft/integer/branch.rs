@@ -8,7 +8,8 @@ use super::{
     },
     by_condition,
     condition::{Condition, Group, Is, condition},
-    operand::{Base, Dst, Full, Kind, Memory, Size, Source, is_long, kind},
+    operand::{Base, Dst, Full, Memory, Size, Source},
+    shape::{Kind, is_long, kind},
     stack::{Compatible, Long, Stack, stack_fault},
 };
 use iced_x86::{Code, Instruction, OpKind};

@@ -6,7 +6,8 @@ use super::{
         flags::{self, Flags, W8, W16, W32},
         op::{Handler, Op},
     },
-    operand::{Size, is_long},
+    operand::Size,
+    shape::is_long,
 };
 use iced_x86::{Instruction, Mnemonic};
 use std::sync::atomic;

@@ -9,9 +9,10 @@ use super::{
     by_condition,
     condition::{Group, condition},
     operand::{
-        Address, Base, Destination, Dst, Full, Kind, Locked, Memory, Size, Source, Src, SrcHigh,
-        bits, fast_or_slow, kind, register_from, two_operands,
+        Address, Base, Destination, Dst, Full, Locked, Memory, Size, Source, Src, SrcHigh,
+        fast_or_slow,
     },
+    shape::{Kind, bits, kind, register_from, two_operands},
 };
 use iced_x86::{Instruction, Mnemonic};
 

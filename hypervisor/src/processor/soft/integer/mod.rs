@@ -14,6 +14,7 @@ mod data;
 mod decimal;
 mod multiply;
 mod operand;
+mod shape;
 mod shift;
 mod stack;
 mod string;

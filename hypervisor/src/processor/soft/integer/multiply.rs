@@ -6,7 +6,8 @@ use super::{
         flags::{Flags, W8},
         op::{Handler, Op},
     },
-    operand::{Size, Source, one_operand, register_from},
+    operand::{Size, Source},
+    shape::{one_operand, register_from},
 };
 use iced_x86::{Instruction, Mnemonic};
 

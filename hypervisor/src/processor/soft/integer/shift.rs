@@ -9,7 +9,8 @@ use super::{
         flags::{Flags, W16, W32, W64},
         op::{Handler, Op},
     },
-    operand::{Destination, Dst, Full, Kind, Memory, Size, bits, kind, one_operand},
+    operand::{Destination, Dst, Full, Memory, Size},
+    shape::{Kind, bits, kind, one_operand},
 };
 use iced_x86::{Instruction, Mnemonic, OpKind};
 

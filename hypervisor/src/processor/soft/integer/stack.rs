@@ -6,9 +6,8 @@ use super::{
         flags::{self, W16, W32, W64},
         op::{Handler, Op},
     },
-    operand::{
-        Dst, Full, Immediate, Kind, Memory, Size, Source, bits, fast_or_slow, is_long, kind,
-    },
+    operand::{Dst, Full, Immediate, Memory, Size, Source, fast_or_slow},
+    shape::{Kind, bits, is_long, kind},
 };
 use iced_x86::{Code, Instruction, Mnemonic};
 
