@@ -82,7 +82,7 @@ class Prison:
                 text=True,
                 pass_fds=tuple(given),
                 check=True,
-                timeout=60,
+                timeout=250,
             )
         answers: list[str] = result.stdout.splitlines()
         assert len(answers) == lines.count("\n"), result.stdout + result.stderr

@@ -2,11 +2,15 @@
 
 import mmap
 
+import pytest
+
 from teuthis.jail import worker
 from teuthis.jail.bpf import X32_BIT
 from teuthis.jail.system_calls import HIGHEST, NAMES, NUMBERS
 
 from .prison import SIGSYS, Prison, call
+
+pytestmark = pytest.mark.timeout(300)  # many processes, on hosts that have much to do
 
 HYPERVISOR = {
     "sendto",

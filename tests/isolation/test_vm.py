@@ -121,6 +121,8 @@ def test_the_surface_of_a_vm_is_told() -> None:
 
 WORKLOAD = """
 import signal, teuthis
+
+pytestmark = pytest.mark.timeout(300)  # many processes, on hosts that have much to do
 with teuthis.VM("192M") as vm:
     assert vm.run(["cat"], input=bytes(1 << 20)).stdout == bytes(1 << 20)
     vm.write_file("/tmp/x", bytes(1 << 20))
@@ -144,7 +146,7 @@ NOT_ALWAYS = {
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 def test_no_filter_allows_what_is_never_used(tmp_path: Path) -> None:
     command = ["strace", "-ff", "-qq", "-o", str(tmp_path / "trace"), sys.executable, "-c"]
-    subprocess.run([*command, WORKLOAD], check=True, timeout=110)
+    subprocess.run([*command, WORKLOAD], check=True, timeout=280)
     used: dict[str, set[str]] = {"worker": set(), "hypervisor": set()}
     for file in tmp_path.iterdir():
         text = file.read_text(errors="replace")
