@@ -28,8 +28,9 @@ from teuthis.root.machine import Machine
 HERE: Final = Path(__file__).parent
 MEMORY: Final = 64 << 20
 _MAGIC: Final = b"sihtuthe"
-_MAX_PRIVATE: Final = 96 << 20
-"""Bytes of memory of its own that no process of a VM comes near, whatever the guest does."""
+_MAX_PRIVATE: Final = 256 << 20
+"""Bytes of memory of its own that no process of a VM exceeds, whatever the guest does: most of it
+are two million decoded instructions, then the code cache starts anew."""
 
 _MAX_CLOSING: Final = 8.0
 _PATIENCE: Final = 10.0
