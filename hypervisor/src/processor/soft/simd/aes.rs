@@ -115,13 +115,11 @@ fn shifted(state: [u8; 16], step: usize, i: usize) -> usize {
 #[inline(always)]
 fn round(state: Vector, table: &[u32; 256], step: usize) -> Vector {
     let state = state.u8s();
-    from_fn::<u32, 4, _>(|column| {
-        (0..4).fold(0, |sum, row| {
-            let entry = table[shifted(state, step, 4 * column + row)];
-            sum ^ entry.rotate_left(8 * row as u32)
-        })
-    })
-    .into()
+    let part = |column: usize, row: usize| {
+        table[shifted(state, step, 4 * column + row)].rotate_left(8 * row as u32)
+    };
+    let column = |c: usize| part(c, 0) ^ part(c, 1) ^ part(c, 2) ^ part(c, 3);
+    [column(0), column(1), column(2), column(3)].into()
 }
 
 /// Shifts the rows and substitutes.
