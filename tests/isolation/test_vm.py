@@ -21,6 +21,8 @@ from ..guests.processes import alive, await_true, children
 from .test_system_calls import HYPERVISOR, WORKER
 from .test_walls import NAMESPACES, needs_root, status
 
+pytestmark = pytest.mark.timeout(300)  # many processes, on hosts that have much to do
+
 HERE = Path(__file__).parent
 
 
@@ -121,8 +123,6 @@ def test_the_surface_of_a_vm_is_told() -> None:
 
 WORKLOAD = """
 import signal, teuthis
-
-pytestmark = pytest.mark.timeout(300)  # many processes, on hosts that have much to do
 with teuthis.VM("192M") as vm:
     assert vm.run(["cat"], input=bytes(1 << 20)).stdout == bytes(1 << 20)
     vm.write_file("/tmp/x", bytes(1 << 20))
