@@ -119,5 +119,6 @@ fn main() {
         c.rflags()
     );
     println!("gpr {:x?}", &c.gpr[..16]);
+    println!("dr {:?}", &c.dr[..2]);
     println!("exception {:?}", c.exception);
 }

@@ -304,7 +304,8 @@ impl CodeWatch {
     }
 }
 
-const JUMPS: usize = 16384;
+const LINES: usize = 4096;
+const WAYS: usize = 4;
 
 #[derive(Clone, Copy, Default)]
 struct Jump {
@@ -315,25 +316,27 @@ struct Jump {
     first: u32,
 }
 
-/// Direct-mapped cache from a branch target to its block.
+/// A cache line of the host.
+#[derive(Clone, Copy, Default)]
+#[repr(align(64))]
+struct Line([Jump; WAYS]);
+
+/// Cache from a branch target to its block. A line serves 32 bytes of code: each 8 bytes have their
+/// first choice in it, and share the rest.
 pub struct JumpCache {
-    jumps: Box<[Jump; JUMPS]>,
+    lines: Box<[Line; LINES]>,
     /// A set (one hashed bit per page) of the pages it may have entries of.
     pages: [u64; 64],
 }
 
-fn jumps() -> Box<[Jump; JUMPS]> {
-    let jumps = vec![Jump::default(); JUMPS].into_boxed_slice();
-    // The length is JUMPS, so the conversion cannot fail; the other arm only satisfies types.
-    jumps
-        .try_into()
-        .unwrap_or_else(|_| Box::new([Jump::default(); JUMPS]))
-}
-
 impl Default for JumpCache {
     fn default() -> Self {
+        let lines = vec![Line::default(); LINES].into_boxed_slice();
         Self {
-            jumps: jumps(),
+            // The length is LINES, so the conversion cannot fail; the other arm only satisfies types.
+            lines: lines
+                .try_into()
+                .unwrap_or_else(|_| Box::new([Line::default(); LINES])),
             pages: [0; 64],
         }
     }
@@ -341,8 +344,13 @@ impl Default for JumpCache {
 
 impl JumpCache {
     #[inline(always)]
-    fn index(rip: u64) -> usize {
-        (rip ^ (rip >> 12)) as usize & (JUMPS - 1)
+    fn line(rip: u64) -> usize {
+        ((rip >> 5) ^ (rip >> 17)) as usize & (LINES - 1)
+    }
+
+    #[inline(always)]
+    fn way(rip: u64) -> usize {
+        (rip >> 3) as usize & (WAYS - 1)
     }
 
     fn page_bit(rip: u64) -> (usize, u64) {
@@ -352,22 +360,35 @@ impl JumpCache {
 
     #[inline(always)]
     pub fn get(&self, rip: u64, tag: u32) -> Option<u32> {
-        let jump = &self.jumps[Self::index(rip)];
+        let jump = &self.lines[Self::line(rip)].0[Self::way(rip)];
         (jump.rip == rip && jump.tag == tag).then_some(jump.first)
     }
 
+    /// Looks in the rest of the line, and moves what it finds to where `get` looks.
+    pub fn recall(&mut self, rip: u64, tag: u32) -> Option<u32> {
+        let ways = &mut self.lines[Self::line(rip)].0;
+        let found = ways
+            .iter()
+            .position(|jump| jump.rip == rip && jump.tag == tag)?;
+        ways.swap(found, Self::way(rip));
+        Some(ways[Self::way(rip)].first)
+    }
+
     pub fn insert(&mut self, rip: u64, tag: u32, first: u32) {
-        self.jumps[Self::index(rip)] = Jump { rip, tag, first };
+        let ways = &mut self.lines[Self::line(rip)].0;
+        let way = Self::way(rip);
+        ways.swap(way, way ^ 1);
+        ways[way] = Jump { rip, tag, first };
         let (word, bit) = Self::page_bit(rip);
         self.pages[word] |= bit;
     }
 
     pub fn forget(&mut self, rip: u64) {
-        self.jumps[Self::index(rip)] = Jump::default();
+        self.lines[Self::line(rip)].0[Self::way(rip)] = Jump::default();
     }
 
     pub fn forget_all(&mut self) {
-        self.jumps.fill(Jump::default());
+        self.lines.fill(Line::default());
         self.pages = [0; 64];
     }
 
@@ -377,7 +398,7 @@ impl JumpCache {
         if shift == 12 && self.pages[word] & bit == 0 {
             return;
         }
-        for jump in self.jumps.iter_mut() {
+        for jump in self.lines.iter_mut().flat_map(|line| &mut line.0) {
             if jump.rip >> shift == linear >> shift {
                 *jump = Jump::default();
             }

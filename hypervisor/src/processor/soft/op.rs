@@ -17,6 +17,7 @@ pub type Handler = fn(&mut Cpu, &Op) -> Result<(), Exit>;
 /// operand has base [`Cpu::RIP`] and the instruction's own offset in the block folded into
 /// `displacement`.
 #[derive(Clone, Copy)]
+#[repr(align(32))] // two in a cache line
 pub struct Op {
     pub run: Handler,
     pub displacement: i64,
