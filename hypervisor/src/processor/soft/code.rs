@@ -321,8 +321,8 @@ struct Jump {
 #[repr(align(64))]
 struct Line([Jump; WAYS]);
 
-/// Cache from a branch target to its block. A line serves 32 bytes of code: each 8 bytes have their
-/// first choice in it, and share the rest.
+/// Cache from a branch target to its block. A line serves 32 bytes of code; within it, a target is
+/// first looked for at the place that its low bits give.
 pub struct JumpCache {
     lines: Box<[Line; LINES]>,
     /// A set (one hashed bit per page) of the pages it may have entries of.
@@ -350,7 +350,7 @@ impl JumpCache {
 
     #[inline(always)]
     fn way(rip: u64) -> usize {
-        (rip >> 3) as usize & (WAYS - 1)
+        rip.wrapping_add(rip >> 3) as usize & (WAYS - 1)
     }
 
     fn page_bit(rip: u64) -> (usize, u64) {
@@ -360,31 +360,31 @@ impl JumpCache {
 
     #[inline(always)]
     pub fn get(&self, rip: u64, tag: u32) -> Option<u32> {
-        let jump = &self.lines[Self::line(rip)].0[Self::way(rip)];
-        (jump.rip == rip && jump.tag == tag).then_some(jump.first)
-    }
-
-    /// Looks in the rest of the line, and moves what it finds to where `get` looks.
-    pub fn recall(&mut self, rip: u64, tag: u32) -> Option<u32> {
-        let ways = &mut self.lines[Self::line(rip)].0;
-        let found = ways
-            .iter()
-            .position(|jump| jump.rip == rip && jump.tag == tag)?;
-        ways.swap(found, Self::way(rip));
-        Some(ways[Self::way(rip)].first)
+        let ways = &self.lines[Self::line(rip)].0;
+        (0..WAYS).find_map(|distance| {
+            let jump = &ways[Self::way(rip) ^ distance];
+            (jump.rip == rip && jump.tag == tag).then_some(jump.first)
+        })
     }
 
     pub fn insert(&mut self, rip: u64, tag: u32, first: u32) {
         let ways = &mut self.lines[Self::line(rip)].0;
         let way = Self::way(rip);
-        ways.swap(way, way ^ 1);
+        // The first choice is for the newest; the others move along.
+        for distance in (1..WAYS).rev() {
+            ways.swap(way ^ distance, way ^ (distance - 1));
+        }
         ways[way] = Jump { rip, tag, first };
         let (word, bit) = Self::page_bit(rip);
         self.pages[word] |= bit;
     }
 
     pub fn forget(&mut self, rip: u64) {
-        self.lines[Self::line(rip)].0[Self::way(rip)] = Jump::default();
+        for jump in &mut self.lines[Self::line(rip)].0 {
+            if jump.rip == rip {
+                *jump = Jump::default();
+            }
+        }
     }
 
     pub fn forget_all(&mut self) {

@@ -270,9 +270,6 @@ impl SoftProcessor {
         }
         let rip = cpu.rip;
         let tag = cpu.jump_tag(rip);
-        if let Some(first) = cpu.jumps.recall(rip, tag) {
-            return Ok(first);
-        }
         let linear = cpu.code_address(rip);
         let offset = cpu.translate_fetch(linear)?;
         let known = offset.and_then(|offset| self.blocks.find(offset, cpu.long_code));
