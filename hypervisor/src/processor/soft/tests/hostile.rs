@@ -86,3 +86,52 @@ fn random_32_bit_code_never_panics() {
         survive(seed.wrapping_mul(0xD134_2543_DE82_EF95), true);
     }
 }
+
+#[test]
+fn random_model_specific_registers_never_panic() {
+    use iced_x86::code_asm::*;
+
+    let mut numbers = Numbers(0x0123_4567_89AB_CDEF);
+    let mut guest = Guest::new(|a| {
+        let mut again = a.create_label();
+        a.set_label(&mut again).unwrap();
+        a.out(0x80, al).unwrap();
+        a.wrmsr().unwrap();
+        a.rdmsr().unwrap();
+        a.jmp(again).unwrap();
+    });
+    // Faults and interrupts go back to the loop.
+    for vector in 0..256 {
+        gate(guest.0.memory(), vector, CODE, 0x8F, 1);
+    }
+    guest.cpu_mut().system_flags |= super::super::flags::IF;
+    for _ in 0..20_000 {
+        match guest.0.run(100) {
+            Intercept::SliceEnd => {}
+            Intercept::PortWrite { .. } => {
+                let (choice, value) = (numbers.next(), interesting(&mut numbers));
+                let msr = match choice % 4 {
+                    0 => 0x800 + (choice >> 58),
+                    1 => 0xC000_0080 + (choice >> 62),
+                    2 => [
+                        0x10, 0x1B, 0xFE, 0x174, 0x1A0, 0x200, 0x250, 0x26F, 0x277, 0x2FF,
+                    ][(choice >> 32) as usize % 10],
+                    _ => u64::from(choice as u32),
+                };
+                let cpu = guest.cpu_mut();
+                cpu.gpr[1] = msr;
+                cpu.gpr[0] = value & 0xFFFF_FFFF;
+                cpu.gpr[2] = if choice >> 40 & 1 == 0 {
+                    0
+                } else {
+                    value >> 32
+                };
+                guest.0.complete(Completion::Done);
+            }
+            Intercept::MsrRead { .. } | Intercept::MsrWrite { .. } => {
+                guest.0.complete(Completion::GeneralProtection);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
