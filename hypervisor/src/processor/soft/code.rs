@@ -214,8 +214,15 @@ impl Blocks {
     }
 
     pub fn clear(&mut self, watch: &mut CodeWatch) {
-        watch.lines.fill(0);
-        *self = Self::default();
+        // Page by page: the time this takes is bounded by what the guest made us decode, not by
+        // the size of its RAM.
+        for &page in self.by_page.keys() {
+            watch.clear(page);
+        }
+        self.ops.clear();
+        self.all.clear();
+        self.by_address.clear();
+        self.by_page.clear();
     }
 }
 
