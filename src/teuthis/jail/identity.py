@@ -8,6 +8,7 @@ run under their own user id, each in a user namespace of its own.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -48,7 +49,9 @@ def lease(locks: Path = LOCKS) -> Iterator[Identity]:
     """
     try:
         reserved = _lock_any(locks) if os.geteuid() == 0 else None
-    except OSError:
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
         reserved = None
     if reserved is None:
         yield Identity()
@@ -70,9 +73,14 @@ def _lock_any(locks: Path) -> tuple[int, int]:
     for step in range(PAIRS):
         number = (start + step) % PAIRS
         lock = os.open(locks / str(number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if _take(lock, number):
+        taken = False
+        try:
+            taken = _take(lock, number)
+        finally:
+            if not taken:
+                os.close(lock)
+        if taken:
             return number, lock
-        os.close(lock)
     raise HostError(f"all {PAIRS} user id pairs for VMs are taken: end some VMs")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from teuthis.errors import ConfigurationError, KernelError
 from teuthis.root.loader import acpi, layout
-from teuthis.root.loader.kernel import Kernel, open_kernel
+from teuthis.root.loader.kernel import HOST_IS_SHORT, Kernel, open_kernel
 
 MAX_COMMAND_LINE = 2047
 """What the kernel keeps of its command line, in bytes."""
@@ -84,6 +84,8 @@ def load(memory_fd: int, memory_size: int, kernel: Path, initrd: Path, arguments
     try:
         initrd_file = os.open(initrd, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
+        if error.errno in HOST_IS_SHORT:
+            raise
         raise KernelError(f"the initrd {initrd} cannot be read: {error.strerror}") from error
     try:
         initrd_size = os.fstat(initrd_file).st_size

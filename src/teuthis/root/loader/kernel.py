@@ -4,6 +4,7 @@ References: Linux `Documentation/arch/x86/boot.rst` (setup header), the ELF-64 o
 The input is the user's own file, yet it may be anything: every length is checked before use.
 """
 
+import errno
 import hashlib
 import lzma
 import mmap
@@ -35,6 +36,10 @@ _LZ4_BLOCK = 8 << 20
 _MAX_PROGRAM_HEADERS = 64
 _EM_X86_64 = 62
 _PT_LOAD = 1
+
+
+HOST_IS_SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Errors of opening a file that are not the file's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +175,8 @@ def _map(path: Path) -> mmap.mmap:
                 raise _unusable(path, f"its {size} bytes are too many")
             return mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ)
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in HOST_IS_SHORT:
+            raise  # nothing is wrong with the file
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise KernelError(
             f"the kernel {path} cannot be read ({reason}): name a readable file"
