@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 from teuthis.flows import Counters
 from teuthis.protocol import Ended, Status, StatusKind, Stop
@@ -26,6 +26,16 @@ DRAIN_SECONDS: Final = 1.0
 """How long the client may take to read what the guest wrote before its end."""
 _CRASH_TEXT_MAX = 4096
 _CRASH_HAS_TEXT = 1 << 62
+
+
+class Timed(Protocol):
+    """Something that wants to be called again at a certain time."""
+
+    def deadline(self) -> float | None:
+        """When, in seconds of `time.monotonic`; None: not at all."""
+
+    def expire(self) -> None:
+        """Does what is due by now, if anything."""
 
 
 class Machine:
@@ -50,6 +60,7 @@ class Machine:
         self._server = Server(memory, counters)
         self._sockets = HvSock(self._server, counters, time.monotonic)
         self._agent = Agent(loop, self._sockets, counters, control.send, self._agent_text)
+        self._timed: list[Timed] = [self._sockets, self._agent]
         self._stop_deadline: float | None = None
 
     def run(self) -> None:
@@ -119,13 +130,13 @@ class Machine:
     # ---- time ------------------------------------------------------------------------------------
 
     def _timeout(self) -> float | None:
-        candidates = (self._sockets.deadline(), self._agent.deadline(), self._stop_deadline)
+        candidates = [self._stop_deadline, *(timed.deadline() for timed in self._timed)]
         deadlines = [deadline for deadline in candidates if deadline is not None]
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
     def _expire(self) -> None:
-        self._sockets.expire()
-        self._agent.expire()
+        for timed in self._timed:
+            timed.expire()
         if self._stop_deadline is not None and self._stop_deadline <= time.monotonic():
             raise EndVM(Ended.STOPPED)
 

@@ -123,6 +123,14 @@ def test_nothing_is_offered_before_the_guest_asks(world: World, device: Quiet) -
     assert world.server.offer(m.Offer(service(1), service(2), 0), device) is None
 
 
+def test_installed_devices_are_offered_whenever_a_guest_asks(world: World, device: Quiet) -> None:
+    world.server.install(m.Offer(service(1), service(2), 0), device)
+    for _ in range(2):  # a guest that loads its driver anew begins with contact again
+        world.guest.channels.clear()
+        assert world.guest.connect()
+        assert len(world.guest.channels) == 1
+
+
 # ---- unknown and short ---------------------------------------------------------------------------
 
 

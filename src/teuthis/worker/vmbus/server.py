@@ -47,6 +47,7 @@ class Server:
         self._gpadls: dict[int, Gpadl] = {}
         self._gpadl_pages = 0
         self._last_relid = 0
+        self._installed: list[tuple[m.Offer, Device]] = []
         self._handlers: dict[type[m.Record], Callable[..., bool]] = {
             m.RequestOffers: self._request_offers,
             m.OpenChannel: self._open_channel,
@@ -99,6 +100,10 @@ class Server:
 
     # ---- what devices do -------------------------------------------------------------------------
 
+    def install(self, offer: m.Offer, device: Device) -> None:
+        """A device that is there from the start: offered whenever a guest asks for its offers."""
+        self._installed.append((offer, device))
+
     def offer(self, offer: m.Offer, device: Device) -> Channel | None:
         """Offers a channel; None when the guest has not asked for offers or no relid is free."""
         if not self._offers_requested or len(self._channels) >= MAX_CHANNELS - 1:
@@ -147,6 +152,8 @@ class Server:
         if self._offers_requested:
             return False
         self._offers_requested = True
+        for offer, device in self._installed:
+            self.offer(offer, device)
         self._send("vmbus.all-offers-delivered")
         return True
 
