@@ -12,6 +12,7 @@ from teuthis import programs
 from teuthis.errors import TeuthisError
 from teuthis.jail import host
 from teuthis.jail.walls import NAMES
+from teuthis.root import cgroup
 
 _KERNEL_MINIMUM = (5, 10)
 
@@ -56,6 +57,7 @@ def _findings() -> Iterator[tuple[str, bool | None, str]]:
         "; ".join(f"{name} is missing: {reason}" for name, reason in absent.items())
         or f"all {len(NAMES)} around a VM's processes",
     )
+    yield "control groups", *_control_groups()
     for name in (programs.HYPERVISOR, programs.GUEST_AGENT):
         try:
             yield name, True, str(programs.find(name))
@@ -67,6 +69,16 @@ def _findings() -> Iterator[tuple[str, bool | None, str]]:
         "/dev/kvm",
         None,
         ("usable" if kvm else "not usable") + "; not needed: VMs run on the software processor",
+    )
+
+
+def _control_groups() -> tuple[bool | None, str]:
+    where = cgroup.place()
+    if where is not None:
+        return True, f"{', '.join(sorted(where.controllers))} for each VM, below {where.directory}"
+    return None, (
+        "none that we may divide: VMs are bounded by the limits of their processes alone "
+        "(an ordinary user gets one with `systemd-run --user --scope -p Delegate=yes`)"
     )
 
 

@@ -13,6 +13,7 @@ from teuthis import programs
 from teuthis.flows import Counters, counters_size
 from teuthis.jail import host, identity
 from teuthis.protocol import WorkerConfig
+from teuthis.root import cgroup
 from teuthis.root.console import Console, Sink
 from teuthis.root.descriptors import Descriptors
 from teuthis.root.loader import BootState
@@ -63,6 +64,7 @@ def launch(
         given.own(console_write)
 
         own = held.enter_context(identity.lease())
+        group = held.enter_context(cgroup.lease(memory_size, cgroup.place()))
         worker_descriptors = {
             "memory": memory,
             "link": worker_link.fileno(),
@@ -85,6 +87,7 @@ def launch(
             [document, *worker_descriptors.values()],
         )
         held.callback(worker.end)
+        group.take(worker.pid)
 
         state = load(memory, memory_size)
         descriptors = {
@@ -112,6 +115,7 @@ def launch(
             command += "--allow-missing-walls", ",".join(sorted(allowed))
         hypervisor = Child(command, descriptors.values())
         held.callback(hypervisor.end)
+        group.take(hypervisor.pid)
 
         counters = tuple(
             Counters(descriptor, writable=False)
