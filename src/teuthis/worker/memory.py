@@ -40,7 +40,9 @@ class GuestMemory:
             raise ValueError(f"guest memory of {size} bytes is not a number of pages")
         self.size = size
         self.bytes = mmap.mmap(descriptor, size)
-        self.words = memoryview(self.bytes).cast("I")
+        self.view = memoryview(self.bytes)
+        """For system calls that read into guest RAM or write out of it, without a copy."""
+        self.words = self.view.cast("I")
         """Aligned 32-bit values, each read and written by one instruction."""
 
     def page_offset(self, page: int) -> int | None:
@@ -108,6 +110,11 @@ class PageRange:
             start += piece
             run += 1
         return pieces
+
+    def views(self, start: int, length: int) -> list[memoryview]:
+        """Guest RAM itself, piece by piece."""
+        view = self._memory.view
+        return [view[at : at + size] for at, size in self._pieces(start, length)]
 
     def read(self, start: int, length: int) -> bytes:
         """A copy of `length` bytes at byte `start`."""

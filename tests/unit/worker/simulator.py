@@ -70,11 +70,21 @@ class Half:
         return self.size - (self.words[0] - self.words[1]) % self.size
 
 
-def packet(payload: bytes, kind: int = 6, position: int = 0) -> bytes:
+def packet(
+    payload: bytes,
+    kind: int = 6,
+    position: int = 0,
+    *,
+    header: bytes = b"",
+    transaction: int = 0,
+    flags: int = 0,
+) -> bytes:
     """One packet as Linux writes it."""
     payload += bytes(-len(payload) % 8)
-    length = (DESCRIPTOR.size + len(payload)) // 8
-    return DESCRIPTOR.pack(kind, 2, length, 0, 0) + payload + struct.pack("<Q", position << 32)
+    offset = (DESCRIPTOR.size + len(header)) // 8
+    length = offset + len(payload) // 8
+    descriptor = DESCRIPTOR.pack(kind, offset, length, flags, transaction)
+    return descriptor + header + payload + struct.pack("<Q", position << 32)
 
 
 class Channel:

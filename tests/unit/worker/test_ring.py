@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 
 from teuthis.flows import Counters
 from teuthis.worker.memory import PAGE_SIZE, GuestMemory
-from teuthis.worker.vmbus.ring import OVERHEAD, RingError, RingReader, RingWriter
+from teuthis.worker.vmbus.ring import (
+    COMPLETION,
+    GPA_DIRECT,
+    OVERHEAD,
+    WANTS_COMPLETION,
+    Outgoing,
+    RingError,
+    RingReader,
+    RingWriter,
+)
 
 from .simulator import Half, packet
 
@@ -54,6 +63,14 @@ def test_packets_are_read_in_order_across_the_wrap(ring: Ring) -> None:
         assert [bytes(p.payload) for p in packets] == bodies
         assert {p.type for p in packets} == {6}
         assert ring.out.words[READ] == ring.out.words[WRITE]
+
+
+def test_a_page_list_stands_before_the_payload(ring: Ring) -> None:
+    ring.put(packet(b"payload!", GPA_DIRECT, header=bytes(range(24)), transaction=7, flags=1))
+    (read,) = ring.reader.read()
+    assert (read.type, read.flags, read.transaction) == (GPA_DIRECT, WANTS_COMPLETION, 7)
+    assert bytes(read.header) == bytes(range(24))
+    assert bytes(read.payload) == b"payload!"
 
 
 @pytest.mark.parametrize("index", [1, 4, 8191, 8192, 8200, 2**31, 2**32 - 8])
@@ -142,23 +159,28 @@ def test_guest_without_the_feature_is_not_signalled(ring: Ring) -> None:
 
 
 def test_written_packets_are_what_linux_expects(ring: Ring) -> None:
-    assert ring.writer.write([b"hello", b"world!!!"])
+    assert ring.writer.write([Outgoing(b"hello"), Outgoing(b"world!!!")])
     assert ring.into.take(0, 64) == packet(b"hello") + packet(b"world!!!", position=32)
     assert ring.into.words[WRITE] == 64
 
 
+def test_a_completion_carries_its_transaction(ring: Ring) -> None:
+    ring.writer.write([Outgoing(b"done", COMPLETION, 2**64 - 3)])
+    assert ring.into.take(0, 32) == packet(b"done", COMPLETION, transaction=2**64 - 3)
+
+
 def test_signal_only_when_empty_and_not_masked(ring: Ring) -> None:
-    assert ring.writer.write([b"x"])
-    assert not ring.writer.write([b"y"])
+    assert ring.writer.write([Outgoing(b"x")])
+    assert not ring.writer.write([Outgoing(b"y")])
     ring.into.words[READ] = ring.into.words[WRITE]
     ring.into.words[MASK] = 1
-    assert not ring.writer.write([b"z"])
+    assert not ring.writer.write([Outgoing(b"z")])
 
 
 def test_ring_is_never_filled_completely(ring: Ring) -> None:
     room = ring.writer.room()
     assert room == 8192 - 8 - OVERHEAD
-    ring.writer.write([bytes(room)])
+    ring.writer.write([Outgoing(bytes(room))])
     assert ring.writer.room() == 0
     assert ring.into.words[WRITE] != ring.into.words[READ]
 
@@ -166,7 +188,7 @@ def test_ring_is_never_filled_completely(ring: Ring) -> None:
 def test_writer_asks_for_room_and_takes_it_back(ring: Ring) -> None:
     assert ring.writer.wait_for(1024)
     assert ring.into.words[PENDING] == 0
-    ring.writer.write([bytes(8000)])
+    ring.writer.write([Outgoing(bytes(8000))])
     assert not ring.writer.wait_for(1024)
     assert ring.into.words[PENDING] == 1024 + OVERHEAD
     ring.into.words[READ] = ring.into.words[WRITE]
@@ -187,7 +209,7 @@ def test_any_payloads_survive_the_way_to_the_guest(payloads: list[bytes]) -> Non
     mirror = RingReader(ring.memory, ring.into.pages, ring.counters)
     for payload in payloads:
         assert len(payload) <= ring.writer.room()
-        ring.writer.write([payload])
+        ring.writer.write([Outgoing(payload)])
         (read,) = mirror.read()
         assert bytes(read.payload[: len(payload)]) == payload
         assert not any(read.payload[len(payload) :])
@@ -221,6 +243,6 @@ def test_any_ring_content_is_read_or_refused(
                 ring.out.words[WRITE] = index
             for read in ring.reader.read():
                 assert len(read.payload) <= 16448
-            ring.writer.write([data[: ring.writer.room()]])
+            ring.writer.write([Outgoing(data[: ring.writer.room()])])
         except RingError:
             return

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 from teuthis.flows import FLOWS, Counters
 from teuthis.worker.vmbus.channel import Channel
 from teuthis.worker.vmbus.messages import Offer
-from teuthis.worker.vmbus.ring import IN_BAND, Packet, RingError
+from teuthis.worker.vmbus.ring import IN_BAND, Outgoing, Packet, RingError
 from teuthis.worker.vmbus.server import Server
 
 _HEADER = struct.Struct("<II")
@@ -207,7 +207,7 @@ class Connection:
             packet = self._packet(room)
             self._end_unsent = self._end_unsent and packet is not _END_OF_STREAM
             self._sockets.counters.accept("hvsock.send", len(packet))
-            if writer.write((packet,)):
+            if writer.write((Outgoing(packet),)):
                 self._sockets.server.interrupt(channel)
         if self._waiting and writer is not None:
             self._waiting = False

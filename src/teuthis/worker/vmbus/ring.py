@@ -18,6 +18,10 @@ OVERHEAD: Final = _DESCRIPTOR.size + _TRAILER.size
 """Bytes of a packet besides its payload."""
 
 IN_BAND: Final = FLOWS["ring.packet"].values["in_band"]
+GPA_DIRECT: Final = FLOWS["ring.packet"].values["gpa_direct"]
+COMPLETION: Final = FLOWS["ring.packet"].values["completion"]
+WANTS_COMPLETION: Final = 1
+"""Flag of a packet whose sender waits for a `COMPLETION` with the same transaction id."""
 _TYPES = frozenset(FLOWS["ring.packet"].values.values())
 _MAX_PACKET = FLOWS["ring.packet"].max_bytes
 
@@ -36,7 +40,17 @@ class Packet(NamedTuple):
     type: int
     flags: int
     transaction: int
+    header: memoryview
+    """What stands between descriptor and payload: page lists of `GPA_DIRECT`, else nothing."""
     payload: memoryview
+
+
+class Outgoing(NamedTuple):
+    """One packet to be written."""
+
+    payload: bytes
+    type: int = IN_BAND
+    transaction: int = 0
 
 
 class _Half:
@@ -109,7 +123,9 @@ class RingReader(_Half):
                 raise self._bad("a packet that reaches past what was written")
             if kind not in _TYPES or length > _MAX_PACKET:
                 raise self._bad("a packet of unknown type or size")
-            packets.append(Packet(kind, flags, transaction, data[at + offset : at + length]))
+            header = data[at + _DESCRIPTOR.size : at + offset]
+            payload = data[at + offset : at + length]
+            packets.append(Packet(kind, flags, transaction, header, payload))
             self._counters.accept("ring.packet", length)
             at += length + _TRAILER.size
         return packets
@@ -135,8 +151,8 @@ class RingWriter(_Half):
         used = (self._write - self._index(_READ)) % self._size
         return max(self._size - used - 8 - OVERHEAD, 0) & ~7
 
-    def write(self, payloads: Iterable[bytes]) -> bool:
-        """Writes in-band packets whose sum the caller knows to fit; True: signal the guest.
+    def write(self, packets: Iterable[Outgoing]) -> bool:
+        """Writes packets whose sum the caller knows to fit; True: signal the guest.
 
         The guest is to be signalled when the ring was empty before and it does not mask.
         Raises `RingError`.
@@ -144,11 +160,11 @@ class RingWriter(_Half):
         start = self._write
         position = start
         pieces: list[bytes] = []
-        for payload in payloads:
+        for payload, kind, transaction in packets:
             padding = -len(payload) % 8
             length = _DESCRIPTOR.size + len(payload) + padding
             pieces += (
-                _DESCRIPTOR.pack(IN_BAND, _DESCRIPTOR.size // 8, length // 8, 0, 0),
+                _DESCRIPTOR.pack(kind, _DESCRIPTOR.size // 8, length // 8, 0, transaction),
                 payload,
                 bytes(padding),
                 _TRAILER.pack(position << 32),
