@@ -98,13 +98,15 @@ def lease(memory_size: int, where: Place | None) -> Iterator[Group]:
 def _limits(memory_size: int, controllers: frozenset[str]) -> Mapping[str, str]:
     limits = {
         "memory": {
-            "memory.max": str(memory_size + OWN_MEMORY),
-            "memory.oom.group": "1",  # half a VM is of no use
+            "max": str(memory_size + OWN_MEMORY),
+            "oom.group": "1",  # half a VM is of no use
         },
-        "pids": {"pids.max": str(PROCESSES)},
-        "cpu": {"cpu.weight": "100"},  # one VM weighs as much as any other, however busy
+        "pids": {"max": str(PROCESSES)},
+        "cpu": {"weight": "100"},  # one VM weighs as much as any other, however busy
     }
-    return {file: value for name in controllers for file, value in limits[name].items()}
+    return {
+        f"{name}.{limit}": value for name in controllers for limit, value in limits[name].items()
+    }
 
 
 def _mounted(mounts: Path) -> Path | None:

@@ -2,12 +2,12 @@
 
 import os
 import socket
-from collections import deque
 from collections.abc import Iterator
 
 from teuthis import protocol
 from teuthis.flows import Counters
 from teuthis.protocol import ProtocolError, Request, Status
+from teuthis.worker.outbox import Outbox
 
 _MAX_DESCRIPTORS = 3
 _FINISH_SECONDS = 1.0
@@ -24,7 +24,7 @@ class Control:
         control.setblocking(False)
         self._socket = control
         self._counters = counters
-        self._unsent: deque[bytes] = deque()
+        self._outbox = Outbox(control)
 
     def fileno(self) -> int:
         """Descriptor to wait on."""
@@ -33,7 +33,7 @@ class Control:
     @property
     def blocked(self) -> bool:
         """Whether statuses wait for the socket to become writable."""
-        return bool(self._unsent)
+        return len(self._outbox) > 0
 
     def receive(self) -> Iterator[tuple[Request, list[int]]]:
         """The requests that are there, with their descriptors. Raises `LifelineCut`."""
@@ -60,19 +60,15 @@ class Control:
 
     def send(self, status: Status) -> None:
         """Sends or queues a status."""
-        self._unsent.append(status.encode())
+        self._outbox.add(status.encode())
         self.flush()
 
     def flush(self) -> None:
         """Sends what the socket takes. Raises `LifelineCut`."""
-        while self._unsent:
-            try:
-                self._socket.send(self._unsent[0])
-            except BlockingIOError:
-                return
-            except OSError as error:
-                raise LifelineCut from error
-            self._unsent.popleft()
+        try:
+            self._outbox.flush()
+        except OSError as error:
+            raise LifelineCut from error
 
     def finish(self, status: Status) -> None:
         """Sends the last status, waiting a little for a slow reader. Raises `LifelineCut`."""

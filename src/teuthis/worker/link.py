@@ -6,13 +6,14 @@ protocol ends the VM. `decode` and `encode` are pure; `Link` is the socket and a
 
 import socket
 import struct
-from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from teuthis.flows import FLOWS, Counters
 from teuthis.protocol import Ended
 from teuthis.worker.ending import EndVM
+from teuthis.worker.outbox import Outbox
 
 _FRAME = struct.Struct("<HHIQ256s")
 MESSAGE_BYTES: Final = _FRAME.size
@@ -26,6 +27,7 @@ _FLOW_OF = {
     FLOWS[name].number: FLOWS[name]
     for name in ("link.post-message", "link.console", "link.end", "link.note")
 }
+_UNKNOWN: Final = "link.unknown-to-worker"
 _CONNECTION_IDS = (1, 4)
 _CRASH = struct.Struct("<6Q")
 
@@ -61,6 +63,14 @@ class End(NamedTuple):
 
 
 Incoming = PostMessage | ConsoleText | Note | End
+
+
+class LinkError(ValueError):
+    """A packet that is no message of the hypervisor's; `flow` is what it pretends to be."""
+
+    def __init__(self, flow: str, why: str) -> None:
+        super().__init__(why)
+        self.flow = flow
 
 
 class Outgoing(NamedTuple):
@@ -100,16 +110,19 @@ def encode(message: Outgoing) -> bytes:
 
 
 def decode(packet: bytes) -> tuple[str, Incoming]:
-    """The flow and the message in a packet from the hypervisor. Raises `ValueError`."""
+    """The flow and the message in a packet from the hypervisor. Raises `LinkError`."""
     if len(packet) != MESSAGE_BYTES:
-        raise ValueError("wrong size")
+        raise LinkError(_UNKNOWN, "wrong size")
     version, kind, length, value, payload = _FRAME.unpack(packet)
     flow = _FLOW_OF.get(kind)
     if version != _VERSION or flow is None:
-        raise ValueError("wrong version or type")
+        raise LinkError(_UNKNOWN, "wrong version or type")
     if length > flow.max_bytes or payload.count(0, length) != len(payload) - length:
-        raise ValueError("wrong length")
-    return flow.id, _message(kind, value, payload[:length])
+        raise LinkError(flow.id, "wrong length")
+    try:
+        return flow.id, _message(kind, value, payload[:length])
+    except ValueError as error:
+        raise LinkError(flow.id, str(error)) from error
 
 
 def _message(kind: int, value: int, payload: bytes) -> Incoming:
@@ -140,7 +153,7 @@ class Link:
         self._socket = link
         self._counters = counters
         self._attend = attend
-        self._unsent: deque[bytes] = deque()
+        self._outbox = Outbox(link)
 
     def fileno(self) -> int:
         """Descriptor to wait on."""
@@ -149,7 +162,7 @@ class Link:
     @property
     def blocked(self) -> bool:
         """Whether messages wait for the socket to become writable."""
-        return bool(self._unsent)
+        return len(self._outbox) > 0
 
     def receive(self, limit: int = 64) -> Iterator[Incoming]:
         """At most `limit` messages that are there now. Raises `EndVM`."""
@@ -167,33 +180,22 @@ class Link:
                 raise EndVM(Ended.HYPERVISOR_DIED)
             try:
                 flow, message = decode(packet)
-            except ValueError as error:
-                self._counters.reject("link.post-message")
+            except LinkError as error:
+                self._counters.reject(error.flow)
                 raise EndVM(Ended.LINK_VIOLATION) from error
             self._counters.accept(flow, int.from_bytes(packet[4:8], "little"))
             yield message
 
     def send(self, message: Outgoing) -> None:
         """Sends or queues a message. Raises `EndVM` when too many wait."""
-        if len(self._unsent) >= MAX_UNSENT:
+        if len(self._outbox) >= MAX_UNSENT:
             raise EndVM(Ended.MESSAGES_NOT_TAKEN)
-        self._unsent.append(encode(message))
+        self._outbox.add(encode(message))
 
     def flush(self) -> None:
         """Sends what the socket takes."""
-        if not self._unsent:
+        if not self._outbox:
             return
-        self._send_unsent()
+        with suppress(OSError):  # it is gone; reading tells how: by its END, or by the stream's end
+            self._outbox.flush()
         self._attend()  # after sending: the hypervisor lowers the flag before it looks
-
-    def _send_unsent(self) -> None:
-        while self._unsent:
-            try:
-                self._socket.send(self._unsent[0])
-            except BlockingIOError:
-                return
-            except OSError:
-                # It is gone. Reading tells how: by its END, or by the end of the stream.
-                self._unsent.clear()
-                return
-            self._unsent.popleft()

@@ -46,6 +46,36 @@ def test_messages_of_the_hypervisor_are_decoded(
     assert link.decode(packet) == (flow, expected)
 
 
+@pytest.mark.parametrize(
+    ("packet", "flow"),
+    [
+        (bytes(271), "link.unknown-to-worker"),
+        (bytes(273), "link.unknown-to-worker"),
+        (MESSAGE.pack(2, 1, 0, 1, b""), "link.unknown-to-worker"),
+        (MESSAGE.pack(1, 16, 0, 0, b""), "link.unknown-to-worker"),
+        (MESSAGE.pack(1, 1, 241, 1, bytes(256)), "link.post-message"),
+        (MESSAGE.pack(1, 1, 0, 2, b""), "link.post-message"),
+        (MESSAGE.pack(1, 1, 1, 1, b"ab"), "link.post-message"),
+        (MESSAGE.pack(1, 2, 1, 1, b"a"), "link.console"),
+        (MESSAGE.pack(1, 3, 0, 99, b""), "link.end"),
+        (MESSAGE.pack(1, 3, 0, 4, b""), "link.end"),
+        (MESSAGE.pack(1, 4, 1, 0, b"\xff"), "link.note"),
+    ],
+)
+def test_a_refusal_names_what_was_pretended(packet: bytes, flow: str) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    counters = Counters()
+    connection = Link(ours, counters, lambda: None)
+    theirs.send(packet)
+    with pytest.raises(EndVM) as caught:
+        next(connection.receive())
+    assert caught.value.reason is Ended.LINK_VIOLATION
+    rejected = {name for name, count in counters.snapshot().items() if count.rejected}
+    assert rejected == {flow}
+    ours.close()
+    theirs.close()
+
+
 def test_messages_to_the_hypervisor_have_its_layout() -> None:
     assert link.encode(link.START) == MESSAGE.pack(1, 16, 0, 0, b"")
     assert link.encode(link.STOP) == MESSAGE.pack(1, 17, 0, 0, b"")
