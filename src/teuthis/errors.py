@@ -3,6 +3,7 @@
     TeuthisError
     ├── ConfigurationError (also ValueError)   the caller asked for something that cannot be
     ├── KernelError                            the kernel or initrd cannot be booted
+    ├── ImageError                             an image is damaged, not safe to import, or in use
     ├── HostError                              this host lacks something, or refused it
     │   └── MissingWall                        … one of the walls around a VM's processes
     ├── VMError                                the virtual machine is no more
@@ -57,6 +58,10 @@ class ConfigurationError(TeuthisError, ValueError):
 
 class KernelError(TeuthisError):
     """The kernel or the initrd is missing, damaged, or does not fit."""
+
+
+class ImageError(TeuthisError):
+    """An image is damaged, not safe to import, or in use."""
 
 
 class HostError(TeuthisError):
