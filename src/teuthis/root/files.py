@@ -2,11 +2,11 @@
 
 from teuthis.errors import FileError, OutputTooLarge, VMError
 from teuthis.protocol import ReadFile, Status, StatusKind, WriteFile
-from teuthis.root.machine import Machine
+from teuthis.root.caller import Caller
 from teuthis.root.streams import Exchange, Pipes
 
 
-def write_file(machine: Machine, path: str, data: bytes, mode: int) -> None:
+def write_file(machine: Caller, path: str, data: bytes, mode: int) -> None:
     """Creates or replaces a file of the guest.
 
     Raises:
@@ -21,7 +21,7 @@ def write_file(machine: Machine, path: str, data: bytes, mode: int) -> None:
         _check(answer.finished.result(), "write", path, len(data))
 
 
-def read_file(machine: Machine, path: str, max_size: int) -> bytes:
+def read_file(machine: Caller, path: str, max_size: int) -> bytes:
     """The content of a file of the guest.
 
     Raises:

@@ -27,12 +27,18 @@ Load = Callable[[int, int], BootState]
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """What the root side holds of a running VM; `held.close()` kills and closes all of it."""
+    """What the root side holds of a running VM; `held.close()` kills and closes all of it.
+
+    Attributes:
+        counters: the counters of the root side, the worker and the hypervisor.
+        counter_pages: the descriptors behind them.
+    """
 
     worker: Child
     hypervisor: Child
     control: socket.socket
     counters: tuple[Counters, ...]
+    counter_pages: tuple[int, ...]
     console: Console
     held: Descriptors
 
@@ -54,8 +60,10 @@ def launch(
     with Descriptors() as given, Descriptors() as held:
         memory = given.memory_file("ram", memory_size)
         doorbells = given.memory_file("doorbells", _DOORBELLS_SIZE)
-        worker_counters = given.memory_file("counters-worker", counters_size())
-        hypervisor_counters = given.memory_file("counters-hypervisor", counters_size())
+        pages = tuple(
+            held.memory_file(f"counters-{name}", counters_size())
+            for name in ("root", "worker", "hypervisor")
+        )
         to_worker, to_hypervisor = given.eventfd(), given.eventfd()
         control, worker_control = _socket_pair(held, given)
         worker_link, hypervisor_link = _socket_pair(given, given)
@@ -71,7 +79,7 @@ def launch(
             "doorbells": doorbells,
             "to_worker": to_worker,
             "to_hypervisor": to_hypervisor,
-            "counters": worker_counters,
+            "counters": pages[1],
             "control": worker_control.fileno(),
             "console": console_write,
         }
@@ -96,7 +104,7 @@ def launch(
             "--doorbells-fd": doorbells,
             "--to-worker-fd": to_worker,
             "--to-hypervisor-fd": to_hypervisor,
-            "--counters-fd": hypervisor_counters,
+            "--counters-fd": pages[2],
         }
         numbers = {
             "--memory-size": memory_size,
@@ -117,13 +125,10 @@ def launch(
         held.callback(hypervisor.end)
         group.take(hypervisor.pid)
 
-        counters = tuple(
-            Counters(descriptor, writable=False)
-            for descriptor in (worker_counters, hypervisor_counters)
-        )
-        for page in counters:
-            held.callback(page.close)
-        return Processes(worker, hypervisor, control, counters, console, held.pop_all())
+        counters = (Counters(pages[0]), *(Counters(page, writable=False) for page in pages[1:]))
+        for each in counters:
+            held.callback(each.close)
+        return Processes(worker, hypervisor, control, counters, pages, console, held.pop_all())
 
 
 def _socket_pair(one: Descriptors, other: Descriptors) -> tuple[socket.socket, socket.socket]:

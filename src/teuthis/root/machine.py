@@ -9,31 +9,27 @@ worker; a process that is stuck or taken over the kernel kills, as its parent th
 
 import os
 import select
-import socket
 import threading
 import time
-import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Final
 
-from teuthis.errors import ConfigurationError, HostError, TeuthisError, VMClosed, VMError
-from teuthis.flows import Count, Counters
+from teuthis.errors import HostError, TeuthisError, VMClosed
+from teuthis.flows import Count
 from teuthis.jail import host
-from teuthis.protocol import STATUS_SIZE, Ended, ProtocolError, Request, Stop, encode_request
+from teuthis.protocol import STATUS_SIZE, Ended, ProtocolError, Stop, encode_request
+from teuthis.root.caller import Caller, total
 from teuthis.root.console import Console, Sink
 from teuthis.root.ending import ending
 from teuthis.root.launch import Load, launch
-from teuthis.root.requests import Answer, Requests
 
 _PATIENCE: Final = 0.5
 """Seconds that both processes have to end by themselves before they are killed."""
-_SEND_TIMEOUT: Final = 5.0
-"""Seconds that a worker may leave requests unread."""
 
 
-class Machine:
+class Machine(Caller):
     """The two processes of one VM. Methods may be called from any thread."""
 
     def __init__(
@@ -48,13 +44,10 @@ class Machine:
         Raises:
             HostError, KernelError: see `launch`.
         """
-        self._counters = Counters()
-        self._final: dict[str, Count] | None = None
-        self._requests = Requests()
+        super().__init__()
         self.ready = self._requests.ready
-        self._lock = threading.Lock()
+        self._final: dict[str, Count] = {}
         self._closing = False
-        self._owner = os.getpid()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
 
         def run() -> None:
@@ -62,8 +55,7 @@ class Machine:
             # started by the thread that sees them end.
             try:
                 self._processes = launch(memory_size, load, sink, allow_missing_walls)
-                self._control = self._processes.control
-                self._control.setblocking(False)
+                self._talk_over(self._processes.control)
             except OSError as error:
                 launched.set_exception(HostError(f"could not start a VM: {error}"))
             except BaseException as error:
@@ -83,110 +75,33 @@ class Machine:
             else:
                 os.eventfd_write(self._wake, 1)  # it ends as soon as it has begun
             raise
-        _machines.add(self)
-
-    # ---- asking --------------------------------------------------------------------------------
-
-    def submit(self, make: Callable[[int], Request], descriptors: Sequence[int] = ()) -> Answer:
-        """Sends the request that `make(number)` gives, with descriptors; answers come by futures.
-
-        Raises:
-            VMError: the VM is no more.
-            ConfigurationError: the request is too large.
-        """
-        self._check_owner()
-        answer, request = self._requests.open(make)
-        try:
-            self._send(request, descriptors)
-        except BaseException:
-            self._requests.withdraw(answer)
-            raise
-        return answer
-
-    def tell(self, request: Request) -> None:
-        """Sends a request that has no answer of its own; if the VM is no more, nothing happens."""
-        with suppress(TeuthisError):
-            self._check_owner()
-            self._send(request, ())
-
-    def _send(self, request: Request, descriptors: Sequence[int]) -> None:
-        try:
-            packet = encode_request(request)
-        except ProtocolError as error:
-            raise ConfigurationError(str(error)) from error
-        deadline = time.monotonic() + _SEND_TIMEOUT
-        while True:
-            try:
-                with self._lock:
-                    if self._final is not None:
-                        break
-                    socket.send_fds(self._control, [packet], descriptors)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise VMError("the worker process takes no requests: close this VM") from None
-                time.sleep(0.01)
-            except (BrokenPipeError, ConnectionResetError):
-                break
-            except OSError as error:
-                raise HostError(f"could not send a request: {error.strerror}") from error
-            else:
-                return
-        self._thread.join()
-        self._requests.raise_error()
-
-    def _check_owner(self) -> None:
-        if os.getpid() != self._owner:
-            raise VMClosed("this VM belongs to the process that started it, not to a fork of it")
 
     # ---- reading counters ----------------------------------------------------------------------
 
     def flows(self) -> dict[str, Count]:
         """Counters of both processes and of ours, by flow; the last ones once the VM has ended."""
         with self._lock:
-            return self._final if self._final is not None else self._snapshot()
-
-    def _snapshot(self) -> dict[str, Count]:
-        pages = (self._counters, *self._processes.counters)
-        snapshots = [page.snapshot() for page in pages]
-        return {
-            flow: sum((snapshot[flow] for snapshot in snapshots), start=Count(0, 0, 0))
-            for flow in snapshots[0]
-        }
+            return self._final if self._over else total(self._processes.counters)
 
     # ---- ending --------------------------------------------------------------------------------
-
-    @property
-    def ended(self) -> bool:
-        """Whether the VM is no more."""
-        return self._final is not None or os.getpid() != self._owner
-
-    def raise_end(self, timeout: float) -> None:
-        """Raises why the VM ended, if it ends within `timeout` seconds."""
-        self._thread.join(timeout)
-        if not self._thread.is_alive():
-            self._requests.raise_error()
 
     def close(self) -> None:
         """Ends the VM and waits until both processes are gone; does nothing a second time."""
         if os.getpid() != self._owner:
             return
         with self._lock:
-            if self._final is None:
+            if not self._over:
                 self._closing = True
                 os.eventfd_write(self._wake, 1)
         if threading.current_thread() is not self._thread:
             self._thread.join()
-
-    def abandon(self) -> None:
-        """In a fork of the owner: lets go of the control socket, so that it ends with the owner."""
-        self._control.close()
 
     def _manage(self) -> None:
         reason: Ended | None = None
         try:
             reason = self._watch()
         except ProtocolError:
-            self._counters.reject("control.status")
+            self._processes.counters[0].reject("control.status")
             reason = Ended.WORKER_VIOLATION
         finally:
             deadline = time.monotonic() + _PATIENCE
@@ -194,7 +109,8 @@ class Machine:
                 child.wait(max(0.0, deadline - time.monotonic()))
             self._processes.console.finish(_PATIENCE)
             with self._lock:
-                self._final = self._snapshot()
+                self._final = total(self._processes.counters)
+                self._over = True
                 self._processes.held.close()
                 os.close(self._wake)
             if self._closing and reason is Ended.STOPPED:
@@ -230,7 +146,7 @@ class Machine:
                 if not packet:
                     return Ended.STOPPED if self._closing else None
                 reason = self._requests.take(packet)
-                self._counters.accept("control.status", len(packet))
+                self._processes.counters[0].accept("control.status", len(packet))
                 if reason is not None:
                     return reason
             elif self._wake in events:
@@ -244,14 +160,3 @@ class Machine:
                 timeout = 1000.0  # for the worker to notice and say why
             elif timeout is not None:
                 return Ended.HYPERVISOR_DIED
-
-
-_machines: weakref.WeakSet[Machine] = weakref.WeakSet()
-
-
-def _abandon_all() -> None:
-    for machine in _machines:
-        machine.abandon()
-
-
-os.register_at_fork(after_in_child=_abandon_all)

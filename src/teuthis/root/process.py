@@ -19,7 +19,7 @@ from teuthis.errors import (
     OutputTooLarge,
 )
 from teuthis.protocol import Exec, Signal, StatusKind
-from teuthis.root.machine import Machine
+from teuthis.root.caller import Caller
 from teuthis.root.streams import Exchange, Pipes
 
 PIPE: Final = -1
@@ -63,7 +63,7 @@ class Process:
 
     def __init__(
         self,
-        machine: Machine,
+        machine: Caller,
         args: list[str],
         env: dict[str, str],
         cwd: str,

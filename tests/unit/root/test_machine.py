@@ -11,6 +11,7 @@ import pytest
 from teuthis import errors
 from teuthis.flows import Counters
 from teuthis.protocol import Ended, Exec, ReadFile, Status, StatusKind, decode_request
+from teuthis.root import caller
 from teuthis.root import machine as module
 from teuthis.root.console import Console
 from teuthis.root.descriptors import Descriptors
@@ -38,7 +39,7 @@ class Played:
         for child in self.children:
             held.callback(child.end)
         console = Console(read, None)
-        return Processes(worker, hypervisor, near, (Counters(),), console, held)
+        return Processes(worker, hypervisor, near, (Counters(),), (), console, held)
 
     def say(self, kind: StatusKind, number: int = 0, value: int = 0, detail: int = 0) -> None:
         self.control.send(Status(kind, number, value, detail).encode())
@@ -129,7 +130,7 @@ def test_a_process_that_dies(worker: Played, victim: int, name: str) -> None:
 
 
 def test_a_worker_that_reads_nothing(worker: Played, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_SEND_TIMEOUT", 0.1)
+    monkeypatch.setattr(caller, "_SEND_TIMEOUT", 0.1)
 
     def flood() -> None:
         for _ in range(1000):

@@ -1,0 +1,131 @@
+"""Asking for things over a control socket: requests go out, answers come back by futures.
+
+The socket is a worker's own, or a keeper's that passes requests on (`keeper`): both speak
+`teuthis.protocol`. A thread of the subclass reads the statuses until the VM has ended.
+"""
+
+import os
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Final
+
+from teuthis.errors import ConfigurationError, HostError, TeuthisError, VMClosed, VMError
+from teuthis.flows import Count, Counters
+from teuthis.protocol import ProtocolError, Request, encode_request
+from teuthis.root.requests import Answer, Requests
+
+_SEND_TIMEOUT: Final = 5.0
+"""Seconds that the other side may leave requests unread."""
+
+
+class Caller:
+    """One VM that can be asked. Methods may be called from any thread."""
+
+    _control: socket.socket
+    _thread: threading.Thread
+    """Reads the statuses; at the VM's end it fails all requests and is over."""
+
+    def __init__(self) -> None:
+        self._requests = Requests()
+        self._lock = threading.Lock()
+        self._over = False
+        self._owner = os.getpid()
+
+    def _talk_over(self, control: socket.socket) -> None:
+        control.setblocking(False)
+        self._control = control
+        _callers.add(self)
+
+    def submit(self, make: Callable[[int], Request], descriptors: Sequence[int] = ()) -> Answer:
+        """Sends the request that `make(number)` gives, with descriptors; answers come by futures.
+
+        Raises:
+            VMError: the VM is no more.
+            ConfigurationError: the request is too large.
+        """
+        self._check_owner()
+        answer, request = self._requests.open(make)
+        try:
+            self._send(request, descriptors)
+        except BaseException:
+            self._requests.withdraw(answer)
+            raise
+        return answer
+
+    def tell(self, request: Request) -> None:
+        """Sends a request that has no answer of its own; if the VM is no more, nothing happens."""
+        with suppress(TeuthisError):
+            self._check_owner()
+            self._send(request, ())
+
+    def _send(self, request: Request, descriptors: Sequence[int]) -> None:
+        try:
+            packet = encode_request(request)
+        except ProtocolError as error:
+            raise ConfigurationError(str(error)) from error
+        deadline = time.monotonic() + _SEND_TIMEOUT
+        while True:
+            try:
+                with self._lock:
+                    if self._over:
+                        break
+                    socket.send_fds(self._control, [packet], descriptors)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise VMError("the worker process takes no requests: close this VM") from None
+                time.sleep(0.01)
+            except (BrokenPipeError, ConnectionResetError):
+                break
+            except OSError as error:
+                raise HostError(f"could not send a request: {error.strerror}") from error
+            else:
+                return
+        self._thread.join()
+        self._requests.raise_error()
+
+    def _check_owner(self) -> None:
+        if os.getpid() != self._owner:
+            raise VMClosed("this VM belongs to the process that started it, not to a fork of it")
+
+    def flows(self) -> dict[str, Count]:
+        """Counters of all the VM's processes, by flow; the last ones once it has ended."""
+        raise NotImplementedError
+
+    @property
+    def ended(self) -> bool:
+        """Whether the VM is no more."""
+        return self._over or os.getpid() != self._owner
+
+    def raise_end(self, timeout: float) -> None:
+        """Raises why the VM ended, if it ends within `timeout` seconds."""
+        self._thread.join(timeout)
+        if not self._thread.is_alive():
+            self._requests.raise_error()
+
+    def abandon(self) -> None:
+        """In a fork of the owner: lets go of the control socket, so that it ends with the owner."""
+        self._control.close()
+
+
+def total(pages: Sequence[Counters]) -> dict[str, Count]:
+    """The sum of several counter pages, by flow."""
+    snapshots = [page.snapshot() for page in pages]
+    return {
+        flow: sum((snapshot[flow] for snapshot in snapshots), start=Count(0, 0, 0))
+        for flow in snapshots[0]
+    }
+
+
+_callers: weakref.WeakSet[Caller] = weakref.WeakSet()
+
+
+def _abandon_all() -> None:
+    for caller in _callers:
+        caller.abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_all)
