@@ -1,9 +1,4 @@
-//! Decoded code: blocks by guest physical address, what invalidates them, and the shortcut from a
-//! virtual address to its block.
-//!
-//! Three parts. [`Blocks`] owns the blocks. [`CodeWatch`] knows which 64-byte lines of RAM hold
-//! decoded code and collects the guest's stores into them. [`JumpCache`] maps the address of a
-//! branch target to a block without a translation.
+//! Decoded code: blocks by guest physical address, and what invalidates them.
 //!
 //! The worker process may change RAM without our seeing it (a disk read into the page cache); for
 //! the new code to run the guest must map it, which flushes translations and so misses the jump
@@ -12,6 +7,7 @@
 use super::{
     cpu::{Cpu, Exit},
     op::Op,
+    watch::CodeWatch,
 };
 use crate::memory::{GuestMemory, PAGE_SIZE};
 use std::{
@@ -22,9 +18,6 @@ use std::{
 /// Bounds: when either is reached, everything is dropped.
 const MAX_BLOCKS: usize = 1 << 18;
 const MAX_OPS: usize = 1 << 21;
-/// Stores that one instruction may note before all code is dropped instead.
-const MAX_WRITES: usize = 64;
-const LINE: u64 = 64;
 
 /// A run of instructions decoded together; its ops lie in [`Blocks::ops`].
 pub struct Block {
@@ -223,192 +216,5 @@ impl Blocks {
         self.all.clear();
         self.by_address.clear();
         self.by_page.clear();
-    }
-}
-
-/// Which lines of RAM hold decoded code, and the stores that hit them.
-pub struct CodeWatch {
-    /// Per page of RAM one bit for each 64-byte line with decoded code.
-    lines: Vec<u64>,
-    writes: Vec<(u64, u64)>,
-    /// A store hit decoded code: the loop must leave the block and drop what changed.
-    pub dirty: bool,
-    overflow: bool,
-}
-
-impl CodeWatch {
-    pub fn new(memory_size: u64) -> Self {
-        let pages = usize::try_from(memory_size.div_ceil(PAGE_SIZE)).unwrap_or(0);
-        Self {
-            lines: vec![0; pages],
-            writes: Vec::new(),
-            dirty: false,
-            overflow: false,
-        }
-    }
-
-    fn mask(offset: u64, length: u64) -> u64 {
-        let within = offset % PAGE_SIZE;
-        let first = within / LINE;
-        let last = ((within + length.max(1) - 1) / LINE).min(63);
-        (u64::MAX >> (63 - last)) & (u64::MAX << first)
-    }
-
-    /// Whether the page of `offset` holds decoded code.
-    #[inline]
-    pub fn is_code(&self, offset: u64) -> bool {
-        self.lines
-            .get((offset / PAGE_SIZE) as usize)
-            .is_some_and(|&lines| lines != 0)
-    }
-
-    fn mark(&mut self, offset: u64, length: u64) {
-        if let Some(lines) = self.lines.get_mut((offset / PAGE_SIZE) as usize) {
-            *lines |= Self::mask(offset, length);
-        }
-    }
-
-    fn clear(&mut self, page: u64) {
-        if let Some(lines) = self.lines.get_mut((page / PAGE_SIZE) as usize) {
-            *lines = 0;
-        }
-    }
-
-    /// Notes that `length` bytes at `offset` (within one page) were stored.
-    #[inline]
-    pub fn note_store(&mut self, offset: u64, length: u64) {
-        let lines = self.lines.get((offset / PAGE_SIZE) as usize).copied();
-        if lines.unwrap_or(0) & Self::mask(offset, length) == 0 {
-            return;
-        }
-        self.dirty = true;
-        if let Some((start, size)) = self.writes.last_mut()
-            && *start + *size == offset
-            && !offset.is_multiple_of(PAGE_SIZE)
-        {
-            *size += length;
-        } else if self.writes.len() < MAX_WRITES {
-            self.writes.push((offset, length));
-        } else {
-            self.overflow = true;
-        }
-    }
-
-    /// Drops the blocks that the noted stores touched. True when that was everything, so that
-    /// block numbers begin anew.
-    #[must_use]
-    pub fn settle(&mut self, blocks: &mut Blocks) -> bool {
-        self.dirty = false;
-        let writes = std::mem::take(&mut self.writes);
-        if std::mem::take(&mut self.overflow) {
-            blocks.clear(self);
-            return true;
-        }
-        for (offset, length) in writes {
-            blocks.invalidate(offset, length, self);
-        }
-        false
-    }
-}
-
-const LINES: usize = 4096;
-const WAYS: usize = 4;
-
-#[derive(Clone, Copy, Default)]
-struct Jump {
-    rip: u64,
-    /// Generation of the translation and the mode; 0 matches nothing.
-    tag: u32,
-    /// Position of the block's first op.
-    first: u32,
-}
-
-/// A cache line of the host.
-#[derive(Clone, Copy, Default)]
-#[repr(align(64))]
-struct Line([Jump; WAYS]);
-
-/// Cache from a branch target to its block. A line serves 32 bytes of code; within it, a target is
-/// first looked for at the place that its low bits give.
-pub struct JumpCache {
-    lines: Box<[Line; LINES]>,
-    /// A set (one hashed bit per page) of the pages it may have entries of.
-    pages: [u64; 64],
-}
-
-impl Default for JumpCache {
-    fn default() -> Self {
-        let lines = vec![Line::default(); LINES].into_boxed_slice();
-        Self {
-            // The length is LINES, so the conversion cannot fail; the other arm only satisfies types.
-            lines: lines
-                .try_into()
-                .unwrap_or_else(|_| Box::new([Line::default(); LINES])),
-            pages: [0; 64],
-        }
-    }
-}
-
-impl JumpCache {
-    #[inline(always)]
-    fn line(rip: u64) -> usize {
-        ((rip >> 5) ^ (rip >> 17)) as usize & (LINES - 1)
-    }
-
-    #[inline(always)]
-    fn way(rip: u64) -> usize {
-        rip.wrapping_add(rip >> 3) as usize & (WAYS - 1)
-    }
-
-    fn page_bit(rip: u64) -> (usize, u64) {
-        let page = rip >> 12;
-        ((page >> 6) as usize & 63, 1 << (page & 63))
-    }
-
-    #[inline(always)]
-    pub fn get(&self, rip: u64, tag: u32) -> Option<u32> {
-        let ways = &self.lines[Self::line(rip)].0;
-        (0..WAYS).find_map(|distance| {
-            let jump = &ways[Self::way(rip) ^ distance];
-            (jump.rip == rip && jump.tag == tag).then_some(jump.first)
-        })
-    }
-
-    pub fn insert(&mut self, rip: u64, tag: u32, first: u32) {
-        let ways = &mut self.lines[Self::line(rip)].0;
-        let way = Self::way(rip);
-        // The first choice is for the newest; the others move along.
-        for distance in (1..WAYS).rev() {
-            ways.swap(way ^ distance, way ^ (distance - 1));
-        }
-        ways[way] = Jump { rip, tag, first };
-        let (word, bit) = Self::page_bit(rip);
-        self.pages[word] |= bit;
-    }
-
-    pub fn forget(&mut self, rip: u64) {
-        for jump in &mut self.lines[Self::line(rip)].0 {
-            if jump.rip == rip {
-                *jump = Jump::default();
-            }
-        }
-    }
-
-    pub fn forget_all(&mut self) {
-        self.lines.fill(Line::default());
-        self.pages = [0; 64];
-    }
-
-    /// Forgets the targets in the page of `1 << shift` bytes around `linear`.
-    pub fn forget_page(&mut self, linear: u64, shift: u32) {
-        let (word, bit) = Self::page_bit(linear);
-        if shift == 12 && self.pages[word] & bit == 0 {
-            return;
-        }
-        for jump in self.lines.iter_mut().flat_map(|line| &mut line.0) {
-            if jump.rip >> shift == linear >> shift {
-                *jump = Jump::default();
-            }
-        }
     }
 }

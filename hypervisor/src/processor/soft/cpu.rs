@@ -1,16 +1,17 @@
 //! Architectural state of the software processor, and the vocabulary its handlers share.
 
 use super::{
-    access::Tlb,
     apic::Apic,
     clock::Clock,
-    code::{CodeWatch, JumpCache},
     flags::{self, Flags, W64},
+    jumps::JumpCache,
     op::Op,
     random::Random,
     simd::vector::Vector,
     system::msr::Msrs,
     tally::Tally,
+    tlb::Tlb,
+    watch::CodeWatch,
     x87::X87,
 };
 use crate::{memory::GuestMemory, processor::Intercept};

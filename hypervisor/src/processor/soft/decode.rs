@@ -179,14 +179,7 @@ fn lower(instruction: &Instruction, run: Handler) -> Op {
             OpKind::Immediate8_2nd => {
                 op.immediate |= i64::from(instruction.immediate8_2nd()) << 16;
             }
-            OpKind::Immediate8
-            | OpKind::Immediate16
-            | OpKind::Immediate32
-            | OpKind::Immediate64
-            | OpKind::Immediate8to16
-            | OpKind::Immediate8to32
-            | OpKind::Immediate8to64
-            | OpKind::Immediate32to64 => {
+            kind if is_immediate(kind) => {
                 if !has_immediate {
                     has_immediate = true;
                     op.immediate |= instruction.immediate(i) as i64;
@@ -220,6 +213,21 @@ fn lower(instruction: &Instruction, run: Handler) -> Op {
     }
     op.src = source.unwrap_or(0);
     op
+}
+
+/// Whether an operand is an immediate, other than the second of two.
+pub fn is_immediate(kind: OpKind) -> bool {
+    matches!(
+        kind,
+        OpKind::Immediate8
+            | OpKind::Immediate16
+            | OpKind::Immediate32
+            | OpKind::Immediate64
+            | OpKind::Immediate8to16
+            | OpKind::Immediate8to32
+            | OpKind::Immediate8to64
+            | OpKind::Immediate32to64
+    )
 }
 
 fn lower_memory(instruction: &Instruction, op: &mut Op) {

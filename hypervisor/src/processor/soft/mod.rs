@@ -20,6 +20,7 @@ pub mod exception;
 pub mod flags;
 pub mod float;
 pub mod integer;
+pub mod jumps;
 pub mod op;
 pub mod paging;
 pub mod random;
@@ -29,6 +30,8 @@ pub mod system;
 pub mod tally;
 #[cfg(test)]
 mod tests;
+pub mod tlb;
+pub mod watch;
 pub mod x87;
 
 pub use run::SoftProcessor;

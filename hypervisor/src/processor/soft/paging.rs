@@ -4,8 +4,8 @@
 //! the copy is used. The worst a hostile table can do is to map the guest's own RAM in odd ways.
 
 use super::{
-    access::Domain,
     cpu::{Cpu, Exception, Exit},
+    tlb::Domain,
 };
 use crate::flows::Flow;
 

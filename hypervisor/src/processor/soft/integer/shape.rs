@@ -1,5 +1,6 @@
 //! From a decoded instruction's operands to the handler made for their shapes.
 
+use super::super::decode::is_immediate;
 use iced_x86::{CodeSize, Instruction, MemorySize, OpKind, Register};
 
 /// What an operand of a decoded instruction is.
@@ -66,14 +67,7 @@ pub fn kind(instruction: &Instruction, operand: u32) -> Option<Kind> {
         }
         OpKind::Memory if instruction.has_lock_prefix() => Some(Kind::Locked),
         OpKind::Memory => Some(address_kind(instruction)),
-        OpKind::Immediate8
-        | OpKind::Immediate16
-        | OpKind::Immediate32
-        | OpKind::Immediate64
-        | OpKind::Immediate8to16
-        | OpKind::Immediate8to32
-        | OpKind::Immediate8to64
-        | OpKind::Immediate32to64 => Some(Kind::Immediate),
+        kind if is_immediate(kind) => Some(Kind::Immediate),
         _ => None,
     }
 }
