@@ -14,7 +14,7 @@ TEST_PACKAGES := acpica-tools cpio strace
 BENCH_PACKAGES := qemu-system-x86
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup programs prisoner image update run test test-rust test-python lint walls-matter attacks-report bench hostile clean
+.PHONY: help setup programs prisoner image update run test test-rust test-python lint walls-matter attacks-report docs bench hostile clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ walls-matter: setup prisoner ## take each wall away in turn and demand that a te
 
 attacks-report: setup prisoner ## write docs/attacks.md: what was tried from inside, what answered
 	@$(BIN)/python -m tests.isolation.report
+
+docs: $(STAMPS)/venv.stamp ## write what is made from the register: docs/squid.svg
+	@$(BIN)/teuthis squid -o docs/squid.svg
 
 bench: setup ## measure speed side by side with QEMU
 	@sh scripts/packages $(BENCH_PACKAGES)

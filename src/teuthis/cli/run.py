@@ -73,6 +73,10 @@ def main(
         bool,
         typer.Option("--flows", help="Afterwards show on stderr what crossed the VM's boundary."),
     ] = False,
+    counts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Afterwards write the same as JSON, for `squid`."),
+    ] = None,
 ) -> None:
     """Run a program in a new virtual machine.
 
@@ -115,12 +119,23 @@ def main(
                         from teuthis.cli.flows import print_counts
 
                         print_counts(vm.flows())
+                    if counts is not None:
+                        _write_counts(counts, vm)
     except _Signalled as end:
         code = 128 + end.number
     except TeuthisError as error:
         _say(str(error).partition("\n")[0] if console else str(error))
         code = _exit_code(error)
     raise typer.Exit(code)
+
+
+def _write_counts(path: Path, vm: VM) -> None:
+    from teuthis.flows.counts import write
+
+    try:
+        write(path, vm.flows())
+    except OSError as error:
+        raise ConfigurationError(f"--counts {path}: {error.strerror}") from error
 
 
 def _exit_code(error: TeuthisError) -> int:
