@@ -14,7 +14,7 @@ TEST_PACKAGES := acpica-tools cpio strace
 BENCH_PACKAGES := qemu-system-x86
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup programs prisoner image update run test test-rust test-python lint walls-matter attacks-report docs bench hostile clean
+.PHONY: help setup programs prisoner image update run test test-rust test-python test-kvm lint walls-matter attacks-report docs bench hostile clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,10 @@ test-rust: $(STAMPS)/host.stamp
 test-python: setup prisoner $(STAMPS)/test-packages.stamp
 	@echo "Tests of the Python package and of whole virtual machines"
 	@$(BIN)/python -m pytest -q
+
+test-kvm: setup ## test the kvm processor on a genuine kvm_amd inside QEMU's emulator
+	@sh scripts/packages $(BENCH_PACKAGES)
+	@$(BIN)/python -m pytest -q tests/nested
 
 lint: $(STAMPS)/venv.stamp ## formatting, types, lints
 	@echo "Lints and types"

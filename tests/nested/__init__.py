@@ -1,0 +1,1 @@
+"""A genuine kvm_amd on machines without one; see `machine`."""
