@@ -2,7 +2,7 @@
 
 import typer
 
-from teuthis.cli import doctor, flows, run, squid, surface, version
+from teuthis.cli import attach, doctor, flows, run, squid, surface, version
 
 _HELP = """Runs programs in virtual machines whose every way out is listed, counted and tested.
 
@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 # What follows the program's name is the program's, options too.
 _RUN_SETTINGS = {"allow_interspersed_args": False}
-app.command("run", cls=run.Command, context_settings=_RUN_SETTINGS)(run.main)
+app.command("run", cls=attach.Command, context_settings=_RUN_SETTINGS)(run.main)
 app.command("flows")(flows.main)
 app.command("squid")(squid.main)
 app.command("doctor")(doctor.main)
