@@ -23,7 +23,7 @@ try:
 except teuthis.TeuthisError as error:
     print(type(error).__name__, str(error).splitlines()[0])
 """
-_LATEST: Final = 5.0
+_LATEST: Final = 4.0
 """Seconds after its start up to which a VM is hit: it has then run commands for a while."""
 
 
