@@ -1,0 +1,14 @@
+"""What all tests share."""
+
+import signal
+
+
+def pytest_configure() -> None:
+    """Heeds signals that whoever runs the tests ignores, as a shell's background jobs do.
+
+    Programs that the tests start inherit it, and some tests send them signals.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            default = signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, default)
