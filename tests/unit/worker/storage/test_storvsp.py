@@ -1,0 +1,355 @@
+"""The storage channel: handshake, requests, and every packet that must not be believed."""
+
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from teuthis.worker.devices.storage.backend import SECTOR
+from teuthis.worker.devices.storage.storvsp import MAX_DISKS
+from teuthis.worker.memory import PAGE_SIZE
+
+from ..conftest import World
+from .conftest import (
+    BEGIN,
+    END,
+    EXECUTE,
+    IN,
+    NONE,
+    OUT,
+    QUERY_PROPERTIES,
+    QUERY_VERSION,
+    SIZE,
+    Driver,
+    make_file,
+    page_list,
+    srb,
+)
+
+INVALID_STATE = 0xC000_0184
+READ, WRITE = 0x28, 0x2A
+Attach = Callable[..., Driver]
+
+
+def cdb10(code: int, sector: int, count: int) -> bytes:
+    return struct.pack(">BxIxHx", code, sector, count)
+
+
+@pytest.fixture
+def driver(attach: Attach, tmp_path: Path) -> Driver:
+    content = b"".join(bytes([i % 251]) * SECTOR for i in range(SIZE // SECTOR))
+    first = make_file(tmp_path / "first", content)
+    return attach(first, make_file(tmp_path / "second", b"second")).initialize()
+
+
+def test_handshake(attach: Attach, tmp_path: Path) -> None:
+    driver = attach(make_file(tmp_path / "disk"))
+    assert driver.operation(BEGIN).status == 0
+    for version in (0x0501, 0x0600, 0x0602):
+        assert driver.operation(QUERY_VERSION, struct.pack("<H", version)).status == 0
+    properties = driver.operation(QUERY_PROPERTIES)
+    _, channels, _, flags, transfer, _ = struct.unpack_from("<IHHIIQ", properties.body)
+    assert (channels, flags, transfer) == (0, 0, 1 << 20)
+    assert driver.operation(END).status == 0
+    assert not driver.rejected("storvsp.unknown")
+
+
+def test_unknown_versions_are_refused(attach: Attach, tmp_path: Path) -> None:
+    driver = attach(make_file(tmp_path / "disk"))
+    driver.operation(BEGIN)
+    for version in (0, 0x0500, 0x0603, 0xFFFF):
+        answer = driver.operation(QUERY_VERSION, struct.pack("<H", version))
+        assert answer.status == 0xC000_0059
+    assert driver.operation(QUERY_PROPERTIES).status == INVALID_STATE, "nothing was agreed"
+    assert driver.rejected("storvsp.query-protocol-version") == 4
+
+
+def test_operations_out_of_order_are_refused(attach: Attach, tmp_path: Path) -> None:
+    driver = attach(make_file(tmp_path / "disk"))
+    for number in (END, QUERY_VERSION, QUERY_PROPERTIES, EXECUTE, 4, 5, 6):
+        assert driver.operation(number).status == INVALID_STATE
+    driver.operation(BEGIN)
+    for number in (END, QUERY_PROPERTIES, EXECUTE, 4, 5, 6):
+        assert driver.operation(number).status == INVALID_STATE
+    driver.operation(QUERY_VERSION, struct.pack("<H", 0x0602))
+    assert driver.operation(EXECUTE).status == INVALID_STATE
+    driver.operation(END)
+    for number in (END, QUERY_VERSION, QUERY_PROPERTIES):
+        assert driver.operation(number).status == INVALID_STATE
+
+
+def test_a_handshake_may_begin_anew(driver: Driver) -> None:
+    assert driver.operation(BEGIN).status == 0
+    assert driver.operation(EXECUTE).status == INVALID_STATE
+    driver.initialize()
+    assert driver.scsi(bytes(6)).srb_status == 1
+
+
+def test_unknown_operations_are_refused(driver: Driver) -> None:
+    for number in (0, 1, 2, 11, 12, 13, 99, 2**32 - 1):
+        assert driver.operation(number).status == 0xC000_00BB
+    assert driver.rejected("storvsp.unknown") == 8
+
+
+def test_resets_are_answered(driver: Driver) -> None:
+    for number in (4, 5, 6):
+        assert driver.operation(number).status == 0
+
+
+@pytest.mark.parametrize(
+    ("payload", "header", "kind", "flags"),
+    [
+        (bytes(56), b"", 6, 1),
+        (b"", b"", 6, 1),
+        (bytes(64), b"", 6, 0),
+        (bytes(64), b"", 11, 1),
+        (bytes(56), page_list([1024], 512), 9, 1),
+    ],
+)
+def test_packets_that_are_no_requests_end_the_channel(
+    driver: Driver, payload: bytes, header: bytes, kind: int, flags: int
+) -> None:
+    driver.raw(payload, header, kind=kind, flags=flags)
+    driver.world.guest.pump()
+    assert driver.channel.gone
+    assert driver.rejected("storvsp.unknown") == 1
+
+
+def test_sectors_travel_between_disk_and_guest_memory(driver: Driver, tmp_path: Path) -> None:
+    answer = driver.scsi(cdb10(READ, 500, 40), IN, 40 * SECTOR)
+    assert (answer.srb_status, answer.scsi_status, answer.moved) == (1, 0, 40 * SECTOR)
+    assert driver.memory[: 40 * SECTOR] == b"".join(
+        bytes([i % 251]) * SECTOR for i in range(500, 540)
+    )
+    data = os.urandom(3 * PAGE_SIZE)
+    memory = driver.world.memory
+    for page, start in ((70, 0), (60, PAGE_SIZE), (90, 2 * PAGE_SIZE)):
+        memory.bytes[page * PAGE_SIZE : (page + 1) * PAGE_SIZE] = data[start : start + PAGE_SIZE]
+    header = page_list([70, 60, 90], 2 * PAGE_SIZE, 1024)
+    answer = driver.scsi(cdb10(WRITE, 8, 16), OUT, 2 * PAGE_SIZE, header=header)
+    assert answer.srb_status == 1
+    at = 8 * SECTOR
+    assert (tmp_path / "first").read_bytes()[at : at + 8192] == data[1024 : 1024 + 8192]
+
+
+def test_two_disks(driver: Driver) -> None:
+    assert driver.scsi(cdb10(READ, 0, 1), IN, SECTOR, lun=1).srb_status == 1
+    assert driver.memory[:8] == b"second\0\0"
+
+
+def test_luns_are_reported(driver: Driver) -> None:
+    cdb = struct.pack(">BxB3xI2x", 0xA0, 0, 4096)
+    answer = driver.scsi(cdb, IN, 4096)
+    assert (answer.srb_status, answer.moved) == (1, 24)
+    assert struct.unpack(">I4x8s8s", driver.memory[:24]) == (16, bytes(8), b"\0\1" + bytes(6))
+    assert driver.scsi(struct.pack(">BxB3xI2x", 0xA0, 1, 4096), IN, 4096).moved == 8
+    for choice, allocation in ((3, 4096), (0, 15)):
+        cdb = struct.pack(">BxB3xI2x", 0xA0, choice, allocation)
+        assert driver.scsi(cdb, IN, 4096).sense == (5, 0x24, 0)
+    assert driver.scsi(cdb[:6], IN, 4096).srb_status == 6
+    assert driver.scsi(cdb, OUT, 4096).srb_status == 6
+    assert driver.rejected("scsi.report-luns") == 4
+
+
+def test_absent_disks(driver: Driver) -> None:
+    """As a real host: Linux takes other answers for a disk, or removes the disks there are."""
+    inquiry = bytes((0x12, 0, 0, 0, 36, 0))
+    report = struct.pack(">BxB3xI2x", 0xA0, 0, 4096)
+    for path, target, lun in ((0, 0, 2), (0, 0, 255), (1, 0, 0), (0, 1, 0), (255, 255, 255)):
+        answer = driver.scsi(inquiry, IN, 36, path=path, target=target, lun=lun)
+        assert (answer.srb_status, answer.scsi_status) == (1, 0)
+        assert driver.memory[0] == 0x7F
+        answer = driver.scsi(report, IN, 4096, path=path, target=target, lun=lun)
+        assert answer.srb_status == 1
+        assert answer.moved == (24 if (path, target) == (0, 0) else 8)
+        answer = driver.scsi(cdb10(READ, 0, 1), IN, SECTOR, path=path, target=target, lun=lun)
+        assert (answer.srb_status, answer.scsi_status) == (0x84, 2)
+        assert answer.sense == (5, 0x25, 0)
+
+
+@pytest.mark.parametrize(
+    ("payload", "header"),
+    [
+        (srb(bytes(6), size=51), b""),
+        (srb(bytes(6), size=0), b""),
+        (srb(bytes(6), cdb_length=0), b""),
+        (srb(bytes(16), cdb_length=17), b""),
+        (srb(bytes(16), cdb_length=255), b""),
+        (srb(bytes(6), direction=3), b""),
+        (srb(bytes(6), direction=255), b""),
+        (srb(bytes(6), direction=NONE, length=8), page_list([1024], 8)),
+        (srb(cdb10(READ, 0, 0), direction=IN, length=0), b""),
+        (srb(cdb10(READ, 0, 1), direction=IN, length=SECTOR), b""),
+        (srb(cdb10(READ, 0, 1), direction=OUT, length=SECTOR), page_list([1024], SECTOR)),
+        (srb(cdb10(READ, 0, 2), direction=IN, length=SECTOR), page_list([1024], SECTOR)),
+        (srb(cdb10(READ, 0, 1), direction=IN, length=1024), page_list([1024], 1024)),
+        (srb(cdb10(READ, 0, 1)[:8], direction=IN, length=SECTOR), page_list([1024], SECTOR)),
+    ],
+)
+def test_malformed_requests_are_invalid(driver: Driver, payload: bytes, header: bytes) -> None:
+    answer = driver.ask(payload, header)
+    assert (answer.status, answer.srb_status, answer.moved) == (0, 6, 0)
+    assert driver.rejected("storvsp.execute-srb") == 1
+    assert driver.scsi(cdb10(READ, 0, 1), IN, SECTOR).srb_status == 1, "the next one is served"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        page_list([1024], 511),
+        page_list([1024], SECTOR, 4000),
+        page_list([0], SECTOR),
+        page_list([2048], SECTOR),
+        page_list([2**64 - 1], SECTOR),
+        page_list([], 0),
+        page_list([1024, 1025], SECTOR),
+        page_list([1024], SECTOR)[:-8],
+        b"\0" * 8,
+        struct.pack("<IIIIQIIQ", 0, 2, 256, 0, 1024, 256, 0, 1025),
+        page_list([1024] * 257, (1 << 20) + 4096),
+    ],
+)
+def test_memory_that_does_not_fit_is_invalid(driver: Driver, header: bytes) -> None:
+    before = driver.world.memory.bytes[:]
+    answer = driver.scsi(cdb10(READ, 500, 1), IN, SECTOR, header=header)
+    assert answer.srb_status == 6
+    ring = range(16, 40)  # what the simulator gave the channel
+    after = driver.world.memory.bytes[:]
+    for page in range(len(after) // PAGE_SIZE):
+        at = page * PAGE_SIZE
+        assert page in ring or before[at : at + PAGE_SIZE] == after[at : at + PAGE_SIZE]
+
+
+def test_a_page_named_twice_gets_what_comes_last(driver: Driver) -> None:
+    header = page_list([1024, 1024], 2 * PAGE_SIZE)
+    assert driver.scsi(cdb10(READ, 0, 16), IN, 2 * PAGE_SIZE, header=header).srb_status == 1
+    assert driver.memory[:SECTOR] == bytes([8]) * SECTOR
+
+
+def test_one_turn_is_bounded(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = driver.world.server
+    monkeypatch.setattr(driver.channel.guest.transport, "signal", lambda relid: None)
+    for _ in range(40):
+        driver.raw(srb(bytes(6)))
+    turns = 0
+    while server.doorbell(driver.channel.relid):
+        turns += 1
+        assert turns < 10
+    assert turns == 2
+    monkeypatch.undo()
+    assert len(driver.answers()) == 40
+    monkeypatch.setattr(driver.channel.guest.transport, "signal", lambda relid: None)
+    pages = list(range(1024, 1024 + 256))
+    for _ in range(3):
+        payload = srb(cdb10(READ, 0, 2048), IN, 1 << 20)
+        driver.raw(payload, page_list(pages, 1 << 20))
+    assert server.doorbell(driver.channel.relid)
+    assert driver.world.accepted("scsi.read") == 1, "so many bytes are a turn of their own"
+
+
+def test_a_guest_that_collects_nothing_stops_only_itself(driver: Driver) -> None:
+    half = driver.channel.inn
+    sent = 0
+    while driver.device._unsent is None:
+        driver.raw(srb(bytes(6)))
+        driver.world.transport.settle()
+        sent += 1
+        assert sent < 1000
+    assert half.words[3], "it asks for room"
+    first = driver.answers()
+    assert len(first) == sent - 1
+    driver.channel.guest.transport.signal(driver.channel.relid)
+    assert len(driver.answers()) == 1
+    assert driver.scsi(bytes(6)).srb_status == 1
+
+
+def test_a_driver_that_leaves_and_returns(driver: Driver) -> None:
+    driver.raw(srb(bytes(6)))
+    driver.channel.guest.post(7, struct.pack("<I", driver.channel.relid))
+    driver.world.transport.settle()
+    driver.channel.do_open(9)
+    assert driver.scsi(bytes(6)).status == INVALID_STATE
+    driver.initialize()
+    assert driver.scsi(bytes(6)).srb_status == 1
+
+
+def test_errors_of_the_host_are_noted_once(driver: Driver, tmp_path: Path) -> None:
+    os.truncate(tmp_path / "first", 0)
+    for _ in range(5):
+        assert driver.scsi(cdb10(READ, 0, 1), IN, SECTOR).sense == (3, 0x11, 0)
+    assert driver.notes == ["disk 0: the file has become shorter"]
+
+
+def test_the_limit_of_disks_fits_a_lun() -> None:
+    assert MAX_DISKS <= 255
+
+
+def requests() -> st.SearchStrategy[tuple[bytes, bytes]]:
+    codes = st.one_of(
+        st.sampled_from([0x00, 0x08, 0x0A, 0x12, 0x1A, 0x25, 0x28, 0x2A, 0x35, 0x42, 0x88, 0x8A,
+                         0x93, 0x9E, 0xA0, 0xA8, 0xAA]),
+        st.integers(0, 255),
+    )  # fmt: skip
+    cdbs = st.tuples(codes, st.binary(min_size=15, max_size=15)).map(
+        lambda pair: bytes((pair[0],)) + pair[1]
+    )
+    lengths = st.one_of(st.sampled_from([0, 8, 24, SECTOR, 4096]), st.integers(0, 2**32 - 1))
+    payloads = st.builds(
+        srb,
+        cdbs,
+        st.integers(0, 3),
+        lengths,
+        path=st.integers(0, 1),
+        target=st.integers(0, 1),
+        lun=st.integers(0, 2),
+        size=st.sampled_from([52, 52, 52, 51]),
+        cdb_length=st.integers(0, 20),
+    )
+    pages = st.lists(st.one_of(st.integers(1024, 1040), st.integers(0, 2**64 - 1)), max_size=4)
+    headers = st.builds(
+        page_list, pages, st.one_of(lengths, st.integers(0, 16384)), st.integers(0, 4100)
+    )
+    return st.tuples(payloads, st.one_of(st.just(b""), headers))
+
+
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(requests(), max_size=6))
+def test_any_request_is_answered(driver: Driver, series: list[tuple[bytes, bytes]]) -> None:
+    sent = {driver.raw(payload, header) for payload, header in series}
+    found: set[int] = set()
+    for _ in range(3):
+        found |= driver.answers().keys()
+        driver.channel.guest.transport.signal(driver.channel.relid)
+    assert found == sent
+    assert not driver.channel.rescinded
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(
+        st.tuples(
+            st.binary(max_size=80),
+            st.binary(max_size=80).map(lambda header: header[: len(header) & ~7]),
+            st.sampled_from([6, 9, 11]),
+            st.integers(0, 3),
+        ),
+        max_size=8,
+    )
+)
+def test_any_packets_are_answered_or_end_the_channel(
+    tmp_path_factory: pytest.TempPathFactory, packets: list[tuple[bytes, bytes, int, int]]
+) -> None:
+    driver = Driver(World(), [make_file(tmp_path_factory.getbasetemp() / "fuzzed")])
+    for payload, header, kind, flags in packets:
+        transaction = driver.raw(payload, header, kind=kind, flags=flags)
+        found = driver.answers()
+        if not driver.channel.rescinded and transaction not in found:
+            driver.world.guest.pump()
+            assert driver.channel.gone
+            return
