@@ -2,7 +2,7 @@
 
 import typer
 
-from teuthis.cli import attach, doctor, flows, run, squid, surface, version
+from teuthis.cli import attach, doctor, flows, image, run, squid, surface, version
 
 _HELP = """Runs programs in virtual machines whose every way out is listed, counted and tested.
 
@@ -29,6 +29,7 @@ app.command("flows")(flows.main)
 app.command("squid")(squid.main)
 app.command("doctor")(doctor.main)
 app.command("surface")(surface.main)
+app.add_typer(image.app, name="image")
 app.command("version")(version.main)
 
 

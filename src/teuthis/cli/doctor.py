@@ -10,6 +10,7 @@ import typer
 
 from teuthis import programs
 from teuthis.errors import TeuthisError
+from teuthis.images import debian
 from teuthis.jail import host
 from teuthis.jail.walls import NAMES
 from teuthis.root import cgroup
@@ -64,6 +65,12 @@ def _findings() -> Iterator[tuple[str, bool | None, str]]:
         except TeuthisError as error:
             yield name, False, str(error)
     yield "guest kernel", *_kernel()
+    lacking = list(debian.missing())
+    yield (
+        "building images",
+        None if lacking else True,
+        "; ".join(lacking) or "`teuthis image build debian` can run",
+    )
     kvm = os.access("/dev/kvm", os.R_OK | os.W_OK)
     yield (
         "/dev/kvm",

@@ -42,8 +42,8 @@ def default_kernel(*, update: bool = False) -> GuestKernel:
     files = sorted((top / "boot").glob("vmlinuz-*"))
     if not files:
         raise KernelError(f"the package {name.read_text()} holds no kernel: use --kernel")
-    release = files[-1].name.removeprefix("vmlinuz-")
-    found = (top / place / "lib/modules" / release for place in ("", "usr"))
+    version = files[-1].name.removeprefix("vmlinuz-")
+    found = (top / place / "lib/modules" / version for place in ("", "usr"))
     return GuestKernel(files[-1], next((path for path in found if path.is_dir()), None))
 
 
@@ -61,13 +61,13 @@ def kernel_from_file(path: Path) -> GuestKernel:
         raise KernelError(f"there is no kernel file {path}: check the path")
     here = path.resolve().parent
     places = [here / "modules"]
-    if release := _release(path):
+    if name := release(path):
         tops = (here, here.parent, here.parent / "usr", Path("/"))
-        places += [top / "lib/modules" / release for top in tops]
+        places += [top / "lib/modules" / name for top in tops]
     return GuestKernel(path, next((place for place in places if place.is_dir()), None))
 
 
-def _release(path: Path) -> str | None:
+def release(path: Path) -> str | None:
     """The kernel's release: named in a bzImage's header, else by the file's name."""
     with path.open("rb") as file:
         header = file.read(1 << 16)

@@ -68,6 +68,8 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """The root file system as the guest sees it: "sda", or "sda1" on a disk with partitions."""
     release: str
     """The kernel's release, such as "6.1.0-56-cloud-amd64"; empty if it is not known."""
+    epoch: int
+    """Seconds since 1970: the time of files that the build made (SOURCE_DATE_EPOCH)."""
     files: dict[str, Pin]
     modules: str | None = None
     packages: dict[str, str] = {}
@@ -146,6 +148,17 @@ def check_name(name: str) -> str:
             "with a letter or digit first"
         )
     return name
+
+
+def check_new_name(name: str) -> str:
+    """The name, if an image that is made may have it.
+
+    Raises:
+        ConfigurationError: it may not.
+    """
+    if name == TINY:
+        raise ConfigurationError(f"{TINY!r} is built in: give the image another --name")
+    return check_name(name)
 
 
 def find(name: str) -> Image:

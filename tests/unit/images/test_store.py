@@ -23,7 +23,8 @@ def make(name: str, *, initrd: bool = False) -> Path:
     for part in parts:
         (home / part).write_bytes(b"x")
     pins = {part: Pin(1, "0" * 64) for part in parts}
-    store.write_record(home, Record(source="a test", root="sda", release="6.1", files=pins))
+    record = Record(source="a test", root="sda", release="6.1", epoch=0, files=pins)
+    store.write_record(home, record)
     return home
 
 

@@ -1,0 +1,149 @@
+"""`teuthis image`: makes, lists, checks and removes the images that VMs boot from."""
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Final
+
+import typer
+
+from teuthis.errors import ConfigurationError, TeuthisError
+from teuthis.images import debian, make, store
+from teuthis.images.store import Image
+
+app = typer.Typer(
+    help="Make, list, check and remove the images that virtual machines boot from.",
+    no_args_is_help=True,
+)
+_SIZE: Final = re.compile(r"(\d{1,6})([MGT])")
+_UNITS: Final = {"M": 20, "G": 30, "T": 40}
+_MIN_SIZE: Final = 64 << 20
+_MAX_SIZE: Final = 16 << 40
+
+_Size = Annotated[str, typer.Option(help="Size of the root disk: 512M, 2G, …")]
+
+
+@app.command("build")
+def build(
+    flavour: Annotated[
+        str, typer.Argument(help=f"What to build: {' or '.join(debian.FLAVOURS)}.")
+    ] = "debian",
+    name: Annotated[
+        str | None, typer.Option(help="The image's name; the flavour's unless given.")
+    ] = None,
+    include: Annotated[
+        str, typer.Option(metavar="PKG,…", help="Debian packages beside the flavour's.")
+    ] = "",
+    size: _Size = "2G",
+    mirror: Annotated[
+        str | None, typer.Option(metavar="URL", help="A Debian archive to take packages from.")
+    ] = None,
+    update: Annotated[
+        bool, typer.Option("--update", help="Build it anew even if it is there.")
+    ] = False,
+) -> None:
+    """Build a Debian image, unless it is there.
+
+    `debian`: Debian with python3, on the kernel that `teuthis run` uses anyway.
+    `debian-stock`: Debian that boots by itself, with its own kernel, initrd and systemd and none
+    of Teuthis's software.
+    """
+    packages = [package for package in include.split(",") if package]
+    with _errors(), _steps(f"image {name or flavour}") as say:
+        image = make.build(
+            flavour,
+            name=name,
+            include=packages,
+            size=_size(size),
+            mirror=mirror,
+            update=update,
+            say=say,
+        )
+    _show([image])
+
+
+@app.command("ls")
+def ls() -> None:
+    """List the images."""
+    _show(store.list_images())
+
+
+@app.command("rm")
+def rm(names: Annotated[list[str], typer.Argument(help="Images to remove.")]) -> None:
+    """Remove images that no VM uses."""
+    with _errors():
+        for name in names:
+            store.remove(name)
+
+
+@app.command("verify")
+def verify(
+    names: Annotated[list[str] | None, typer.Argument(help="Images; all unless given.")] = None,
+) -> None:
+    """Compare every file of images with the SHA-256 that was noted when they were made.
+
+    The exit code is 0 if all are as they were.
+    """
+    with _errors():
+        images = [store.find(name) for name in names] if names else store.list_images()
+        bad = 0
+        for image in images:
+            wrong = make.verify(image)
+            bad += bool(wrong)
+            print(f"{image.name}: " + (f"changed: {', '.join(wrong)}" if wrong else "ok"))
+    raise typer.Exit(1 if bad else 0)
+
+
+def _show(images: list[Image]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "made from", "kernel", "root", "disk", "on disk", box=None)
+    for image in images:
+        record = image.record
+        if record is None or image.disk is None:
+            continue
+        status = image.disk.stat()
+        table.add_row(
+            image.name,
+            record.source,
+            record.release,
+            image.root,
+            f"{status.st_size / (1 << 30):.1f} GiB",
+            f"{status.st_blocks * 512 >> 20} MiB",
+        )
+    Console(highlight=False).print(table)
+
+
+def _size(text: str) -> int:
+    match = _SIZE.fullmatch(text.strip().upper())
+    size = int(match[1]) << _UNITS[match[2]] if match else 0
+    if not _MIN_SIZE <= size <= _MAX_SIZE:
+        raise ConfigurationError(f"--size {text}: say 512M or 2G; 64M to 16T")
+    return size
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Ends the program with an error's message, and exit code 125 as in `teuthis run`."""
+    try:
+        yield
+    except TeuthisError as error:
+        print(f"teuthis: {error}", file=sys.stderr)
+        raise typer.Exit(125) from None
+
+
+@contextmanager
+def _steps(title: str) -> Iterator[debian.Say]:
+    """Shows steps as they come: one line that changes on a terminal, else a line each."""
+    if not sys.stderr.isatty():
+        yield lambda step: print(f"{title}: {step}", file=sys.stderr, flush=True)
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(title)
+        yield lambda step: progress.update(task, description=f"{title}: {step}")
