@@ -39,12 +39,14 @@ from teuthis.errors import (
 )
 
 if TYPE_CHECKING:
+    from teuthis.root.disks import Disk
     from teuthis.root.process import PIPE, STDOUT, Process, Result
     from teuthis.root.vm import VM, run
 else:
     # Imported when first used: a worker process imports this package too, and must not carry the
     # root side with it.
     _HOMES = {
+        "Disk": "disks",
         "PIPE": "process",
         "STDOUT": "process",
         "Process": "process",
@@ -71,6 +73,7 @@ __all__ = [
     "CommandOutOfMemory",
     "CommandTimeout",
     "ConfigurationError",
+    "Disk",
     "FileError",
     "GuestHalted",
     "GuestOutOfMemory",

@@ -41,11 +41,46 @@ class Ended(enum.IntEnum):
     VMBUS_LIMIT = 36
     INTERNAL_ERROR = 37
     """A defect in the worker."""
+    LAYER_DAMAGED = 38
+    """A kept layer's map is none."""
 
 
 # ---- worker configuration ------------------------------------------------------------------------
 
 Descriptor = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+
+
+class LayerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A copy-on-write layer over a disk's file (`teuthis.layer`)."""
+
+    file: Descriptor
+    limit: Annotated[int, msgspec.Meta(ge=0)]
+    """Bytes that its data may take."""
+    kept: bool
+    """Whether its file has a map, to be used again."""
+
+
+class DiskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One disk; its place in the list is its LUN."""
+
+    file: Descriptor
+    size: Annotated[int, msgspec.Meta(ge=512, le=1 << 60, multiple_of=512)]
+    writable: bool
+    """Whether the guest may write to it: to the layer, where there is one."""
+    punches: bool
+    """Whether the file that is written to can give space back."""
+    layer: LayerConfig | None = None
+
+    @property
+    def written(self) -> int | None:
+        """The descriptor that is written to."""
+        if not self.writable:
+            return None
+        return self.layer.file if self.layer else self.file
+
+    def descriptors(self) -> list[int]:
+        """Its descriptors."""
+        return [self.file] + ([self.layer.file] if self.layer else [])
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,6 +98,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     uid: Annotated[int, msgspec.Meta(ge=1, lt=1 << 32)] | None = None
     """The worker's own user id, when root starts it."""
     allow_missing_walls: frozenset[str] = frozenset()
+    disks: tuple[DiskConfig, ...] = ()
 
     def descriptors(self) -> list[int]:
         """All descriptors in here."""
@@ -75,6 +111,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             self.counters,
             self.control,
             self.console,
+            *(descriptor for disk in self.disks for descriptor in disk.descriptors()),
         ]
 
 

@@ -7,6 +7,7 @@ import typer
 
 from teuthis.cli import attach
 from teuthis.errors import ConfigurationError
+from teuthis.root.disks import Disk
 from teuthis.root.vm import VM
 
 
@@ -22,9 +23,25 @@ def main(
         typer.Option(metavar="NAME=VALUE", help="An environment variable; may be repeated."),
     ] = None,
     workdir: Annotated[str, typer.Option(help="Working directory in the guest.")] = "/",
+    image: Annotated[
+        str, typer.Option(metavar="NAME", help="The image to boot; its disk is never changed.")
+    ] = "tiny",
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Keep what the guest writes above its image, to be given again."
+        ),
+    ] = None,
+    disk: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE[,ro|,cow]",
+            help="A disk: written to, read only, or with what is written thrown away.",
+        ),
+    ] = None,
     kernel: Annotated[
         Path | None,
-        typer.Option(help="A vmlinuz or vmlinux instead of the distribution's cloud kernel."),
+        typer.Option(help="A vmlinuz or vmlinux instead of the image's own kernel."),
     ] = None,
     console: Annotated[
         bool, typer.Option("--console", help="Show the guest kernel's log on stderr.")
@@ -68,6 +85,9 @@ def main(
         log = attach.Log() if console else None
         with VM(
             memory,
+            image=image,
+            keep=keep,
+            disks=[_disk(text) for text in disk or ()],
             kernel=kernel,
             console=log,
             env=variables,
@@ -84,6 +104,13 @@ def main(
                 if counts is not None:
                     _write_counts(counts, vm)
         raise typer.Exit(code)
+
+
+def _disk(text: str) -> Disk:
+    path, comma, mode = text.rpartition(",")
+    if not comma or mode not in ("ro", "cow"):
+        return Disk(text)
+    return Disk(path, read_only=mode == "ro", copy_on_write=mode == "cow")
 
 
 def _write_counts(path: Path, vm: VM) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from teuthis.images import initrd
 from teuthis.images.kernel import GuestKernel, default_kernel, kernel_from_file
+from teuthis.images.modules import TRANSPORT
 
 __all__ = ["BootFiles", "GuestKernel", "boot_files", "default_kernel", "kernel_from_file"]
 
@@ -17,17 +18,20 @@ class BootFiles:
     initrd: Path
 
 
-def boot_files(kernel: Path | None = None) -> BootFiles:
+def boot_files(
+    kernel: GuestKernel | None = None, drivers: tuple[str, ...] = TRANSPORT
+) -> BootFiles:
     """Kernel and initrd for a VM, from the cache where they are in it.
 
     Args:
-        kernel: a kernel file to use; by default the distribution's cloud kernel, which is
-            downloaded when it is not in the cache yet.
+        kernel: the kernel to use; by default the distribution's cloud kernel, which is downloaded
+            when it is not in the cache yet.
+        drivers: the kernel's modules that the agent loads, with all that they need.
 
     Raises:
         KernelError: no kernel is to be had, or its modules do not fit together.
         HostError: a download failed.
         ConfigurationError: the guest agent is not built.
     """
-    guest_kernel = kernel_from_file(kernel) if kernel else default_kernel()
-    return BootFiles(guest_kernel.file, initrd.build(guest_kernel))
+    guest_kernel = kernel or default_kernel()
+    return BootFiles(guest_kernel.file, initrd.build(guest_kernel, drivers))

@@ -12,6 +12,7 @@ TRANSPORT = ("hv_vmbus", "hv_sock")
 """What the agent needs to speak with the host."""
 INTEGRATION = ("hv_utils",)
 STORAGE = ("hv_storvsc", "sd_mod")
+ROOT = (*STORAGE, "ext4")
 NETWORK = ("hv_netvsc",)
 
 _COMPRESSED = {".xz": lzma.decompress, ".gz": gzip.decompress}

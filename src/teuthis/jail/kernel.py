@@ -9,6 +9,9 @@ from teuthis.jail.system_calls import NUMBERS
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
+PUNCH_HOLE: Final = 3
+"""Mode of `fallocate`: give the space of a range back; the file keeps its size."""
+
 Argument = int | bytes | ctypes.Array[ctypes.c_char] | ctypes.Structure | None
 
 
@@ -29,6 +32,11 @@ def call(name: str, *arguments: Argument) -> int:
 def prctl(option: int, *arguments: int) -> int:
     """Changes this process; unused arguments are zero. Raises `OSError`."""
     return call("prctl", option, *arguments, *(0,) * (4 - len(arguments)))
+
+
+def punch_hole(descriptor: int, offset: int, length: int) -> None:
+    """Gives the space of a range of a file back; it reads as zeros. Raises `OSError`."""
+    call("fallocate", descriptor, PUNCH_HOLE, offset, length)
 
 
 def _word(argument: Argument) -> object:

@@ -1,13 +1,16 @@
 """What a worker keeps: its system calls, found by measurement, and its limits."""
 
 import resource
+from collections.abc import Sequence
 from typing import Final
 
-from teuthis.jail.bpf import AllowList
+from teuthis import layer
+from teuthis.jail.bpf import AllowList, Alternatives
+from teuthis.jail.kernel import PUNCH_HOLE
 from teuthis.jail.limits import MIB, NOTHING
 from teuthis.jail.seccomp import integer, null, only, without
 from teuthis.jail.walls import Jail
-from teuthis.protocol import WorkerConfig
+from teuthis.protocol import DiskConfig, WorkerConfig
 
 _PROT_EXEC: Final = 4
 _MAP_PRIVATE_ANONYMOUS: Final = 0x22
@@ -20,8 +23,30 @@ _DESCRIPTORS: Final = 1024
 """Bounds how many commands can be under way: each has up to three."""
 
 
-def system_calls(epoll: int, link: int, control: int) -> AllowList:
+def system_calls(
+    epoll: int, link: int, control: int, disks: Sequence[DiskConfig] = ()
+) -> AllowList:
     """The calls that serving a VM takes, on these descriptors where they are always the same."""
+    return {**_always(epoll, link, control), **_storage(disks)}
+
+
+def _storage(disks: Sequence[DiskConfig]) -> AllowList:
+    """Each file of a disk is read, written, synced and given back only as its disk needs it."""
+    read = [descriptor for disk in disks for descriptor in disk.descriptors()]
+    written = [(disk, disk.written) for disk in disks if disk.written is not None]
+    # A layer that is thrown away is never synced.
+    synced = [each for disk, each in written if disk.layer is None or disk.layer.kept]
+    punched = [each for disk, each in written if disk.punches]
+    calls: dict[str, Alternatives] = {
+        "preadv2": tuple((integer(0, each), integer(5, 0)) for each in read),
+        "pwritev2": tuple((integer(0, each), integer(5, 0)) for _, each in written),
+        "fdatasync": tuple((integer(0, each),) for each in synced),
+        "fallocate": tuple((integer(0, each), integer(1, PUNCH_HOLE)) for each in punched),
+    }
+    return {name: alternatives for name, alternatives in calls.items() if alternatives}
+
+
+def _always(epoll: int, link: int, control: int) -> AllowList:
     return {
         "epoll_wait": ((integer(0, epoll),),),
         "epoll_ctl": ((integer(0, epoll),),),
@@ -55,11 +80,24 @@ def worker(config: WorkerConfig, calls: AllowList) -> Jail:
         system_calls=calls,
         limits={
             **NOTHING,
-            resource.RLIMIT_AS: config.memory_size + _OWN_MEMORY,
+            resource.RLIMIT_AS: config.memory_size + _OWN_MEMORY + sum(map(_maps, config.disks)),
             resource.RLIMIT_NOFILE: _DESCRIPTORS,
-            resource.RLIMIT_FSIZE: 0,  # streams are pipes; it writes no file at all
+            # Streams are pipes: it writes no file but those of writable disks, within their size.
+            resource.RLIMIT_FSIZE: max(map(_written_bytes, config.disks), default=0),
         },
         descriptors=config.descriptors(),
         uid=config.uid,
         allow_missing=config.allow_missing_walls,
     )
+
+
+def _maps(disk: DiskConfig) -> int:
+    """Memory that knowing a disk's blocks takes."""
+    return layer.map_size(disk.size) if disk.layer else 0
+
+
+def _written_bytes(disk: DiskConfig) -> int:
+    """The size of the file that a disk writes to."""
+    if disk.layer:
+        return layer.file_size(disk.size, kept=disk.layer.kept)
+    return disk.size if disk.writable else 0

@@ -61,6 +61,10 @@ _MESSAGES: Final[dict[Ended, tuple[type[errors.VMError], str]]] = {
         errors.ProtocolViolation,
         "the guest asked for more VMBus channels or memory lists than a guest may, so it was ended",
     ),
+    Ended.LAYER_DAMAGED: (
+        errors.VMError,
+        "a copy-on-write layer that was kept is damaged: start without it, or with a copy of it",
+    ),
     Ended.INTERNAL_ERROR: (
         errors.ProtocolViolation,
         f"the worker process met a defect of its own: {_REPORT}",

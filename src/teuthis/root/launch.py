@@ -3,7 +3,7 @@
 import os
 import socket
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +16,7 @@ from teuthis.protocol import WorkerConfig
 from teuthis.root import cgroup
 from teuthis.root.console import Console, Sink
 from teuthis.root.descriptors import Descriptors
+from teuthis.root.disks import Disk, open_disks
 from teuthis.root.loader import BootState
 from teuthis.root.spawn import Child
 
@@ -44,7 +45,11 @@ class Processes:
 
 
 def launch(
-    memory_size: int, load: Load, sink: Sink | None, allow_missing_walls: Collection[str] = ()
+    memory_size: int,
+    load: Load,
+    sink: Sink | None,
+    allow_missing_walls: Collection[str] = (),
+    disks: Sequence[Disk] = (),
 ) -> Processes:
     """Makes the memory and the channels of a VM, loads its memory, starts its two processes.
 
@@ -52,7 +57,7 @@ def launch(
     hypervisor waits for the worker's word before the guest's first instruction.
 
     Raises:
-        ConfigurationError: `allow_missing_walls` names something else.
+        ConfigurationError: `allow_missing_walls` names something else; a disk cannot be used.
         HostError, OSError: something that a VM needs cannot be had here.
         KernelError: `load` could not make the guest ready.
     """
@@ -73,26 +78,24 @@ def launch(
 
         own = held.enter_context(identity.lease())
         group = held.enter_context(cgroup.lease(memory_size, cgroup.place()))
-        worker_descriptors = {
-            "memory": memory,
-            "link": worker_link.fileno(),
-            "doorbells": doorbells,
-            "to_worker": to_worker,
-            "to_hypervisor": to_hypervisor,
-            "counters": pages[1],
-            "control": worker_control.fileno(),
-            "console": console_write,
-        }
         config = WorkerConfig(
+            memory=memory,
             memory_size=memory_size,
+            link=worker_link.fileno(),
+            doorbells=doorbells,
+            to_worker=to_worker,
+            to_hypervisor=to_hypervisor,
+            counters=pages[1],
+            control=worker_control.fileno(),
+            console=console_write,
             uid=own.worker,
             allow_missing_walls=allowed,
-            **worker_descriptors,
+            disks=open_disks(disks, given),
         )
         document = given.document("config", msgspec.json.encode(config))
         worker = Child(
             [sys.executable, "-I", "-m", "teuthis.worker", "--config-fd", str(document)],
-            [document, *worker_descriptors.values()],
+            [document, *config.descriptors()],
         )
         held.callback(worker.end)
         group.take(worker.pid)

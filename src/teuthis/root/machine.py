@@ -11,7 +11,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Final
@@ -22,6 +22,7 @@ from teuthis.jail import host
 from teuthis.protocol import STATUS_SIZE, Ended, ProtocolError, Stop, encode_request
 from teuthis.root.caller import Caller, total
 from teuthis.root.console import Console, Sink
+from teuthis.root.disks import Disk
 from teuthis.root.ending import ending
 from teuthis.root.launch import Load, launch
 
@@ -38,6 +39,7 @@ class Machine(Caller):
         load: Load,
         sink: Sink | None,
         allow_missing_walls: Collection[str] = (),
+        disks: Sequence[Disk] = (),
     ) -> None:
         """Starts a VM; `ready` says when its agent answers.
 
@@ -54,7 +56,7 @@ class Machine(Caller):
             # When a thread ends, the kernel kills the processes that it started: so they are
             # started by the thread that sees them end.
             try:
-                self._processes = launch(memory_size, load, sink, allow_missing_walls)
+                self._processes = launch(memory_size, load, sink, allow_missing_walls, disks)
                 self._talk_over(self._processes.control)
             except OSError as error:
                 launched.set_exception(HostError(f"could not start a VM: {error}"))

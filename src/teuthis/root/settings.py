@@ -24,13 +24,7 @@ def memory_size(memory: int | str) -> int:
     Raises:
         ConfigurationError: not a size, less than a guest needs, or more than this host has.
     """
-    if isinstance(memory, str):
-        match = _SIZE.fullmatch(memory.strip())
-        if match is None:
-            raise ConfigurationError(
-                f"{memory!r} is not a memory size: write a number and a unit, such as 256M or 2G"
-            )
-        memory = int(float(match[1]) * _UNITS[match[2].upper()])
+    memory = byte_count(memory)
     size = -(-memory // MIB) * MIB
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if size < MINIMUM_MEMORY:
@@ -43,6 +37,22 @@ def memory_size(memory: int | str) -> int:
             f"{_mib(memory)} of memory is more than this host has ({_mib(host)}): ask for less"
         )
     return size
+
+
+def byte_count(size: int | str) -> int:
+    """Bytes, from a number of them or a text such as "256M" or "1.5G".
+
+    Raises:
+        ConfigurationError: not a size.
+    """
+    if isinstance(size, int):
+        return size
+    match = _SIZE.fullmatch(size.strip())
+    if match is None:
+        raise ConfigurationError(
+            f"{size!r} is not a size: write a number and a unit, such as 256M or 2G"
+        )
+    return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 def _mib(size: int) -> str:

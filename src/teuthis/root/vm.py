@@ -7,10 +7,12 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from typing import Final
 
-from teuthis.errors import BootTimeout
-from teuthis.images import boot_files
+from teuthis.errors import BootTimeout, ConfigurationError
+from teuthis.images import BootFiles, GuestKernel, boot_files, kernel_from_file, modules, store
+from teuthis.images.store import Image
 from teuthis.root import loader, settings
 from teuthis.root.console import Sink
+from teuthis.root.disks import Disk
 from teuthis.root.guest import DEFAULT_ENVIRONMENT, Guest
 from teuthis.root.loader import BootState
 from teuthis.root.machine import Machine
@@ -34,6 +36,9 @@ class VM(Guest):
         self,
         memory: int | str = DEFAULT_MEMORY,
         *,
+        image: str = store.TINY,
+        keep: str | os.PathLike[str] | None = None,
+        disks: Sequence[Disk] = (),
         kernel: str | os.PathLike[str] | None = None,
         console: Sink | None = None,
         env: Mapping[str, str] | None = None,
@@ -44,7 +49,13 @@ class VM(Guest):
 
         Args:
             memory: guest memory: bytes, or a text such as "256M" or "2G".
-            kernel: a `vmlinuz` or `vmlinux` instead of the distribution's newest cloud kernel.
+            image: name of the image to boot: what its disk holds is the guest's root file system.
+                The image stays as it is; what the guest writes goes into a layer above it that is
+                thrown away when the VM ends.
+            keep: a file that keeps this layer, made if it is missing; given again with the same
+                image, the guest finds what it has written and flushed (`sync`).
+            disks: further disks, in the guest's order: /dev/sda, or /dev/sdb after an image's own.
+            kernel: a `vmlinuz` or `vmlinux` instead of the image's own kernel.
             console: a binary file that the kernel's log is written to as it comes; the guest's own
                 bytes, so look at them with care.
             env: environment variables of all programs; nothing of this process's own is passed on.
@@ -60,14 +71,18 @@ class VM(Guest):
         """
         size = settings.memory_size(memory)
         settings.time_limit(boot_timeout)
-        boot = boot_files(None if kernel is None else Path(kernel))
-        arguments = loader.command_line(console=console is not None)
+        chosen = store.find(image)
+        disks = [*_root_disk(chosen, keep), *disks]
+        boot = _boot_files(chosen, None if kernel is None else Path(kernel), disks=bool(disks))
+        arguments = loader.command_line(
+            console=console is not None, extra=f"teuthis.root={chosen.root}" if chosen.root else ""
+        )
 
         def load(descriptor: int, size: int) -> BootState:
             return loader.load(descriptor, size, boot.kernel, boot.initrd, arguments)
 
         variables = settings.environment(DEFAULT_ENVIRONMENT, env)
-        machine = Machine(size, load, console, allow_missing_walls)
+        machine = Machine(size, load, console, allow_missing_walls, disks)
         super().__init__(machine, variables)
         self._finalizer = weakref.finalize(self, machine.close)
         try:
@@ -92,6 +107,20 @@ class VM(Guest):
         self._finalizer()
 
 
+def _root_disk(image: Image, keep: str | os.PathLike[str] | None) -> list[Disk]:
+    if image.disk is not None:
+        return [Disk(image.disk, copy_on_write=True, layer=keep)]
+    if keep is not None:
+        raise ConfigurationError(f"the image {image.name!r} has no disk of which to keep a layer")
+    return []
+
+
+def _boot_files(image: Image, kernel: Path | None, *, disks: bool) -> BootFiles:
+    chosen = kernel_from_file(kernel) if kernel else GuestKernel(image.kernel, image.modules)
+    storage = modules.ROOT if image.root else modules.STORAGE if disks else ()
+    return boot_files(chosen, modules.TRANSPORT + storage)
+
+
 def run(
     argv: Sequence[str],
     input: bytes = b"",
@@ -101,9 +130,10 @@ def run(
     check: bool = False,
     *,
     memory: int | str = DEFAULT_MEMORY,
+    image: str = store.TINY,
     kernel: str | os.PathLike[str] | None = None,
     max_output: int = MAX_OUTPUT,
 ) -> Result:
     """Runs one program in a VM of its own; see `VM` and `VM.run`."""
-    with VM(memory, kernel=kernel) as vm:
+    with VM(memory, image=image, kernel=kernel) as vm:
         return vm.run(argv, input, timeout, env, cwd, check, max_output=max_output)

@@ -1,7 +1,7 @@
 """One VM's worker put together: which event goes where, and how the VM ends."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Final, Protocol
@@ -13,6 +13,10 @@ from teuthis.worker.agent.agent import Agent
 from teuthis.worker.console import Console
 from teuthis.worker.control import Control, LifelineCut
 from teuthis.worker.devices.hvsock import HvSock
+from teuthis.worker.devices.storage import storvsp
+from teuthis.worker.devices.storage.backend import Backend
+from teuthis.worker.devices.storage.layer import LayerDamaged
+from teuthis.worker.devices.storage.storvsp import Storvsp
 from teuthis.worker.doorbells import Doorbells
 from teuthis.worker.ending import EndVM
 from teuthis.worker.link import Link
@@ -50,6 +54,7 @@ class Machine:
         console: Console,
         loop: Loop,
         counters: Counters,
+        disks: Sequence[Backend] = (),
     ) -> None:
         self._memory = memory
         self._link = link
@@ -62,10 +67,15 @@ class Machine:
         self._agent = Agent(loop, self._sockets, counters, control.send, self._agent_text)
         self._timed: list[Timed] = [self._sockets, self._agent]
         self._stop_deadline: float | None = None
+        self._disks = disks
+        if disks:
+            storage = Storvsp(self._server, memory, counters, disks, console.note)
+            self._server.install(storvsp.OFFER, storage)
 
     def run(self) -> None:
         """Serves the VM until it ends. Raises `LifelineCut` when the root side goes first."""
         try:
+            self._load_disks()
             self._link.send(partition.START)
             while True:
                 self._flush()
@@ -77,6 +87,13 @@ class Machine:
             raise
         except Exception as error:  # a defect of ours ends the VM as anything else does
             self._end(EndVM(Ended.INTERNAL_ERROR, _internal_error(error)))
+
+    def _load_disks(self) -> None:
+        for lun, disk in enumerate(self._disks):
+            try:
+                disk.load()
+            except (OSError, LayerDamaged) as error:
+                raise EndVM(Ended.LAYER_DAMAGED, f"disk {lun}: {error}") from error
 
     # ---- events ----------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from teuthis.jail import worker as jail
 from teuthis.protocol import WorkerConfig
 from teuthis.worker.console import Console
 from teuthis.worker.control import Control, LifelineCut
+from teuthis.worker.devices.storage.disks import disk_backend
 from teuthis.worker.doorbells import Doorbells
 from teuthis.worker.link import Link
 from teuthis.worker.loop import Loop
@@ -21,6 +22,7 @@ from teuthis.worker.machine import Machine
 from teuthis.worker.memory import GuestMemory
 
 _USAGE = 64
+_MAX_CONFIG = 64 * 1024
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -42,16 +44,18 @@ def main(arguments: Sequence[str]) -> int:
     for mapped in (config.memory, config.counters, config.doorbells):
         os.close(mapped)
 
-    # 4. Put the machine together around what is left: four descriptors of this VM's own.
+    # 4. Put the machine together around what is left: four descriptors of this VM's own, and the
+    #    files of its disks.
     loop = Loop()
     link = Link(socket.socket(fileno=config.link), counters, doorbells.attend)
     control = Control(socket.socket(fileno=config.control), counters)
     console = Console(loop, config.console, counters)
-    machine = Machine(memory, link, doorbells, control, console, loop, counters)
+    disks = [disk_backend(disk) for disk in config.disks]
+    machine = Machine(memory, link, doorbells, control, console, loop, counters, disks)
 
     # 5. The door is locked: from here on no path, no network, no other process, no privilege, and
-    #    the 18 system calls that serving takes. All modules are loaded by now.
-    calls = jail.system_calls(loop.fileno(), config.link, config.control)
+    #    the 18 system calls that serving takes (22 with disks). All modules are loaded by now.
+    calls = jail.system_calls(loop.fileno(), config.link, config.control, config.disks)
     try:
         walls.enter(jail.worker(config, calls), walls.REST)
     except MissingWall as missing:
@@ -72,4 +76,4 @@ def _read_config(arguments: Sequence[str]) -> WorkerConfig:
     with open(descriptor, "rb") as file:
         if file.seekable():
             file.seek(0)
-        return msgspec.json.decode(file.read(4096), type=WorkerConfig)
+        return msgspec.json.decode(file.read(_MAX_CONFIG), type=WorkerConfig)

@@ -8,14 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from teuthis.layer import BLOCK, file_size, map_offset
 from teuthis.worker.devices.storage.backend import SECTOR, File, Memory
-from teuthis.worker.devices.storage.layer import (
-    BLOCK,
-    Layer,
-    LayerDamaged,
-    map_offset,
-    map_size,
-)
+from teuthis.worker.devices.storage.layer import Layer, LayerDamaged
 
 SIZE = 300 * BLOCK + 3 * SECTOR
 BASE = random.Random(7).randbytes(SIZE)
@@ -29,7 +24,7 @@ def make(tmp_path: Path) -> Make:
 
     def layer(*, limit: int = 1 << 30, kept: bool = True, punches: bool = True) -> Layer:
         path = tmp_path / "layer"
-        whole = map_offset(SIZE) + map_size(SIZE) if kept else SIZE
+        whole = file_size(SIZE, kept=kept)
         with path.open("ab") as file:
             file.truncate(whole)
         base = os.open(tmp_path / "base", os.O_RDONLY)

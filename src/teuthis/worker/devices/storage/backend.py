@@ -8,11 +8,9 @@ import errno
 import os
 from typing import Final, Protocol
 
-from teuthis.jail.kernel import call
+from teuthis.jail.kernel import punch_hole
 
 SECTOR: Final = 512
-PUNCH_HOLE_KEEP_SIZE: Final = 0x03
-"""Mode of `fallocate`: give the space of a range back, and let the file keep its size."""
 _ZEROS: Final = memoryview(bytes(1 << 20))
 
 
@@ -96,7 +94,7 @@ class File:
         """As `Backend.zero`: a hole where the file system has holes."""
         if self.punches:
             self._unsynced = True
-            call("fallocate", self._descriptor, PUNCH_HOLE_KEEP_SIZE, offset, length)
+            punch_hole(self._descriptor, offset, length)
             return
         while length:
             done = min(length, len(_ZEROS))

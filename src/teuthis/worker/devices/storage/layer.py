@@ -13,11 +13,8 @@ import mmap
 from collections.abc import Iterator
 from typing import Final
 
+from teuthis.layer import BLOCK, MAP_PAGE, map_offset, map_size
 from teuthis.worker.devices.storage.backend import Buffer, File, Memory, Zeros
-
-BLOCK: Final = 4096
-MAP_PAGE: Final = 4096
-"""Map entries that are written together."""
 
 _BASE, _LAYER, _HOLE = 0, 1, 2
 _ENTRIES: Final = bytes((_BASE, _LAYER, _HOLE))
@@ -26,16 +23,6 @@ _ZEROS_MAX: Final = 1 << 20
 
 class LayerDamaged(ValueError):
     """A map that no layer of ours can have."""
-
-
-def map_offset(size: int) -> int:
-    """Where the map of a kept layer for a disk of `size` bytes begins in its file."""
-    return -(-size // BLOCK) * BLOCK
-
-
-def map_size(size: int) -> int:
-    """Bytes of that map, in whole pages."""
-    return -(-size // BLOCK // MAP_PAGE) * MAP_PAGE
 
 
 class LayerFull(OSError):
