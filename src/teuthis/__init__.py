@@ -40,6 +40,7 @@ from teuthis.errors import (
 
 if TYPE_CHECKING:
     from teuthis.root.disks import Disk
+    from teuthis.root.named import NamedVM, connect, list, remove, start, start_again, stop
     from teuthis.root.process import PIPE, STDOUT, Process, Result
     from teuthis.root.vm import VM, run
 else:
@@ -47,12 +48,19 @@ else:
     # root side with it.
     _HOMES = {
         "Disk": "disks",
+        "NamedVM": "named",
         "PIPE": "process",
         "STDOUT": "process",
         "Process": "process",
         "Result": "process",
         "VM": "vm",
+        "connect": "named",
+        "list": "named",
+        "remove": "named",
         "run": "vm",
+        "start": "named",
+        "start_again": "named",
+        "stop": "named",
     }
 
     def __getattr__(name):
@@ -84,6 +92,7 @@ __all__ = [
     "ImageError",
     "KernelError",
     "MissingWall",
+    "NamedVM",
     "OutputTooLarge",
     "Process",
     "ProtocolViolation",
@@ -91,5 +100,11 @@ __all__ = [
     "TeuthisError",
     "VMClosed",
     "VMError",
+    "connect",
+    "list",
+    "remove",
     "run",
+    "start",
+    "start_again",
+    "stop",
 ]

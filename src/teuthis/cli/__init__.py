@@ -2,7 +2,23 @@
 
 import typer
 
-from teuthis.cli import attach, doctor, flows, image, run, squid, surface, version
+from teuthis.cli import (
+    attach,
+    doctor,
+    exec,
+    flows,
+    image,
+    inspect,
+    logs,
+    ls,
+    rm,
+    run,
+    squid,
+    start,
+    stop,
+    surface,
+    version,
+)
 
 _HELP = """Runs programs in virtual machines whose every way out is listed, counted and tested.
 
@@ -25,6 +41,13 @@ app = typer.Typer(
 # What follows the program's name is the program's, options too.
 _RUN_SETTINGS = {"allow_interspersed_args": False}
 app.command("run", cls=attach.Command, context_settings=_RUN_SETTINGS)(run.main)
+app.command("start", cls=attach.Command, context_settings=_RUN_SETTINGS)(start.main)
+app.command("exec", cls=attach.Command, context_settings=_RUN_SETTINGS)(exec.main)
+app.command("ls")(ls.main)
+app.command("inspect")(inspect.main)
+app.command("logs")(logs.main)
+app.command("stop")(stop.main)
+app.command("rm")(rm.main)
 app.command("flows")(flows.main)
 app.command("squid")(squid.main)
 app.command("doctor")(doctor.main)

@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Final
@@ -21,6 +21,7 @@ from teuthis.errors import (
     TeuthisError,
     VMError,
 )
+from teuthis.root.console import harmless
 from teuthis.root.guest import Guest
 from teuthis.root.process import PIPE
 
@@ -28,7 +29,7 @@ TIMED_OUT: Final = 124
 OWN_ERROR: Final = 125
 _NOT_EXECUTABLE: Final = 126
 _NOT_FOUND: Final = 127
-_STDIN, _STDOUT, _STDERR = 0, 1, 2
+_STDIN, STDOUT, _STDERR = 0, 1, 2
 _CHUNK: Final = 64 * 1024
 
 
@@ -107,33 +108,55 @@ def _signals() -> Iterator[None]:
 
 
 class Log:
-    """The guest's console on our stderr, line by line, harmless for terminals."""
+    """Text of a guest on one of our streams, line by line, harmless for terminals."""
 
-    def __init__(self) -> None:
+    def __init__(self, target: int = _STDERR) -> None:
+        self._target = target
         self._line = b""
 
     def write(self, data: bytes, /) -> None:
         """Shows the complete lines of `data` and of what came before."""
-        from teuthis.root.console import harmless
-
         *lines, self._line = (self._line + data).split(b"\n")
         if len(self._line) > _CHUNK:
             lines.append(self._line)
             self._line = b""
         text = "".join(harmless(line.rstrip(b"\r")) + "\n" for line in lines)
-        write(_STDERR, text.encode())
+        write(self._target, text.encode())
+
+    def close(self) -> None:
+        """Shows what has no end of line."""
+        if self._line:
+            self.write(b"\n")
 
 
-def run(vm: Guest, command: Sequence[str], workdir: str, limit: float | None) -> int:
+def shown(text: str) -> str:
+    """Text that may have come from a guest, harmless and on one line."""
+    return " ".join(harmless(text.encode(errors="replace")).split())
+
+
+def print_json(value: object) -> None:
+    """Writes a value as JSON to stdout."""
+    import msgspec
+
+    print(msgspec.json.format(msgspec.json.encode(value)).decode())
+
+
+def run(
+    vm: Guest,
+    command: Sequence[str],
+    workdir: str,
+    limit: float | None,
+    env: Mapping[str, str] | None = None,
+) -> int:
     """Runs the program with its streams connected to ours; returns the exit code for us."""
     deadline = None if limit is None else time.monotonic() + limit
-    process = vm.popen(command, stdin=PIPE, cwd=workdir)
+    process = vm.popen(command, stdin=PIPE, cwd=workdir, env=env)
     assert process.stdin is not None
     assert process.stderr is not None
     unread = threading.Event()
     pumps = [
         threading.Thread(target=_pump, args=(source.fileno(), target, vm, unread), daemon=True)
-        for source, target in ((process.stdout, _STDOUT), (process.stderr, _STDERR))
+        for source, target in ((process.stdout, STDOUT), (process.stderr, _STDERR))
     ]
     # A thread that waits for a terminal's next line cannot be ended: it owns its descriptor.
     feed = os.dup(process.stdin.fileno())

@@ -100,8 +100,8 @@ class Caller:
         """Whether the VM is no more."""
         return self._over or os.getpid() != self._owner
 
-    def raise_end(self, timeout: float) -> None:
-        """Raises why the VM ended, if it ends within `timeout` seconds."""
+    def raise_end(self, timeout: float | None) -> None:
+        """Raises why the VM ended, if it ends within `timeout` seconds; None: whenever it does."""
         self._thread.join(timeout)
         if not self._thread.is_alive():
             self._requests.raise_error()

@@ -78,7 +78,18 @@ class Machine(Caller):
                 os.eventfd_write(self._wake, 1)  # it ends as soon as it has begun
             raise
 
-    # ---- reading counters ----------------------------------------------------------------------
+    # ---- looking at it -------------------------------------------------------------------------
+
+    @property
+    def processes(self) -> dict[str, int]:
+        """Its processes by name, as process ids."""
+        children = (self._processes.worker, self._processes.hypervisor)
+        return dict(zip(("worker", "hypervisor"), (child.pid for child in children), strict=True))
+
+    @property
+    def counter_pages(self) -> tuple[int, ...]:
+        """Descriptors of the counter pages of root side, worker and hypervisor, while it lives."""
+        return self._processes.counter_pages
 
     def flows(self) -> dict[str, Count]:
         """Counters of both processes and of ours, by flow; the last ones once the VM has ended."""

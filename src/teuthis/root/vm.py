@@ -30,6 +30,9 @@ class VM(Guest):
     Use it in a `with` block. All methods may be called from any thread, and several programs may
     run at once; from asyncio call them with `asyncio.to_thread`. When the last reference goes, or
     the process ends in whatever way, the VM ends too.
+
+    Attributes:
+        machine: the processes behind it, for the root side.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class VM(Guest):
         variables = settings.environment(DEFAULT_ENVIRONMENT, env)
         machine = Machine(size, load, console, allow_missing_walls, disks)
         super().__init__(machine, variables)
+        self.machine = machine
         self._finalizer = weakref.finalize(self, machine.close)
         try:
             machine.ready.result(boot_timeout)

@@ -19,7 +19,7 @@ KINDS = {
 }  # fmt: skip
 DIRECTIONS = {
     "guest-to-host", "host-to-guest", "both", "hypervisor-to-worker", "worker-to-hypervisor",
-    "root-to-worker", "worker-to-root", "worker-to-client", "client-to-worker",
+    "root-to-worker", "worker-to-root", "worker-to-client", "client-to-worker", "client-to-root",
 }  # fmt: skip
 RUST = {path: path.read_text() for path in (ROOT / "hypervisor/src").rglob("*.rs")}
 PYTHON = {path: path.read_text() for path in (ROOT / "src/teuthis").rglob("*.py")}

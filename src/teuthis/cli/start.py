@@ -1,0 +1,68 @@
+"""`teuthis start`: a virtual machine that outlives the command."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from teuthis.cli import attach
+from teuthis.errors import ConfigurationError
+
+
+def main(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME | COMMAND…]",
+            help="With --name: a program that the VM is for. Without: the VM to start again.",
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of a new VM.")] = None,
+    memory: Annotated[str, typer.Option(help="Guest memory: 256M, 2G, …")] = "256M",
+    env: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="An environment variable; may be repeated."),
+    ] = None,
+    workdir: Annotated[str, typer.Option(help="Working directory of the program.")] = "/",
+    kernel: Annotated[
+        Path | None,
+        typer.Option(help="A vmlinuz or vmlinux instead of the distribution's cloud kernel."),
+    ] = None,
+    allow_missing_wall: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Run without a wall that this host cannot give."),
+    ] = None,
+) -> None:
+    """Start a virtual machine that goes on when this command ends.
+
+    It is ready when the command returns. With a program, the VM ends when that does, and `teuthis
+    logs` shows what it wrote; without one, the VM runs until `teuthis stop`. `teuthis exec` runs
+    more programs in it, `teuthis ls` lists all. A VM that has ended keeps its name and its disk
+    until `teuthis rm`, and can be started again by its name.
+
+    For example:
+
+        teuthis start --name web
+        teuthis start --name job --memory 1G -- sh -c 'sleep 60; echo done'
+        teuthis start web
+    """
+    from teuthis.root import named
+
+    words = words or []
+    with attach.verb():
+        if name is not None:
+            named.start(
+                name,
+                words,
+                memory=memory,
+                kernel=kernel,
+                env=dict(attach.variable(text) for text in env or ()),
+                cwd=workdir,
+                allow_missing_walls=allow_missing_wall or (),
+            ).close()
+        elif len(words) == 1:
+            named.start_again(words[0]).close()
+        else:
+            raise ConfigurationError(
+                "say --name NAME for a new VM, or the name of one that is to be started again"
+            )

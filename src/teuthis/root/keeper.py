@@ -1,0 +1,352 @@
+"""The keeper of a VM that outlives the command that started it: one small process per VM.
+
+It owns the VM as any program does that uses this library, and lets its user in by a socket that
+only processes of the same user can reach. Of the guest's data it sees what such a program sees of a
+VM that it does not use: fixed-size statuses, and the bytes of the log files, unread. If the keeper
+dies, the VM's processes die with it.
+
+Started by `start` as `python -m teuthis.root.keeper --run RUN --report-fd N`.
+"""
+
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from concurrent.futures import Future
+from contextlib import suppress
+from types import FrameType
+from typing import Final, Self
+
+import msgspec
+
+from teuthis.errors import GuestPowerOff, HostError, TeuthisError, VMClosed, VMError
+from teuthis.flows import Counters, counters_size
+from teuthis.protocol import (
+    MAX_REQUEST,
+    Exec,
+    ProtocolError,
+    ReadFile,
+    Request,
+    Shutdown,
+    Signal,
+    Status,
+    StatusKind,
+    Stop,
+    WriteFile,
+    decode_request,
+)
+from teuthis.root import logs, remote, store
+from teuthis.root.descriptors import Descriptors
+from teuthis.root.failure import Failure
+from teuthis.root.process import STDOUT, Process
+from teuthis.root.remote import Welcome
+from teuthis.root.store import Ending, Record
+from teuthis.root.vm import VM
+
+MAX_CONNECTIONS: Final = 64
+_MAX_DESCRIPTORS: Final = 3
+_CHUNK: Final = 64 * 1024
+_PEER: Final = struct.Struct("iII")
+"""`struct ucred` (unix(7)): process, user, group."""
+_TERMINATE_PATIENCE: Final = 10.0
+"""Seconds that the guest has to end in order when the host ends (SIGTERM)."""
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What the keeper tells its starter, once: that the VM runs, or why not."""
+
+    failure: Failure | None = None
+
+
+def main(arguments: list[str]) -> int:
+    """Keeps one VM until it ends."""
+    _, run, _, descriptor = arguments
+    starter = Starter(socket.socket(fileno=int(descriptor)))
+    _leave()
+    starter.watch()
+    try:
+        store.kept(run)
+        record = store.find_run(run)
+        with Descriptors() as held:
+            kernel_log = logs.LogFile(record.directory / logs.KERNEL)
+            held.callback(kernel_log.close)
+            vm = held.enter_context(record.plan.start(kernel_log))
+            page = held.memory_file("counters-keeper", counters_size())
+            keeper = held.enter_context(Keeper(record, vm, page))
+            store.ready(run)
+            starter.tell(Report())
+            store.ended(run, keeper.serve())
+    except TeuthisError as error:
+        starter.tell(Report(Failure.of(error)))
+        return 1
+    except Exception as error:  # a defect of ours: said where somebody may see it
+        defect = HostError(f"internal error in the keeper: {error!r}")
+        store.ended(run, Ending.of(defect))
+        starter.tell(Report(Failure.of(defect)))
+        raise
+    return 0
+
+
+def _leave() -> None:
+    """Out of the starter's session and children: what happens to it does not happen to us."""
+    os.umask(0o077)
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+class Starter:
+    """The command that started us: it waits for one report, and its death before that is ours."""
+
+    def __init__(self, link: socket.socket) -> None:
+        self._link = link
+        self._told = False
+
+    def watch(self) -> None:
+        """Ends this process, and with it the VM, when the starter dies before it was told."""
+        threading.Thread(target=self._watch, name="teuthis-starter", daemon=True).start()
+
+    def _watch(self) -> None:
+        with suppress(OSError):
+            self._link.recv(1)
+        if not self._told:
+            os._exit(1)
+
+    def tell(self, report: Report) -> None:
+        """Gives the report; later ones have nobody to read them."""
+        if not self._told:
+            self._told = True
+            with suppress(OSError):
+                self._link.send(msgspec.msgpack.encode(report))
+            with suppress(OSError):
+                self._link.shutdown(socket.SHUT_RDWR)
+
+
+class Keeper:
+    """The VM's socket, its program, and how it ends."""
+
+    def __init__(self, record: Record, vm: VM, page: int) -> None:
+        """Starts the VM's program, if it has one, and listens.
+
+        Args:
+            record: the VM's.
+            vm: the VM.
+            page: descriptor of a counter page for the keeper's own flow.
+
+        Raises:
+            CommandNotFound, CommandNotExecutable: the guest cannot run the program.
+            HostError: the socket or the log cannot be made.
+        """
+        self.machine = vm.machine
+        self._vm = vm
+        self._asked = False
+        self._exit_code: int | None = None
+        self.counters = Counters(page)
+        self.counter_pages = (page, *vm.machine.counter_pages)
+        self._over = os.eventfd(0, os.EFD_CLOEXEC)
+        self._connections: set[Connection] = set()
+        try:
+            if record.plan.command:
+                self._start(record)
+            self._listener = _listen(record)
+        except OSError as error:
+            raise HostError(f"could not make the keeper's socket or log: {error}") from error
+        self._welcome = msgspec.msgpack.encode(
+            Welcome(remote.VERSION, remote.register(), self.machine.processes)
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._listener.close()
+        for connection in list(self._connections):
+            connection.close()
+
+    def serve(self) -> Ending:
+        """Lets clients in until the VM has ended; returns how it did."""
+        signal.signal(signal.SIGTERM, self._on_terminate)
+        threading.Thread(target=self._await_end, daemon=True).start()
+        poll = select.poll()
+        poll.register(self._listener, select.POLLIN)
+        poll.register(self._over, select.POLLIN)
+        while self._over not in dict(poll.poll()):
+            client, _ = self._listener.accept()
+            if len(self._connections) >= MAX_CONNECTIONS or not _is_same_user(client):
+                client.close()
+                continue
+            connection = Connection(client, self)
+            self._connections.add(connection)
+            threading.Thread(target=connection.serve, args=(self._welcome,), daemon=True).start()
+        return self._ending()
+
+    def stop(self, patience: float) -> None:
+        """Ends the VM on request; its guest has `patience` seconds to do so in order."""
+        if patience:
+            self.shut_down()
+            with suppress(TeuthisError):
+                self.machine.raise_end(patience)
+        self._asked = True
+        self.machine.close()
+
+    def leave(self, connection: "Connection") -> None:
+        """A connection is over."""
+        self._connections.discard(connection)
+
+    def shut_down(self) -> None:
+        """Asks the guest to end in order."""
+        self._asked = True
+        self.machine.tell(Shutdown())
+
+    def _on_terminate(self, number: int, frame: FrameType | None) -> None:
+        threading.Thread(target=self.stop, args=(_TERMINATE_PATIENCE,), daemon=True).start()
+
+    def _await_end(self) -> None:
+        with suppress(TeuthisError):
+            self.machine.raise_end(None)
+        os.eventfd_write(self._over, 1)
+
+    def _ending(self) -> Ending:
+        try:
+            self.machine.raise_end(0)
+        except TeuthisError as error:
+            if self._asked and isinstance(error, (VMClosed, GuestPowerOff)):
+                return Ending.on_request(self._exit_code)
+            if self._exit_code is not None and isinstance(error, VMClosed):
+                return Ending(time.time(), asked=False, exit_code=self._exit_code)
+            return Ending.of(error, self._exit_code)
+        raise AssertionError("the VM has ended")
+
+    def _start(self, record: Record) -> None:
+        plan = record.plan
+        process = self._vm.popen(plan.command, stderr=STDOUT, cwd=plan.workdir)
+        log = logs.LogFile(record.directory / logs.OUTPUT)
+        threading.Thread(target=self._await_program, args=(process, log), daemon=True).start()
+
+    def _await_program(self, process: Process, log: logs.LogFile) -> None:
+        """Copies the program's output to the log; at its end the VM has done its work."""
+        assert process.stdout is not None
+        while data := os.read(process.stdout.fileno(), _CHUNK):
+            with suppress(OSError):  # a full disk costs the log, not the program
+                log.write(data)
+        with suppress(TeuthisError):
+            code = process.wait()
+            self._exit_code = 128 - code if code < 0 else code
+            self.machine.close()
+
+
+class Connection:
+    """One client. Its requests get numbers of the VM's; programs it leaves behind are killed."""
+
+    def __init__(self, client: socket.socket, keeper: Keeper) -> None:
+        self._client = client
+        self._keeper = keeper
+        self._machine = keeper.machine
+        self._numbers: dict[int, int] = {}
+        """The client's numbers of requests under way, and the VM's for the same."""
+
+    def close(self) -> None:
+        """Ends the connection."""
+        with suppress(OSError):
+            self._client.shutdown(socket.SHUT_RDWR)
+
+    def serve(self, welcome: bytes) -> None:
+        """Greets the client and does what it asks, until it goes or breaks the protocol."""
+        try:
+            socket.send_fds(self._client, [welcome], self._keeper.counter_pages)
+            while self._take():
+                pass
+        except (OSError, ProtocolError, VMError):
+            pass
+        finally:
+            self._keeper.leave(self)
+            for number in list(self._numbers.values()):
+                self._machine.tell(Signal(number, signal.SIGKILL))
+            self._client.close()
+
+    def _take(self) -> bool:
+        packet, descriptors, _, _ = socket.recv_fds(
+            self._client, MAX_REQUEST + 1, _MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+        )
+        counters = self._keeper.counters
+        try:
+            if packet:
+                self._handle(decode_request(packet, len(descriptors)), descriptors)
+                counters.accept("keeper.request", len(packet))
+            return bool(packet)
+        except ProtocolError:
+            counters.reject("keeper.request")
+            raise
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _handle(self, request: Request, descriptors: list[int]) -> None:
+        match request:
+            case Stop():
+                self._keeper.stop(0)
+            case Shutdown():
+                self._keeper.shut_down()
+            case Signal(id=own, signal=which):
+                if (number := self._numbers.get(own)) is not None:
+                    self._machine.tell(Signal(number, which))
+            case _:
+                self._submit(request, descriptors)
+
+    def _submit(self, request: Exec | ReadFile | WriteFile, descriptors: list[int]) -> None:
+        own = request.id
+        if own in self._numbers:
+            raise ProtocolError("a number of a request that is under way")
+        answer = self._machine.submit(
+            lambda number: msgspec.structs.replace(request, id=number), descriptors
+        )
+        self._numbers[own] = answer.id
+
+        def started(future: Future[int]) -> None:
+            if future.exception() is None and (pid := future.result()):
+                self._send(Status(StatusKind.STARTED, own, pid))
+
+        def finished(future: Future[Status]) -> None:
+            self._numbers.pop(own, None)
+            if future.exception() is None:
+                self._send(future.result()._replace(id=own))
+
+        answer.started.add_done_callback(started)
+        answer.finished.add_done_callback(finished)
+
+    def _send(self, status: Status) -> None:
+        """Called by the VM's thread: a client that does not read must not hold it up."""
+        try:
+            self._client.send(status.encode(), socket.MSG_DONTWAIT)
+        except OSError:
+            self.close()
+
+
+def _listen(record: Record) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    directory = os.open(record.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        listener.bind(f"/proc/self/fd/{directory}/{record.socket.name}")
+        listener.listen()
+    except BaseException:
+        listener.close()
+        raise
+    finally:
+        os.close(directory)
+    return listener
+
+
+def _is_same_user(client: socket.socket) -> bool:
+    credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+    _, uid, _ = _PEER.unpack(credentials)
+    return bool(uid == os.geteuid())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,232 @@
+"""VMs with names, which outlive the program that starts them: started, found, stopped, removed."""
+
+import os
+import socket
+import subprocess
+import sys
+import weakref
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from typing import Final
+
+import msgspec
+
+from teuthis import data
+from teuthis.errors import HostError, TeuthisError
+from teuthis.protocol import Shutdown, Stop
+from teuthis.root import settings, store
+from teuthis.root.guest import DEFAULT_ENVIRONMENT, Guest
+from teuthis.root.keeper import Report
+from teuthis.root.plan import Plan, host_path
+from teuthis.root.remote import Remote
+from teuthis.root.store import Ending, Record
+
+STOP_TIMEOUT: Final = 30.0
+"""Seconds that a guest has to end in order, unless its user says otherwise."""
+_STOP_PATIENCE: Final = 10.0
+"""Seconds that a keeper has to end a VM before it is killed itself."""
+_MAX_REPORT: Final = 1 << 20
+_INHERITED: Final = ("HOME", "LANG", "PATH", "TMPDIR", "TEUTHIS_DEBUG")
+_INHERITED_PATHS: Final = ("TEUTHIS_CACHE", "TEUTHIS_PROGRAMS")
+
+
+class NamedVM(Guest):
+    """A connection to a VM with a name. The VM goes on when the connection ends.
+
+    Programs that are started over a connection end with it.
+
+    Attributes:
+        name: the VM's name.
+        processes: the VM's processes by name, as process ids.
+    """
+
+    def __init__(self, record: Record) -> None:
+        remote = Remote(record)
+        super().__init__(remote, settings.environment(DEFAULT_ENVIRONMENT, record.plan.env))
+        self.name = record.name
+        self.processes = remote.processes
+        self._record = record
+        self._finalizer = weakref.finalize(self, remote.close)
+
+    def __repr__(self) -> str:
+        return f"<NamedVM {self.name!r} {'closed' if self.closed else 'running'}>"
+
+    def close(self) -> None:
+        """Ends the connection. The VM goes on."""
+        self._finalizer()
+
+    def stop(self, timeout: float = STOP_TIMEOUT, *, now: bool = False) -> None:
+        """Ends the VM; none of its processes is left when this returns. It can be started again.
+
+        Args:
+            timeout: seconds that the guest has to end in order.
+            now: do not ask the guest.
+        """
+        if not now:
+            self._machine.tell(Shutdown())
+            self._await_end(timeout)
+        self._machine.tell(Stop())
+        self._await_end(_STOP_PATIENCE)
+        kill(self._record)
+
+    def _await_end(self, timeout: float) -> None:
+        with suppress(TeuthisError):
+            self._machine.raise_end(timeout)
+
+
+def start(
+    name: str,
+    command: Sequence[str] = (),
+    *,
+    memory: int | str = Plan.memory,
+    kernel: str | os.PathLike[str] | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: str = "/",
+    allow_missing_walls: Collection[str] = (),
+) -> NamedVM:
+    """Starts a VM that outlives this program, and connects to it.
+
+    Args:
+        name: up to 63 lower-case letters, digits and hyphens; unique among the user's VMs.
+        command: a program that the VM is for: when it ends, so does the VM. What it writes is kept
+            in a log. Without one the VM runs until it is stopped.
+        memory: see `VM`, as for all that is not said here.
+        kernel: see `VM`.
+        env: see `VM`.
+        cwd: where the program starts.
+        allow_missing_walls: see `VM`.
+
+    Raises:
+        ConfigurationError: the name is taken, or an argument cannot be.
+        KernelError, HostError, BootTimeout, GuestPanic, …: see `VM`.
+        CommandNotFound, CommandNotExecutable: the guest cannot run the command.
+    """
+    plan = Plan(
+        memory=memory,
+        kernel=host_path(kernel),
+        env=settings.environment(env),
+        allow_missing_walls=tuple(allow_missing_walls),
+        command=tuple(settings.arguments(command)) if command else (),
+        workdir=settings.guest_path(cwd),
+    )
+    record = store.add(name, plan)
+    try:
+        return _keep(record)
+    except BaseException:
+        store.forget(record)
+        raise
+
+
+def start_again(name: str) -> NamedVM:
+    """Starts a VM again that was stopped, has ended, or was found dead.
+
+    Raises:
+        ConfigurationError: there is no such VM, or it runs.
+        TeuthisError: see `start`.
+    """
+    record = store.again(name)
+    try:
+        return _keep(record)
+    except TeuthisError as error:
+        store.ended(record.run, Ending.of(error))
+        raise
+
+
+def connect(name: str) -> NamedVM:
+    """Connects to a VM that runs.
+
+    Raises:
+        ConfigurationError: there is no such VM.
+        VMError: it does not run; the error is the one that it ended with.
+        HostError: its keeper does not answer.
+    """
+    return NamedVM(store.find(name))
+
+
+def list() -> Sequence[Record]:
+    """All VMs with names, those that have ended too."""
+    return store.records()
+
+
+def stop(name: str, timeout: float = STOP_TIMEOUT, *, now: bool = False) -> None:
+    """Ends a VM; does nothing when it has ended.
+
+    Raises:
+        ConfigurationError: there is no such VM.
+    """
+    record = store.find(name)
+    if not record.live:
+        return
+    try:
+        vm = NamedVM(record)
+    except TeuthisError:  # it still starts, or its keeper is stuck
+        kill(record)
+        return
+    with vm:
+        vm.stop(timeout, now=now)
+
+
+def remove(name: str, *, force: bool = False) -> None:
+    """Forgets a VM that has ended; its files go with it.
+
+    Args:
+        name: which.
+        force: also one that runs: it is ended at once.
+
+    Raises:
+        ConfigurationError: there is no such VM, or it runs.
+    """
+    if force:
+        stop(name, now=True)
+    store.remove(name)
+
+
+def kill(record: Record) -> None:
+    """Ends a VM, whose keeper may be stuck, by killing that; does nothing when it has ended.
+
+    Raises:
+        HostError: it has no keeper yet.
+    """
+    record = store.find_run(record.run)
+    if not record.live:
+        return
+    if record.keeper is None:
+        raise HostError(f"the VM {record.name!r} is just being started: try again")
+    record.keeper.kill()
+    store.ended(record.run, Ending.on_request())
+
+
+def _keep(record: Record) -> NamedVM:
+    """Starts the keeper and waits for its word."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        options = ["--run", record.run, "--report-fd", str(theirs.fileno())]
+        try:
+            # It returns at once: the keeper goes on as a child of its own.
+            subprocess.run(
+                [sys.executable, "-I", "-m", "teuthis.root.keeper", *options],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=None if os.environ.get("TEUTHIS_DEBUG") else subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                env=_environment(),
+                cwd="/",
+                check=True,
+            )
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise HostError(f"could not start a keeper for the VM: {error}") from error
+        theirs.close()
+        packet = ours.recv(_MAX_REPORT)
+    if not packet:
+        raise HostError(f"the keeper of the VM {record.name!r} died while it started")
+    failure = msgspec.msgpack.decode(packet, type=Report).failure
+    if failure is not None:
+        raise failure.error()
+    return NamedVM(store.find_run(record.run))
+
+
+def _environment() -> dict[str, str]:
+    given = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    paths = {name: os.environ[name] for name in _INHERITED_PATHS if name in os.environ}
+    given |= {name: str(host_path(path)) for name, path in paths.items()}
+    return given | {"TEUTHIS_DATA": str(data.directory())}

@@ -1,0 +1,173 @@
+"""A VM that a keeper owns, asked over the keeper's socket.
+
+The keeper greets with a `Welcome` and the VM's counter pages; after that both sides speak
+`teuthis.protocol`, as with a worker: requests with the descriptors of pipes, which the keeper hands
+on to the worker, and statuses. So output goes from the worker to the client and never through the
+keeper.
+"""
+
+import hashlib
+import os
+import select
+import socket
+import threading
+from contextlib import suppress
+from typing import Final
+
+import msgspec
+
+from teuthis.errors import HostError, TeuthisError, VMClosed, VMError
+from teuthis.flows import FLOWS, Count, Counters, counters_size
+from teuthis.protocol import STATUS_SIZE, ProtocolError
+from teuthis.root import store
+from teuthis.root.caller import Caller, total
+from teuthis.root.store import Record
+
+VERSION: Final = 1
+COUNTER_PAGES: Final = 4
+_MAX_WELCOME: Final = 4096
+_PATIENCE: Final = 10.0
+"""Seconds that a keeper may take to greet."""
+
+
+class Welcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A keeper's first packet.
+
+    Descriptors: the counter pages of the keeper, the root side, the worker and the hypervisor.
+
+    Attributes:
+        register: which flows the pages count, in which order.
+        processes: the VM's processes by name, as process ids.
+    """
+
+    version: int
+    register: str
+    processes: dict[str, int]
+
+
+def register() -> str:
+    """A digest of the register's flows in their order."""
+    return hashlib.sha256("\n".join(FLOWS).encode()).hexdigest()
+
+
+class Remote(Caller):
+    """The client's end of a connection to a keeper.
+
+    Attributes:
+        processes: the VM's processes by name, as process ids.
+    """
+
+    def __init__(self, record: Record) -> None:
+        """Connects to the keeper of a VM that runs.
+
+        Raises:
+            VMError: the VM does not run.
+            HostError: its keeper does not answer, or is of another version.
+        """
+        super().__init__()
+        self._run = record.run
+        self._name = record.name
+        self._closing = False
+        control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._pages, self.processes = _enter(control, record)
+            self._talk_over(control)
+        except BaseException:
+            control.close()
+            raise
+        self._thread = threading.Thread(target=self._listen, name="teuthis-remote", daemon=True)
+        self._thread.start()
+
+    def flows(self) -> dict[str, Count]:
+        """Counters of all the VM's processes, by flow."""
+        return total(self._pages)
+
+    def close(self) -> None:
+        """Ends the connection, and with it the programs that were started over it."""
+        if os.getpid() != self._owner:
+            return
+        with self._lock:
+            if not self._over:
+                self._closing = True
+                self._control.shutdown(socket.SHUT_RDWR)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _listen(self) -> None:
+        poll = select.poll()
+        poll.register(self._control.fileno(), select.POLLIN)
+        try:
+            while poll.poll():
+                packet = self._control.recv(2 * STATUS_SIZE)
+                if not packet:
+                    break
+                self._requests.take(packet)
+        except (OSError, ProtocolError):
+            pass  # as good as an end: the keeper is not what it should be
+        with self._lock:
+            self._over = True
+            self._control.close()
+        error = self._error()
+        self._requests.fail(lambda: error)
+
+    def _error(self) -> TeuthisError:
+        if self._closing:
+            return VMClosed(f"this connection to the VM {self._name!r} is closed: connect again")
+        with suppress(TeuthisError):
+            record = store.find_run(self._run)
+            if not record.live:
+                return why(record)
+        return VMError(f"the keeper of the VM {self._name!r} ended the connection: connect again")
+
+
+def why(record: Record) -> TeuthisError:
+    """The error of a VM that does not run."""
+    name, ending = record.name, record.ending
+    if ending is not None and ending.failure is not None and not ending.asked:
+        return ending.failure.error(f"the VM {name!r} has ended: ")
+    kind, state = (VMClosed, "has ended") if ending is not None else (VMError, "is dead")
+    return kind(f"the VM {name!r} {state}: {record.reason}; `teuthis start {name}` starts it again")
+
+
+def _enter(control: socket.socket, record: Record) -> tuple[list[Counters], dict[str, int]]:
+    """Connects, and takes the welcome."""
+    if not record.live:
+        raise why(record)
+    if record.ready is None:
+        raise VMError(f"the VM {record.name!r} is still starting: wait for it")
+    control.settimeout(_PATIENCE)
+    try:
+        # By a descriptor of its directory, as a socket's path must not be longer than 107 bytes.
+        directory = os.open(record.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            control.connect(f"/proc/self/fd/{directory}/{record.socket.name}")
+        finally:
+            os.close(directory)
+        packet, descriptors, _, _ = socket.recv_fds(
+            control, _MAX_WELCOME, COUNTER_PAGES, socket.MSG_CMSG_CLOEXEC
+        )
+    except OSError as error:
+        raise HostError(f"the keeper of the VM {record.name!r} does not answer: {error}") from error
+    try:
+        welcome = msgspec.msgpack.decode(packet, type=Welcome)
+        if (welcome.version, welcome.register) != (VERSION, register()):
+            raise HostError(
+                f"the VM {record.name!r} was started by another version of Teuthis: "
+                f"use that one, or start it again (`teuthis stop {record.name}`)"
+            )
+        if len(descriptors) != COUNTER_PAGES:
+            raise HostError(f"the keeper of the VM {record.name!r} gave no counters")
+        return [_page(descriptor) for descriptor in descriptors], welcome.processes
+    except (msgspec.DecodeError, OSError) as error:
+        raise HostError(
+            f"the keeper of the VM {record.name!r} does not greet as keepers do: {error}"
+        ) from error
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _page(descriptor: int) -> Counters:
+    if os.fstat(descriptor).st_size != counters_size():
+        raise OSError("a counter page of another size")
+    return Counters(descriptor, writable=False)
