@@ -7,6 +7,7 @@ export PYTHON RUST_MINIMUM DISK_MINIMUM
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := build
+EVIDENCE := $(STAMPS)/evidence
 STATIC_TARGET := x86_64-unknown-linux-gnu
 # What a build needs, and what only tests, lint and benchmarks need.
 PACKAGES := gcc libc6-dev python3-venv mmdebstrap e2fsprogs kmod uidmap debian-archive-keyring
@@ -14,7 +15,8 @@ TEST_PACKAGES := acpica-tools cpio strace
 BENCH_PACKAGES := qemu-system-x86
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup programs prisoner image update run test test-rust test-python test-kvm lint walls-matter attacks-report docs bench hostile clean
+.PHONY: help setup programs prisoner image update run test test-rust test-python test-kvm evidence lint walls-matter \
+	attacks-report docs flows-lock flows-report bench hostile clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,20 +61,26 @@ setup: $(STAMPS)/venv.stamp programs image ## everything that `teuthis run` need
 run: setup ## run a command inside a virtual machine
 	@$(BIN)/teuthis run -- sh -c 'uname -a; echo hello from inside'
 
-test: test-rust test-python lint ## all tests and checks
+test: test-rust test-python evidence lint ## all tests and checks
 
 test-rust: $(STAMPS)/host.stamp
 	@echo "Tests of the Rust programs"
 	@cargo test --workspace --locked --no-run
-	@cargo test --workspace --locked --quiet
+	@mkdir -p $(EVIDENCE) && rm -f $(EVIDENCE)/rust.log
+	@TEUTHIS_EVIDENCE=$(CURDIR)/$(EVIDENCE)/rust.log cargo test --workspace --locked --quiet
 
 test-python: setup prisoner $(STAMPS)/test-packages.stamp
 	@echo "Tests of the Python package and of whole virtual machines"
+	@rm -f $(EVIDENCE)/python.json
 	@$(BIN)/python -m pytest -q
 
 test-kvm: setup ## test the kvm processor on a genuine kvm_amd inside QEMU's emulator
 	@sh scripts/packages $(BENCH_PACKAGES)
 	@$(BIN)/python -m pytest -q tests/nested
+
+# Of what both test suites saw: each flow's refusals must have been raised by a test of its entry.
+evidence: test-rust test-python
+	@$(BIN)/python -m tests.register.evidence
 
 lint: $(STAMPS)/venv.stamp ## formatting, types, lints
 	@echo "Lints and types"
@@ -88,8 +96,15 @@ walls-matter: setup prisoner ## take each wall away in turn and demand that a te
 attacks-report: setup prisoner ## write docs/attacks.md: what was tried from inside, what answered
 	@$(BIN)/python -m tests.isolation.report
 
-docs: $(STAMPS)/venv.stamp ## write what is made from the register: docs/squid.svg
+docs: $(STAMPS)/venv.stamp ## write what is made from the register: the drawing, the threat model
 	@$(BIN)/teuthis squid -o docs/squid.svg
+	@$(BIN)/python -m tests.register.threat_model
+
+flows-lock: setup ## agree to a larger attack surface: REASON="what grew and why it must"
+	@$(BIN)/python -m tests.register.lock "$(REASON)"
+
+flows-report: setup ## write docs/flows.md: what stands behind each flow, and what was seen of it
+	@$(BIN)/python -m tests.register.report
 
 bench: setup ## measure speed side by side with QEMU
 	@sh scripts/packages $(BENCH_PACKAGES)

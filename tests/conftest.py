@@ -2,6 +2,8 @@
 
 import signal
 
+pytest_plugins = ["tests.register.recorder"]
+
 
 def pytest_configure() -> None:
     """Heeds signals that whoever runs the tests ignores, as a shell's background jobs do.

@@ -44,6 +44,8 @@ impl Counters {
     /// Counts one refused item.
     pub fn reject(&self, flow: Flow) {
         self.add(flow, 2, 1);
+        #[cfg(debug_assertions)]
+        crate::evidence::refused(flow);
     }
 
     /// Adds what a receiver counted in private (the processor's innermost parts).

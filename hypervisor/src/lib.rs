@@ -8,6 +8,8 @@
 pub mod arguments;
 pub mod counters;
 pub mod doorbells;
+#[cfg(debug_assertions)]
+pub mod evidence;
 pub mod flows;
 pub mod jail;
 pub mod link;

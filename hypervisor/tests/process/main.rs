@@ -180,6 +180,12 @@ impl Drop for Vm {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        #[cfg(debug_assertions)]
+        for flow in Flow::ALL {
+            if self.counters[flow as usize * 3 + 2].load(Ordering::Relaxed) > 0 {
+                teuthis_hypervisor::evidence::refused(flow);
+            }
+        }
     }
 }
 

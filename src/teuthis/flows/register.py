@@ -34,6 +34,7 @@ class Flow:
     tests: tuple[str, ...]
     fuzz: str
     threat: str
+    left: str = ""
     min_bytes: int = 0
     opcode: int | None = None
     values: dict[str, int] = field(default_factory=dict)

@@ -36,6 +36,8 @@ impl Tally {
     pub fn reject(&mut self, flow: Flow) {
         if let Some(count) = self.of(flow) {
             count.rejected = count.rejected.wrapping_add(1);
+            #[cfg(debug_assertions)]
+            crate::evidence::refused(flow);
         }
     }
 

@@ -1,0 +1,80 @@
+"""A plugin of pytest: which flows were refused during which test (see evidence.py)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.register import evidence
+from teuthis.flows import Counters
+
+
+class Recorder:
+    """Notes each flow whose rejected counter rises, in this process or in a page it maps."""
+
+    def __init__(self) -> None:
+        self.test: str | None = None
+        self.refused: dict[str, set[str]] = {}
+        self._pages: dict[Counters, dict[str, int]] = {}
+
+    def refuse(self, flow: str) -> None:
+        if self.test is not None:
+            self.refused.setdefault(self.test, set()).add(flow)
+
+    def watch(self, page: Counters) -> None:
+        """Looks from now on at what another process counts in `page`."""
+        self._pages[page] = dict.fromkeys(page.snapshot(), 0)
+
+    def look(self) -> None:
+        for page, before in self._pages.items():
+            for flow, count in page.snapshot().items():
+                if count.rejected > before[flow]:
+                    self.refuse(flow)
+                    before[flow] = count.rejected
+
+    def forget(self, page: Counters) -> None:
+        if page in self._pages:
+            self.look()
+            del self._pages[page]
+
+
+RECORDER = Recorder()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    patch = pytest.MonkeyPatch()
+    config.add_cleanup(patch.undo)
+    start, reject, close = Counters.__init__, Counters.reject, Counters.close
+
+    def watched(self: Counters, descriptor: int | None = None, **options: Any) -> None:
+        start(self, descriptor, **options)
+        if descriptor is not None:
+            RECORDER.watch(self)
+
+    def refused(self: Counters, flow: str) -> None:
+        reject(self, flow)
+        RECORDER.refuse(flow)
+
+    def closed(self: Counters) -> None:
+        RECORDER.forget(self)
+        close(self)
+
+    patch.setattr(Counters, "__init__", watched)
+    patch.setattr(Counters, "reject", refused)
+    patch.setattr(Counters, "close", closed)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    RECORDER.test = item.nodeid.partition("[")[0]
+    RECORDER.refused.setdefault(RECORDER.test, set())
+    result = yield
+    RECORDER.look()
+    RECORDER.test = None
+    return result
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if not session.config.option.collectonly:
+        evidence.write(Path(session.config.rootpath), RECORDER.refused)

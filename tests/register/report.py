@@ -1,0 +1,114 @@
+"""Writes docs/flows.md: per flow, the code behind it and what was seen of it.
+
+A standard run is made for it. What the tests saw refused is there after `make test`; the share of a
+handler that was covered, when there are coverage files (lcov) in build/coverage.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import teuthis
+from tests.register import evidence, measure
+from teuthis.flows import FLOWS, Count, Flow
+
+PATH = measure.ROOT / "docs/flows.md"
+COVERAGE = measure.ROOT / "build/coverage"
+HEAD = """\
+# The flows, and what was seen of them
+
+Made by `make flows-report`, never by hand. *Lines*: code of the handler. *Run*: how often the flow
+happened, and its bytes, in one boot with a few commands and files. *Refused in*: how many of the
+tests that its entry names were seen to raise its rejected counter; nothing where nothing can be
+refused. *Covered*: branches of the handler that were taken (lines where no branches were recorded),
+when coverage was recorded.
+
+| flow | lines | run | bytes | refused in | covered |
+|---|--:|--:|--:|--:|--:|
+"""
+
+Hits = dict[int, list[int]]
+"""By line: how often each branch was taken, or the line itself where it has no branch."""
+
+
+def standard_run() -> dict[str, Count]:
+    """The counters of one VM that did a little of everything."""
+    with teuthis.VM() as vm:
+        vm.run(
+            ["sh", "-c", "uname -a; cat; echo error >&2; ls -R /proc | head -c 100000"], b"in" * 999
+        )
+        vm.write_file("/tmp/file", bytes(100_000))
+        vm.read_file("/tmp/file")
+        vm.run(["sh", "-c", "exit 3"])
+    return vm.flows()
+
+
+def coverage(directory: Path) -> dict[Path, Hits]:
+    """Reads all lcov files of `directory`."""
+    found: dict[Path, Hits] = {}
+    for file in sorted(directory.glob("*.info")):
+        lines: dict[int, int] = {}
+        branches: Hits = {}
+        source = Path()
+        for record in file.read_text().splitlines():
+            name, _, value = record.partition(":")
+            if name == "SF":
+                source, lines, branches = measure.ROOT / value, {}, {}
+            elif name == "DA":
+                line, hits = value.split(",")[:2]
+                lines[int(line)] = int(hits)
+            elif name == "BRDA":
+                line, _, _, taken = value.split(",")
+                branches.setdefault(int(line), []).append(0 if taken == "-" else int(taken))
+            elif name == "end_of_record":
+                of_source = found.setdefault(source, {})
+                for number, count in lines.items():
+                    _add(of_source, number, branches.get(number, [count]))
+    return found
+
+
+def _add(hits: Hits, line: int, more: list[int]) -> None:
+    before = hits.get(line, [])
+    longer, shorter = sorted((before, more), key=len, reverse=True)
+    hits[line] = [a + b for a, b in zip(longer, shorter + [0] * len(longer), strict=False)]
+
+
+def covered(flow: Flow, hits: dict[Path, Hits]) -> str:
+    """The share of the handler's branches that were taken."""
+    counts = [
+        count
+        for span in measure.spans(flow)
+        for line, counts in hits.get(span.path, {}).items()
+        if span.first <= line <= span.last
+        for count in counts
+    ]
+    return f"{sum(map(bool, counts)) / len(counts):.0%}" if counts else ""
+
+
+def rows(run: dict[str, Count], seen: dict[str, set[str]], hits: dict[Path, Hits]) -> Iterable[str]:
+    """The table, a row for each flow."""
+    for flow in FLOWS.values():
+        count = run[flow.id]
+        tests = {*flow.tests, flow.fuzz} - {""}
+        refused = (
+            f"{len(set(evidence.refusing(flow, seen)))} of {len(tests)}" if flow.rejects else ""
+        )
+        cells = (
+            f"`{flow.id}`",
+            measure.handler_lines(flow),
+            f"{count.count:,}",
+            f"{count.bytes:,}",
+            refused,
+            covered(flow, hits),
+        )
+        yield "| " + " | ".join(map(str, cells)) + " |\n"
+
+
+def main() -> None:
+    """Writes the page."""
+    seen = evidence.read(measure.ROOT)
+    PATH.write_text(HEAD + "".join(rows(standard_run(), seen, coverage(COVERAGE))), "utf-8")
+    print(f"Wrote {PATH.relative_to(measure.ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""The gate: what grows is noticed, what shrinks is welcome."""
+
+import tomllib
+
+import pytest
+from tests.register import evidence, lock, measure, report, threat_model
+
+from teuthis.flows import FLOWS
+
+BEFORE: lock.Surface = {
+    "flows": {"ring/worker": 2},
+    "limits": {"ring.packet": 100},
+    "system_calls": {"worker": ["read", "write"]},
+    "unsafe": {"hypervisor": 20},
+    "bytes": {"hypervisor": 500_000},
+    "lines": {"ring.packet": 20},
+}
+
+
+def changed(section: str, name: str, value: object) -> list[lock.Change]:
+    now = {**BEFORE, section: {**BEFORE[section], name: value}}
+    return list(lock.changes(BEFORE, now))
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("flows", "ring/worker", 3),
+        ("flows", "ring/root", 1),
+        ("limits", "ring.packet", 101),
+        ("limits", "ring.packet/queue_max", 1),
+        ("system_calls", "worker", ["read", "write", "openat"]),
+        ("unsafe", "hypervisor", 21),
+        ("bytes", "hypervisor", 600_000),
+        ("lines", "ring.packet", 30),
+    ],
+)
+def test_growth_is_noticed(section: str, name: str, value: object) -> None:
+    (change,) = changed(section, name, value)
+    assert change.grew
+    assert name in str(change)
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("flows", "ring/worker", 1),
+        ("limits", "ring.packet", 99),
+        ("system_calls", "worker", ["read"]),
+        ("bytes", "hypervisor", 400_000),
+        ("lines", "ring.packet", 10),
+    ],
+)
+def test_shrinking_is_fine(section: str, name: str, value: object) -> None:
+    (change,) = changed(section, name, value)
+    assert not change.grew
+
+
+def test_small_moods_of_the_compiler_are_tolerated() -> None:
+    assert not changed("bytes", "hypervisor", 505_000)
+    assert not changed("bytes", "hypervisor", None)
+    assert not changed("lines", "ring.packet", 24)
+
+
+def test_the_lock_survives_its_file() -> None:
+    text = lock.text(BEFORE, ["2026-01-01: a “reason” with \\ and \n in it"])
+    document = tomllib.loads(text)
+    assert document.pop("reasons") == ["2026-01-01: a “reason” with \\ and \n in it"]
+    assert document == BEFORE
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_every_handler_is_measured(flow: str) -> None:
+    spans = measure.spans(FLOWS[flow])
+    assert spans
+    for span in spans:
+        text = span.path.read_text().splitlines()[span.first - 1 : span.last]
+        assert "\n".join(text) == span.text.rstrip("\n")
+        assert 0 < span.code_lines() <= len(text)
+
+
+def test_code_is_counted_without_comments_and_documentation() -> None:
+    span = measure.Span(
+        measure.ROOT / "x.py",
+        1,
+        '    def f():\n        """Doc."""\n\n        # why\n        pass\n',
+    )
+    assert span.code_lines() == 2
+    assert span.last == 5
+
+
+def test_the_system_calls_are_those_of_the_filters() -> None:
+    calls = measure.system_calls()
+    assert {"read", "write", "exit_group"} <= set(calls["worker"])
+    assert {"ppoll", "exit_group"} <= set(calls["hypervisor"])
+    assert not {"open", "openat", "execve", "socket"} & {*calls["worker"], *calls["hypervisor"]}
+
+
+def test_a_flow_whose_tests_refuse_nothing_is_found() -> None:
+    flow = FLOWS["ring.packet"]
+    proven = {test: {"ring.packet"} for test in flow.tests[:1]}
+    assert flow in evidence.unproven({})
+    assert flow not in evidence.unproven(proven)
+    assert evidence.refusing(flow, proven) == list(flow.tests[:1])
+    assert evidence.refusing(flow, {flow.tests[0]: {"ring.send"}}) == []
+
+
+def test_the_threat_model_names_every_flow() -> None:
+    text = threat_model.text()
+    assert "{{" not in text
+    for flow in FLOWS.values():
+        assert f"**`{flow.id}`**" in text
+        assert flow.threat in text
+
+
+def test_coverage_is_read_for_the_handler_alone(tmp_path: object) -> None:
+    from pathlib import Path
+
+    (span,) = measure.spans(FLOWS["ring.packet"])
+    records = [
+        f"SF:{span.path}",
+        f"DA:{span.first},3",
+        f"BRDA:{span.first},0,0,1",
+        f"BRDA:{span.first},0,1,-",
+        f"DA:{span.last},1",
+        f"DA:{span.last + 1},0",
+        "end_of_record",
+    ]
+    directory = Path(str(tmp_path))
+    (directory / "some.info").write_text("\n".join(records))
+    hits = report.coverage(directory)
+    assert report.covered(FLOWS["ring.packet"], hits) == "67%"
+    assert report.covered(FLOWS["agent.hello"], hits) == ""
