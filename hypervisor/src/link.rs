@@ -397,7 +397,12 @@ mod tests {
             (20, 1, 0x2007, b"x", Flow::LinkClosePort),
         ];
         for (kind, length, value, payload, flow) in cases {
-            assert_eq!(refused(&message(kind, length, value, payload)), flow);
+            let packet = message(kind, length, value, payload);
+            assert_eq!(refused(&packet), flow);
+            let (link, worker) = pair();
+            send(&worker, &packet, SendFlags::empty()).unwrap();
+            assert_eq!(link.receive(), Err(End::WorkerViolation));
+            assert_eq!(link.counters.get(flow).rejected, 1);
         }
     }
 

@@ -5,12 +5,13 @@
 //! validate the copy and use only the copy.
 #![allow(unsafe_code)]
 
+use crate::flows::values;
 use std::{os::fd::AsFd, ptr::NonNull};
 
 /// Where RAM stops below 4 GiB; the rest continues at [`HIGH_BASE`].
-pub const LOW_LIMIT: u64 = 3 << 30;
+pub const LOW_LIMIT: u64 = values::MEMORY_HOLE_HOLE_FIRST;
 /// Guest physical address of the second memory slot.
-pub const HIGH_BASE: u64 = 4 << 30;
+pub const HIGH_BASE: u64 = values::MEMORY_HOLE_HOLE_END;
 pub const PAGE_SIZE: u64 = 4096;
 
 /// A plain value that may be copied to and from guest RAM: any bit pattern is valid.

@@ -12,8 +12,10 @@ from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
+from teuthis.flows import FLOWS
+
 VERSION: Final = 1
-MAX_REQUEST: Final = 128 * 1024
+MAX_REQUEST: Final = FLOWS["control.request"].max_bytes
 """Largest encoded request in bytes."""
 
 

@@ -29,6 +29,11 @@ impl Crash {
         NOTIFY | MESSAGE
     }
 
+    /// Whether `value`, written to the control register, says more than we know.
+    pub fn has_unknown_bits(value: u64) -> bool {
+        value & !(NOTIFY | MESSAGE) != 0
+    }
+
     /// `Some` when the guest reports its crash; unknown bits are passed over.
     pub fn set_control(&self, value: u64) -> Option<End> {
         let [p0, p1, p2, p3, p4] = self.parameters;

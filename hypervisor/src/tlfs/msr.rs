@@ -1,6 +1,6 @@
 //! Which register an MSR number belongs to. What nobody owns is refused with #GP and counted.
 
-use super::{Partition, hypercall::PAGE_CODE, page::PageRegister, reference_time};
+use super::{Partition, crash::Crash, hypercall::PAGE_CODE, page::PageRegister, reference_time};
 use crate::{
     flows::{Flow, values},
     link::End,
@@ -94,6 +94,9 @@ impl Partition {
         memory: &GuestMemory,
     ) -> Option<Option<End>> {
         let result = if msr == CRASH_CONTROL {
+            if Crash::has_unknown_bits(value) {
+                self.counters.reject(Flow::MsrCrash);
+            }
             Some(self.crash.set_control(value))
         } else {
             self.set_msr(msr, value, memory).map(|()| None)

@@ -51,12 +51,14 @@ fn a_crash_is_reported_with_its_parameters() {
         for index in 0..5 {
             program.wrmsr(0x4000_0100 + index, 0x1111 * u64::from(index));
         }
-        program.wrmsr(0x4000_0105, 1 << 62); // no notification
+        program.wrmsr(0x4000_0105, 1 << 62 | 1); // no notification, an unknown bit
         program.wrmsr(0x4000_0105, 3 << 62);
     });
     let expected = [0, 0x1111, 0x2222, 0x3333, 0x4444, 3 << 62];
     assert_eq!(stop, Stop::End(End::GuestCrash(expected)));
     assert_eq!(guest.results(), [3 << 62]);
+    let count = guest.count(Flow::MsrCrash);
+    assert_eq!((count.count, count.rejected), (8, 1));
 }
 
 #[test]

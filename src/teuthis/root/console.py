@@ -9,7 +9,9 @@ import re
 import threading
 from typing import Final, Protocol
 
-KEPT: Final = 64 * 1024
+from teuthis.flows import FLOWS
+
+KEPT: Final = FLOWS["console.output"].max_bytes
 """How many bytes of the console are kept."""
 
 _LAST_LINES: Final = 24

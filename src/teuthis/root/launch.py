@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from teuthis import programs
-from teuthis.flows import Counters, counters_size
+from teuthis.flows import FLOWS, Counters, counters_size
 from teuthis.jail import host, identity
 from teuthis.protocol import WorkerConfig
 from teuthis.root import cgroup
@@ -20,7 +20,7 @@ from teuthis.root.disks import Disk, open_disks
 from teuthis.root.loader import BootState
 from teuthis.root.spawn import Child
 
-_DOORBELLS_SIZE: Final = 4096
+_DOORBELLS_SIZE: Final = FLOWS["doorbell.to-worker"].values["page_bytes"]
 
 Load = Callable[[int, int], BootState]
 """Puts what the guest starts with into a memory file of so many bytes: `load(descriptor, size)`."""

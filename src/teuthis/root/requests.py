@@ -10,9 +10,10 @@ from concurrent.futures import Future
 from typing import Final
 
 from teuthis.errors import TeuthisError, VMError
+from teuthis.flows import FLOWS
 from teuthis.protocol import Ended, Exec, ProtocolError, Request, Status, StatusKind
 
-MAX_OUTSTANDING: Final = 1024
+MAX_OUTSTANDING: Final = FLOWS["control.request"].values["outstanding_max"]
 
 _EXEC_ENDS: Final = frozenset({StatusKind.EXITED, StatusKind.FAILED})
 _FILE_ENDS: Final = frozenset({StatusKind.DONE, StatusKind.FAILED})

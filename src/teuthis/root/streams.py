@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from typing import Final, Self, cast
 
+from teuthis.flows import FLOWS
+
 MAX_OUTPUT: Final = 64 << 20
 """How many bytes a call collects in memory unless told otherwise."""
 
-_CHUNK: Final = 256 * 1024
+_CHUNK: Final = FLOWS["client.output"].max_bytes
 
 
 class Pipes:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Final, Protocol
 
-from teuthis.flows import Counters
+from teuthis.flows import FLOWS, Counters
 from teuthis.protocol import Ended, Status, StatusKind, Stop
 from teuthis.worker import link as partition
 from teuthis.worker.agent.agent import Agent
@@ -28,7 +28,7 @@ STOP_SECONDS: Final = 2.0
 """How long the hypervisor may take to answer STOP."""
 DRAIN_SECONDS: Final = 1.0
 """How long the client may take to read what the guest wrote before its end."""
-_CRASH_TEXT_MAX = 4096
+_CRASH_TEXT_MAX = FLOWS["memory.crash-text"].max_bytes
 _CRASH_HAS_TEXT = 1 << 62
 
 
@@ -62,6 +62,7 @@ class Machine:
         self._control = control
         self._console = console
         self._loop = loop
+        self._counters = counters
         self._server = Server(memory, counters)
         self._sockets = HvSock(self._server, counters, time.monotonic)
         self._agent = Agent(loop, self._sockets, counters, control.send, self._agent_text)
@@ -168,8 +169,13 @@ class Machine:
             return
         *_, address, length, control = crash
         self._console.note("the guest reported a crash; its last words:")
+        if not control & _CRASH_HAS_TEXT:
+            return
         text = self._memory.read(address, length) if length <= _CRASH_TEXT_MAX else None
-        if control & _CRASH_HAS_TEXT and text:
+        if text is None:
+            self._counters.reject("memory.crash-text")
+        else:
+            self._counters.accept("memory.crash-text", length)
             self._console.write(text.rstrip(b"\0\n") + b"\n")
 
     def _end(self, end: EndVM) -> None:

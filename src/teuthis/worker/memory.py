@@ -11,9 +11,11 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Final
 
+from teuthis.flows import FLOWS
+
 PAGE_SIZE: Final = 4096
-LOW_LIMIT: Final = 3 << 30
-HIGH_BASE: Final = 4 << 30
+LOW_LIMIT: Final = FLOWS["memory.hole"].values["hole_first"]
+HIGH_BASE: Final = FLOWS["memory.hole"].values["hole_end"]
 
 _LOW_PAGES = LOW_LIMIT // PAGE_SIZE
 _HIGH_PAGE = HIGH_BASE // PAGE_SIZE

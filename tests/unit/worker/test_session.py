@@ -246,7 +246,8 @@ def test_write_session() -> None:
 
 
 @pytest.mark.parametrize(
-    "raw", [frame(DONE, bytes(8)), frame(STDOUT, b"x"), frame(EXIT, u32(0, 0))]
+    "raw",
+    [frame(DONE, bytes(8)), frame(STDOUT, b"x"), frame(EXIT, u32(0, 0)), frame(ERROR, b"no")],
 )
 def test_write_frames_out_of_place_end_the_session(raw: bytes) -> None:
     bench = Bench(WriteSession)

@@ -10,6 +10,7 @@ use super::{
     op::{Handler, Op},
     simd, system, x87,
 };
+use crate::flows::Flow;
 use iced_x86::{
     Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, OpKind, Register,
 };
@@ -17,7 +18,7 @@ use iced_x86::{
 /// An `Op` holds its offset in the block in one byte.
 const MAX_BYTES: usize = 255;
 const MAX_OPS: usize = 64;
-pub const MAX_INSTRUCTION: usize = 15;
+pub const MAX_INSTRUCTION: usize = Flow::InstructionDecode.max_bytes() as usize;
 
 /// What [`decode`] made of some bytes.
 pub enum Decoded {

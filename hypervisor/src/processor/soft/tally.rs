@@ -4,11 +4,13 @@
 use crate::{counters::Count, flows::Flow};
 
 /// The flows that the processor deals with by itself, without an intercept.
-const FLOWS: [Flow; 6] = [
+const FLOWS: [Flow; 8] = [
     Flow::InstructionDecode,
     Flow::InstructionCodeWrite,
     Flow::PageTableWalk,
     Flow::MemoryHole,
+    Flow::MemoryDescriptor,
+    Flow::InterruptDeliver,
     Flow::MsrProcessor,
     Flow::MsrApic,
 ];

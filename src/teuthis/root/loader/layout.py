@@ -17,6 +17,8 @@
 The memory file has no holes: the byte at file offset `LOW_LIMIT` is the one at `HIGH_BASE`.
 """
 
+from teuthis.flows import FLOWS
+
 PAGE_SIZE = 4096
 
 GDT = 0x1000
@@ -29,5 +31,5 @@ ACPI_TABLES = 0xE0000
 ACPI_TABLES_SIZE = 0x10000
 HIGH_RAM = 0x100000
 
-LOW_LIMIT = 3 << 30
-HIGH_BASE = 4 << 30
+LOW_LIMIT = FLOWS["memory.hole"].values["hole_first"]
+HIGH_BASE = FLOWS["memory.hole"].values["hole_end"]

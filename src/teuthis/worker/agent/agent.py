@@ -20,7 +20,7 @@ from teuthis.worker.loop import Loop
 PORT: Final = FLOWS["agent.hello"].values["port"]
 _VERSION = FLOWS["agent.hello"].values["version"]
 _ENTROPY_BYTES = 64
-MAX_SESSIONS: Final = 64
+MAX_SESSIONS: Final = FLOWS["control.request"].values["sessions_max"]
 _POWER_OFF = bytes(4)
 LOST_SECONDS: Final = 3.0
 """How long the loss of a connection is kept to ourselves: a panicking guest drops its connections

@@ -5,9 +5,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from teuthis.flows import FLOWS
 from teuthis.worker.loop import READ, WRITE, Loop
 
-_CHUNK: Final = 16384
+_CHUNK: Final = FLOWS["client.input"].max_bytes
 _MAX_VECTOR = 64
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from teuthis.flows import FLOWS
 
 HEADER: Final = struct.Struct("<II")
-MAX_MESSAGE: Final = 240
+MAX_MESSAGE: Final = FLOWS["hypercall.post-message"].values["payload_max"]
 """Largest payload of a SynIC message, hence of a VMBus message, in bytes."""
 
 VERSION_4_1: Final = FLOWS["vmbus.initiate-contact"].values["version_oldest"]

@@ -8,7 +8,7 @@ register says, counted under its flow, and changes nothing.
 from collections.abc import Callable
 from typing import Final
 
-from teuthis.flows import Counters
+from teuthis.flows import FLOWS, Counters
 from teuthis.worker import link
 from teuthis.worker.memory import PAGE_SIZE, GuestMemory
 from teuthis.worker.vmbus import gpadl as gpadls
@@ -17,7 +17,7 @@ from teuthis.worker.vmbus.channel import Channel, Device
 from teuthis.worker.vmbus.gpadl import Gpadl, GpadlError
 from teuthis.worker.vmbus.ring import RingError, RingReader, RingWriter
 
-MAX_CHANNELS: Final = 2048
+MAX_CHANNELS: Final = FLOWS["doorbell.to-worker"].values["channels"]
 _VMBUS_MESSAGE = 1
 _GENERAL_CONNECTION = 1
 _CONTACT_CONNECTION = 4

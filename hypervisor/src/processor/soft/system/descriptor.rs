@@ -1,6 +1,9 @@
 //! Segment descriptors and the loads of segment registers (Intel SDM volume 3, chapters 3 and 5).
 
-use crate::processor::soft::cpu::{Cpu, Exception, Exit, Segment, segment};
+use crate::{
+    flows::Flow,
+    processor::soft::cpu::{Cpu, Exception, Exit, Segment, segment},
+};
 
 /// The first eight bytes of a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,8 +88,10 @@ impl Cpu {
     /// Reads the descriptor that `selector` names. `None` when null or beyond the table.
     pub fn descriptor(&mut self, selector: u16) -> Result<Option<Descriptor>, Exit> {
         let Some(address) = self.descriptor_address(selector, 8) else {
+            self.tally.reject(Flow::MemoryDescriptor);
             return Ok(None);
         };
+        self.tally.accept(Flow::MemoryDescriptor, 8);
         let raw = self.as_system(|cpu| cpu.load::<u64>(address))?;
         Ok(Some(Descriptor(raw)))
     }
