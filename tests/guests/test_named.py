@@ -167,6 +167,25 @@ def test_stop_and_start_again(data: Path) -> None:
     assert run("rm", "again").returncode == 0
 
 
+def test_what_a_guest_wrote_to_a_disk_is_there_when_it_starts_again(
+    data: Path, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    done = run("start", "--name", "disk", "--memory", "128M", "--disk", f"{disk},cow")
+    assert (done.returncode, done.stderr) == (0, b"")
+    write = "echo kept | dd of=/dev/sda bs=512 conv=sync"
+    assert run("exec", "disk", "--", "sh", "-c", write).returncode == 0
+    assert run("stop", "disk").returncode == 0
+    assert run("start", "disk").returncode == 0
+    assert run("exec", "disk", "--", "head", "-c5", "/dev/sda").stdout == b"kept\n"
+    assert disk.read_bytes() == bytes(1 << 20)
+    directory = Path(listed()["disk"]["directory"])
+    assert (directory / "disk-1.layer").exists()
+    assert run("rm", "--force", "disk").returncode == 0
+    assert not directory.exists()
+
+
 def test_a_guest_that_does_not_end_is_ended(data: Path) -> None:
     with teuthis.start("deaf", memory="128M") as vm:
         pids = set(vm.processes.values())

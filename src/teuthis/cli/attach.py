@@ -22,6 +22,7 @@ from teuthis.errors import (
     VMError,
 )
 from teuthis.root.console import harmless
+from teuthis.root.disks import Disk
 from teuthis.root.guest import Guest
 from teuthis.root.process import PIPE
 
@@ -73,6 +74,14 @@ def variable(text: str) -> tuple[str, str]:
     if not equals:
         raise ConfigurationError(f"--env {text}: write NAME=VALUE")
     return name, value
+
+
+def disk(text: str) -> Disk:
+    """What a `--disk` option says."""
+    path, comma, mode = text.rpartition(",")
+    if not comma or mode not in ("ro", "cow"):
+        return Disk(text)
+    return Disk(path, read_only=mode == "ro", copy_on_write=mode == "cow")
 
 
 def say(text: str) -> None:

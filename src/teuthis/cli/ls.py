@@ -57,13 +57,14 @@ def _print(records: list["Record"]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("name", "state", "since", "memory", "program", "reason", box=None)
+    table = Table("name", "state", "since", "image", "memory", "program", "reason", box=None)
     for record in records:
         since = record.ending.time if record.ending else record.ready or record.created
         cells = (
             record.name,
             record.state,
             _age(time.time() - since),
+            record.plan.image,
             str(record.plan.memory),
             " ".join(record.plan.command)[:40],
             record.reason,

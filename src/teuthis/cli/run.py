@@ -7,7 +7,6 @@ import typer
 
 from teuthis.cli import attach
 from teuthis.errors import ConfigurationError
-from teuthis.root.disks import Disk
 from teuthis.root.vm import VM
 
 
@@ -87,7 +86,7 @@ def main(
             memory,
             image=image,
             keep=keep,
-            disks=[_disk(text) for text in disk or ()],
+            disks=[attach.disk(text) for text in disk or ()],
             kernel=kernel,
             console=log,
             env=variables,
@@ -104,13 +103,6 @@ def main(
                 if counts is not None:
                     _write_counts(counts, vm)
         raise typer.Exit(code)
-
-
-def _disk(text: str) -> Disk:
-    path, comma, mode = text.rpartition(",")
-    if not comma or mode not in ("ro", "cow"):
-        return Disk(text)
-    return Disk(path, read_only=mode == "ro", copy_on_write=mode == "cow")
 
 
 def _write_counts(path: Path, vm: VM) -> None:

@@ -24,9 +24,19 @@ def main(
         typer.Option(metavar="NAME=VALUE", help="An environment variable; may be repeated."),
     ] = None,
     workdir: Annotated[str, typer.Option(help="Working directory of the program.")] = "/",
+    image: Annotated[
+        str, typer.Option(metavar="NAME", help="The image to boot; its disk is never changed.")
+    ] = "tiny",
+    disk: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE[,ro|,cow]",
+            help="A disk: written to, read only, or with what is written kept apart until `rm`.",
+        ),
+    ] = None,
     kernel: Annotated[
         Path | None,
-        typer.Option(help="A vmlinuz or vmlinux instead of the distribution's cloud kernel."),
+        typer.Option(help="A vmlinuz or vmlinux instead of the image's own kernel."),
     ] = None,
     allow_missing_wall: Annotated[
         list[str] | None,
@@ -55,6 +65,8 @@ def main(
                 name,
                 words,
                 memory=memory,
+                image=image,
+                disks=[attach.disk(text) for text in disk or ()],
                 kernel=kernel,
                 env=dict(attach.variable(text) for text in env or ()),
                 cwd=workdir,

@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> int:
         with Descriptors() as held:
             kernel_log = logs.LogFile(record.directory / logs.KERNEL)
             held.callback(kernel_log.close)
-            vm = held.enter_context(record.plan.start(kernel_log))
+            vm = held.enter_context(record.plan.start(record.directory, kernel_log))
             page = held.memory_file("counters-keeper", counters_size())
             keeper = held.enter_context(Keeper(record, vm, page))
             store.ready(run)

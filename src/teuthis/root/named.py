@@ -15,9 +15,10 @@ from teuthis import data
 from teuthis.errors import HostError, TeuthisError
 from teuthis.protocol import Shutdown, Stop
 from teuthis.root import settings, store
+from teuthis.root.disks import Disk
 from teuthis.root.guest import DEFAULT_ENVIRONMENT, Guest
 from teuthis.root.keeper import Report
-from teuthis.root.plan import Plan, host_path
+from teuthis.root.plan import Plan, PlannedDisk, host_path
 from teuthis.root.remote import Remote
 from teuthis.root.store import Ending, Record
 
@@ -78,7 +79,9 @@ def start(
     name: str,
     command: Sequence[str] = (),
     *,
-    memory: int | str = Plan.memory,
+    memory: int | str = "256M",
+    image: str = "tiny",
+    disks: Sequence[Disk] = (),
     kernel: str | os.PathLike[str] | None = None,
     env: Mapping[str, str] | None = None,
     cwd: str = "/",
@@ -91,6 +94,8 @@ def start(
         command: a program that the VM is for: when it ends, so does the VM. What it writes is kept
             in a log. Without one the VM runs until it is stopped.
         memory: see `VM`, as for all that is not said here.
+        image: see `VM`; what the guest writes above it is kept until the VM is removed.
+        disks: see `VM`; the same holds for those with `copy_on_write`.
         kernel: see `VM`.
         env: see `VM`.
         cwd: where the program starts.
@@ -103,6 +108,8 @@ def start(
     """
     plan = Plan(
         memory=memory,
+        image=image,
+        disks=tuple(PlannedDisk.of(disk) for disk in disks),
         kernel=host_path(kernel),
         env=settings.environment(env),
         allow_missing_walls=tuple(allow_missing_walls),

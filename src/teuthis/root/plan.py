@@ -10,7 +10,36 @@ import msgspec
 
 if TYPE_CHECKING:
     from teuthis.root.console import Sink
+    from teuthis.root.disks import Disk
     from teuthis.root.vm import VM
+
+
+class PlannedDisk(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A `Disk`."""
+
+    path: str
+    read_only: bool = False
+    copy_on_write: bool = False
+    layer: str | None = None
+    layer_limit: int | str | None = None
+
+    @classmethod
+    def of(cls, disk: Disk) -> PlannedDisk:
+        """From what the user said."""
+        return cls(
+            os.fspath(Path(disk.path).absolute()),
+            disk.read_only,
+            disk.copy_on_write,
+            host_path(disk.layer),
+            disk.layer_limit,
+        )
+
+    def disk(self, layer: Path) -> Disk:
+        """The disk. What would be thrown away when the VM ends goes into `layer`, to be kept."""
+        from teuthis.root.disks import Disk
+
+        own = layer if self.copy_on_write and self.layer is None else self.layer
+        return Disk(self.path, self.read_only, self.copy_on_write, own, self.layer_limit)
 
 
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -22,18 +51,32 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     """
 
     memory: int | str = "256M"
+    image: str = "tiny"
+    disks: tuple[PlannedDisk, ...] = ()
     kernel: str | None = None
     env: dict[str, str] = {}
     allow_missing_walls: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
     workdir: str = "/"
 
-    def start(self, console: Sink) -> VM:
-        """Boots the VM; raises what `VM` raises."""
+    def start(self, directory: Path, console: Sink) -> VM:
+        """Boots the VM; raises what `VM` raises.
+
+        Args:
+            directory: where the layers of its disks are kept from one start to the next.
+            console: takes the kernel's log.
+        """
+        from teuthis.images import store
         from teuthis.root.vm import VM
 
         return VM(
             self.memory,
+            image=self.image,
+            keep=directory / "root.layer" if store.find(self.image).disk else None,
+            disks=[
+                disk.disk(directory / f"disk-{number}.layer")
+                for number, disk in enumerate(self.disks, 1)
+            ],
             kernel=self.kernel,
             env=self.env,
             allow_missing_walls=self.allow_missing_walls,
