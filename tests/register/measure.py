@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from teuthis.flows import FLOWS, Flow
+from teuthis.jail.system_calls import NUMBERS
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "target/release/teuthis-hypervisor"
@@ -128,17 +129,12 @@ def _python_lines(text: str) -> int:
 def system_calls() -> dict[str, list[str]]:
     """The calls that each process keeps."""
     worker = ast.parse(_text(ROOT / "src/teuthis/jail/worker.py"))
-    function = next(
-        node
-        for node in worker.body
-        if isinstance(node, ast.FunctionDef) and node.name == "system_calls"
-    )
     keys = {
         key.value
-        for node in ast.walk(function)
+        for node in ast.walk(worker)
         if isinstance(node, ast.Dict)
         for key in node.keys
-        if isinstance(key, ast.Constant) and isinstance(key.value, str)
+        if isinstance(key, ast.Constant) and key.value in NUMBERS
     }
     hypervisor = re.findall(r"\bSYS_(\w+)", _text(ROOT / "hypervisor/src/jail/filter.rs"))
     return {"hypervisor": sorted(set(hypervisor)), "worker": sorted(keys)}
