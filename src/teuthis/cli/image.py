@@ -4,12 +4,13 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
 from teuthis.errors import ConfigurationError, TeuthisError
-from teuthis.images import debian, make, store
+from teuthis.images import debian, importing, make, store
 from teuthis.images.store import Image
 
 app = typer.Typer(
@@ -20,8 +21,6 @@ _SIZE: Final = re.compile(r"(\d{1,6})([MGT])")
 _UNITS: Final = {"M": 20, "G": 30, "T": 40}
 _MIN_SIZE: Final = 64 << 20
 _MAX_SIZE: Final = 16 << 40
-
-_Size = Annotated[str, typer.Option(help="Size of the root disk: 512M, 2G, …")]
 
 
 @app.command("build")
@@ -35,7 +34,7 @@ def build(
     include: Annotated[
         str, typer.Option(metavar="PKG,…", help="Debian packages beside the flavour's.")
     ] = "",
-    size: _Size = "2G",
+    size: Annotated[str, typer.Option(help="Size of the root disk: 512M, 2G, …")] = "2G",
     mirror: Annotated[
         str | None, typer.Option(metavar="URL", help="A Debian archive to take packages from.")
     ] = None,
@@ -58,6 +57,47 @@ def build(
             size=_size(size),
             mirror=mirror,
             update=update,
+            say=say,
+        )
+    _show([image])
+
+
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="A file, or an OCI layout directory.")],
+    name: Annotated[str, typer.Option(help="The image's name.")],
+    kernel: Annotated[
+        Path | None, typer.Option(help="A vmlinuz instead of the distribution's cloud kernel.")
+    ] = None,
+    modules: Annotated[
+        Path | None, typer.Option(help="Its lib/modules/RELEASE, if that is not beside it.")
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(help="Size of the root disk, and the most that an archive may unpack to."),
+    ] = None,
+    root: Annotated[
+        str | None, typer.Option(help="The root device if the disk does not say it: sda2.")
+    ] = None,
+    tag: Annotated[
+        str | None, typer.Option(help="Which image, if a container archive has several.")
+    ] = None,
+) -> None:
+    """Make an image of a disk, a file system, a tar archive or a container image.
+
+    Takes a raw disk with partitions, an ext4 file system, a root file system as a tar archive, an
+    OCI image layout (`skopeo copy … oci:DIR` or `oci-archive:FILE`) and what `docker save` writes;
+    files may be compressed by gzip, xz or zstd. The source need not be trusted.
+    """
+    with _errors(), _steps(f"image {name}") as say:
+        image = importing.import_image(
+            source,
+            name=name,
+            kernel=kernel,
+            modules=modules,
+            size=None if size is None else _size(size),
+            root=root,
+            tag=tag,
             say=say,
         )
     _show([image])
@@ -129,7 +169,7 @@ def _errors() -> Iterator[None]:
     """Ends the program with an error's message, and exit code 125 as in `teuthis run`."""
     try:
         yield
-    except TeuthisError as error:
+    except (TeuthisError, OSError) as error:
         print(f"teuthis: {error}", file=sys.stderr)
         raise typer.Exit(125) from None
 

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +26,9 @@ _UUID: Final = "7e075e07-15a4-4e07-9d15-c0ffee07d15c"
 _HASH_SEED: Final = "5eed5eed-7e07-4e07-8e07-5eed5eed5eed"
 _INODE_RATIO: Final = 16384
 _SPARE_INODES: Final = 8192
+_MAX_ENTRY_HEADER: Final = 12
+_DIRECTORY_BLOCK: Final = 3800
+"""Bytes of a directory's block that are surely used before a name no longer fits in."""
 _MAX_LINE: Final = 8000
 """`debugfs` reads lines into 8 KiB."""
 
@@ -95,9 +99,11 @@ class _Script:
         yield from self._below(self._tree.root.node, b"")
 
     def _below(self, directory: Node, path: bytes) -> Iterator[bytes]:
-        for text in sorted(directory.entries):
-            node = directory.entries[text].node
-            name = os.fsencode(text)
+        names = {os.fsencode(text): entry.node for text, entry in directory.entries.items()}
+        if any(self._links[id(node)] > 1 for node in names.values()):  # `ln` makes no room
+            room = sum(len(name) + _MAX_ENTRY_HEADER for name in names)
+            yield from [b"expand_dir ."] * (room // _DIRECTORY_BLOCK)
+        for name, node in sorted(names.items(), key=itemgetter(0)):
             full = path + b"/" + name
             if first := self._written.get(id(node)):
                 yield b"ln %b %b" % (_quoted(first), _quoted(name))

@@ -59,7 +59,7 @@ def build(
             return store.find(name)
     time = debian.epoch()
     kernel = None if kind.own_kernel else default_kernel()
-    with _new(name) as home:
+    with new_image(name) as home:
         archive = home.parent / "root.tar"
         debian.bootstrap(kind, include, mirror, archive, time, say)
         tree = Tree()
@@ -75,7 +75,7 @@ def build(
         ext4.write(tree, home / DISK, size, time)
         say("computing checksums")
         source = f"Debian {debian.suite()}"
-        finish(home, source=source, root="sda", packages=_packages(tree), time=time)
+        finish(home, source=source, root="sda", packages=packages(tree), time=time)
     return store.find(name)
 
 
@@ -185,7 +185,7 @@ def _take_kernel(home: Path, tree: Tree) -> None:
         (home / part).write_bytes(node.content.read(_MAX_BOOT_FILE))
 
 
-def _packages(tree: Tree) -> dict[str, str]:
+def packages(tree: Tree) -> dict[str, str]:
     """Names and versions of the Debian packages in a root file system (dpkg's status file)."""
     status = tree.file("var/lib/dpkg/status")
     if status is None or status.content is None:
@@ -203,7 +203,7 @@ def _packages(tree: Tree) -> dict[str, str]:
 
 
 @contextmanager
-def _new(name: str) -> Iterator[Path]:
+def new_image(name: str) -> Iterator[Path]:
     """A directory for a new image; takes its place in the store only at the end of the block.
 
     Its parent is for what is needed in between, and goes with the block.

@@ -54,7 +54,7 @@ class Content:
             raise ImageError(f"a file of the image has {self.size} bytes; {limit} are allowed")
         data = io.BytesIO()
         self.write(data)
-        return data.getvalue()
+        return data.getvalue().ljust(self.size, b"\0")
 
     def write(self, target: IO[bytes]) -> None:
         """Writes the content into an empty file; zeros become holes where they were holes."""
