@@ -16,7 +16,7 @@ BENCH_PACKAGES := qemu-system-x86
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help setup programs prisoner image update run test test-rust test-python test-kvm evidence lint walls-matter \
-	attacks-report docs flows-lock flows-report bench hostile clean
+	attacks-report docs flows-lock flows-report bench hostile fuzz clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -113,6 +113,19 @@ bench: setup ## measure speed side by side with QEMU
 MINUTES ?= 5
 hostile: setup ## attack from inside a guest for MINUTES=n (5)
 	@$(BIN)/python -m tests.hostile $(MINUTES)
+
+FLOW ?=
+CARGO_FUZZ := 0.13.2
+export PATH := $(CURDIR)/$(STAMPS)/cargo/bin:$(PATH)
+
+$(STAMPS)/fuzz.stamp: $(STAMPS)/venv.stamp fuzz/requirements.lock
+	@sh scripts/packages g++
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r fuzz/requirements.lock
+	@cargo install --quiet cargo-fuzz --version $(CARGO_FUZZ) --locked --root $(STAMPS)/cargo
+	@touch $@
+
+fuzz: $(STAMPS)/fuzz.stamp ## fuzz every parser, or those of FLOW=x, for MINUTES=n (5)
+	@$(BIN)/python -m fuzz --minutes $(MINUTES) --flow "$(FLOW)"
 
 clean: ## remove everything that was built here (downloads stay in the user's cache)
 	rm -rf $(STAMPS) $(VENV) target

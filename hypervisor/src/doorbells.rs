@@ -148,25 +148,4 @@ mod tests {
         let rejected = doorbells.counters.get(Flow::DoorbellToHypervisor).rejected;
         assert_eq!(rejected, 1);
     }
-
-    #[test]
-    fn any_page_is_taken() {
-        let (doorbells, page, _event) = pair();
-        for round in 0..=255u8 {
-            for (at, cell) in (0u8..=255).cycle().zip(page.iter()) {
-                cell.store(at.wrapping_mul(round), Ordering::Relaxed);
-            }
-            let mut rang = 0;
-            doorbells.take(|channel| {
-                assert!((1..2048).contains(&channel));
-                rang += 1;
-            });
-            assert!(rang < 2048);
-            assert!(
-                page[ATTENTION..]
-                    .iter()
-                    .all(|cell| cell.load(Ordering::Relaxed) == 0)
-            );
-        }
-    }
 }

@@ -72,6 +72,19 @@ def test_named_tests_exist(flow: Flow) -> None:
         assert re.search(rf"\b{keyword} {re.escape(function)}\b", text), test
 
 
+@pytest.mark.parametrize("target", sorted({flow.fuzz for flow in FLOWS.values()} - {""}))
+def test_fuzz_targets_run_on_bytes(target: str) -> None:
+    """A harness in Rust, or a property that needs nothing but its random data (`fuzz/drive.py`)."""
+    rust = re.fullmatch(r"hypervisor/tests/fuzz/(\w+)\.rs#run", target)
+    if rust:
+        assert (ROOT / f"fuzz/rust/fuzz_targets/{rust[1]}.rs").exists()
+        assert f'name = "{rust[1]}"' in (ROOT / "fuzz/rust/Cargo.toml").read_text()
+        return
+    file, _, name = target.partition("::")
+    module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+    getattr(module, name).hypothesis.fuzz_one_input(b"")
+
+
 def test_every_flow_is_counted_somewhere() -> None:
     # RAM is a mapping: an access to it is no event that anyone could count.
     rust, python = named_in_rust(), named_in_python() | {"memory.ram"}

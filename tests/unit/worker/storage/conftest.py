@@ -2,7 +2,8 @@
 
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,16 @@ def make_file(path: Path, content: bytes = b"", size: int = SIZE, **options: boo
     writable = options.get("writable", True)
     descriptor = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
     return File(descriptor, size, writable=writable, punches=options.get("punches", True))
+
+
+@contextmanager
+def memory_disk(content: bytes = b"") -> Iterator[File]:
+    """A disk in memory, for tests that a fuzzer runs by the thousand."""
+    descriptor = os.memfd_create("disk")
+    os.ftruncate(descriptor, SIZE)
+    os.pwrite(descriptor, content, 0)
+    yield File(descriptor, SIZE, writable=True, punches=True)
+    os.close(descriptor)
 
 
 def page_list(pages: list[int], length: int, offset: int = 0) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from teuthis.worker.devices.storage.backend import SECTOR
@@ -26,6 +26,7 @@ from .conftest import (
     SIZE,
     Driver,
     make_file,
+    memory_disk,
     page_list,
     srb,
 )
@@ -316,18 +317,18 @@ def requests() -> st.SearchStrategy[tuple[bytes, bytes]]:
     return st.tuples(payloads, st.one_of(st.just(b""), headers))
 
 
-@settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(requests(), max_size=6))
-def test_any_request_is_answered(driver: Driver, series: list[tuple[bytes, bytes]]) -> None:
-    sent = {driver.raw(payload, header) for payload, header in series}
-    found: set[int] = set()
-    for _ in range(3):
-        found |= driver.answers().keys()
-        driver.channel.guest.transport.signal(driver.channel.relid)
-    assert found == sent
-    assert not driver.channel.rescinded
+def test_any_request_is_answered(series: list[tuple[bytes, bytes]]) -> None:
+    with memory_disk(b"first") as first, memory_disk(b"second") as second:
+        driver = Driver(World(), [first, second]).initialize()
+        sent = {driver.raw(payload, header) for payload, header in series}
+        found: set[int] = set()
+        for _ in range(3):
+            found |= driver.answers().keys()
+            driver.channel.guest.transport.signal(driver.channel.relid)
+        assert found == sent
+        assert not driver.channel.rescinded
 
 
 @settings(deadline=None, max_examples=100)
@@ -343,13 +344,14 @@ def test_any_request_is_answered(driver: Driver, series: list[tuple[bytes, bytes
     )
 )
 def test_any_packets_are_answered_or_end_the_channel(
-    tmp_path_factory: pytest.TempPathFactory, packets: list[tuple[bytes, bytes, int, int]]
+    packets: list[tuple[bytes, bytes, int, int]],
 ) -> None:
-    driver = Driver(World(), [make_file(tmp_path_factory.getbasetemp() / "fuzzed")])
-    for payload, header, kind, flags in packets:
-        transaction = driver.raw(payload, header, kind=kind, flags=flags)
-        found = driver.answers()
-        if not driver.channel.rescinded and transaction not in found:
-            driver.world.guest.pump()
-            assert driver.channel.gone
-            return
+    with memory_disk() as disk:
+        driver = Driver(World(), [disk])
+        for payload, header, kind, flags in packets:
+            transaction = driver.raw(payload, header, kind=kind, flags=flags)
+            found = driver.answers()
+            if not driver.channel.rescinded and transaction not in found:
+                driver.world.guest.pump()
+                assert driver.channel.gone
+                return

@@ -1,0 +1,1 @@
+"""Fuzzing: every target that the register names, driven by coverage."""

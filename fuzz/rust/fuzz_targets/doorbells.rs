@@ -1,0 +1,6 @@
+#![no_main]
+
+#[path = "../../../hypervisor/tests/fuzz/doorbells.rs"]
+mod doorbells;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| doorbells::run(data));

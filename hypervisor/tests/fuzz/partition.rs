@@ -1,0 +1,133 @@
+//! Any sequence of intercepts, and of what the worker does in between, against the partition:
+//! registers, hypercalls, ports, SynIC, timers.
+
+use super::bytes::Bytes;
+use teuthis_hypervisor::{
+    counters::Counters,
+    flows::Flow,
+    link::{End, Payload},
+    memory::GuestMemory,
+    processor::{Intercept, soft::clock::Clock},
+    tlfs::{Message, Outcome, Partition, Worker},
+};
+
+const MOST_STEPS: usize = 2000;
+
+/// Takes everything until it is full for once.
+struct Sink {
+    full: bool,
+}
+
+impl Worker for Sink {
+    fn post_message(&mut self, connection: u32, _kind: u32, payload: &[u8]) -> bool {
+        assert!(connection == 1 || connection == 4);
+        assert!(payload.len() <= 240);
+        !self.full
+    }
+
+    fn signal(&mut self, channel: u16) {
+        assert!((1..2048).contains(&channel));
+    }
+}
+
+pub fn run(data: &[u8]) {
+    let mut bytes = Bytes(data);
+    let memory = GuestMemory::anonymous(0x10_0000).unwrap();
+    let clock = Clock::deterministic(1);
+    let counters = Counters::anonymous().unwrap();
+    let mut partition = Partition::new(clock.clone(), bytes.value(), counters.clone());
+    let mut worker = Sink { full: false };
+    let mut answers = 0;
+    for _ in 0..MOST_STEPS {
+        if bytes.0.is_empty() {
+            break;
+        }
+        match bytes.byte() % 16 {
+            0 => {
+                let payload = Payload::new(bytes.take(240)).unwrap();
+                let (sint, kind) = (bytes.byte() % 16, bytes.number(4) as u32);
+                partition.deliver_message(
+                    Message {
+                        sint,
+                        kind,
+                        payload,
+                    },
+                    &memory,
+                );
+            }
+            1 => partition.signal_event(bytes.number(2) as u16, &memory),
+            2 => partition.set_channel_open(bytes.number(2) as u16, bytes.byte() % 2 == 0),
+            3 => clock.advance_to(clock.now().saturating_add(bytes.value())),
+            4 => worker.full = !worker.full,
+            5 => {
+                // A page of input for the hypercalls, which the guest may change at any time.
+                let (at, content) = (bytes.below(0x10_0000), bytes.take(256));
+                let _ = memory.write_bytes(at, content);
+            }
+            _ => {
+                let intercept = intercept(&mut bytes);
+                match partition.handle(intercept, &memory, &mut worker) {
+                    Outcome::Complete(_) => answers += 1,
+                    Outcome::End(End::GuestCrash(_) | End::PowerOff | End::Reset) => {}
+                    outcome => panic!("{intercept:?} led to {outcome:?}"),
+                }
+            }
+        }
+        partition.next_event();
+        partition.take_interrupts().for_each(drop);
+        partition.ports.serial.clear();
+    }
+    let completed = counters.get(Flow::CompletionInstruction).count;
+    assert_eq!(completed, answers, "every answer is counted");
+    assert!(partition.take_notes().len() <= 32, "notes are bounded");
+}
+
+fn intercept(bytes: &mut Bytes) -> Intercept {
+    let size = [1, 2, 4][bytes.below(3) as usize];
+    match bytes.byte() % 8 {
+        0 => Intercept::Cpuid {
+            leaf: bytes.value() as u32,
+            subleaf: bytes.value() as u32,
+        },
+        1 => Intercept::MsrRead { msr: msr(bytes) },
+        2..=4 => Intercept::MsrWrite {
+            msr: msr(bytes),
+            value: bytes.value(),
+        },
+        5 => Intercept::PortRead {
+            port: port(bytes),
+            size,
+        },
+        6 => Intercept::PortWrite {
+            port: port(bytes),
+            size,
+            value: bytes.value() as u32,
+        },
+        _ => Intercept::Hypercall {
+            control: match bytes.byte() % 3 {
+                0 => 0x5C,
+                1 => 0x1_005D,
+                _ => bytes.value(),
+            },
+            input: bytes.value(),
+            output: bytes.value(),
+        },
+    }
+}
+
+fn msr(bytes: &mut Bytes) -> u32 {
+    match bytes.byte() % 4 {
+        0 => 0x4000_0000 + bytes.below(0x200) as u32,
+        1 => 0x4000_0080 + bytes.below(0x40) as u32,
+        2 => 0xC001_0000 + bytes.below(0x2000) as u32,
+        _ => bytes.value() as u32,
+    }
+}
+
+fn port(bytes: &mut Bytes) -> u16 {
+    match bytes.byte() % 3 {
+        0 => 0x3F8 + bytes.below(8) as u16,
+        1 => 0x70 + bytes.below(2) as u16,
+        _ => bytes.number(2) as u16,
+    }
+}
