@@ -10,6 +10,7 @@ mod entropy;
 mod file;
 pub mod frames;
 pub mod log;
+pub mod network;
 mod outgoing;
 pub mod power;
 mod session;

@@ -13,6 +13,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     system::prepare();
+    system::connect();
     match transport::connect().and_then(|ends| Agent::new(ends.listener, ends.greeting)) {
         Ok(agent) => {
             system::finish();

@@ -6,7 +6,6 @@ use std::{
     io,
     os::unix::fs::symlink,
     path::Path,
-    process::{Command, Stdio},
 };
 
 use nix::{
@@ -17,7 +16,7 @@ use nix::{
     unistd::sethostname,
 };
 
-use crate::log;
+use crate::{log, network};
 
 /// File system type, where, options, flags.
 const MOUNTS: [(&str, &str, &str, MsFlags); 7] = {
@@ -62,15 +61,14 @@ pub fn prepare() {
     }
 }
 
+/// The network, once the root file system is there: the host's greeting says that it is ready.
+pub fn connect() {
+    report("network", network::configure());
+}
+
 /// What can wait until the host has been greeted: the loopback interface.
 pub fn finish() {
-    let ifconfig = Command::new("/bin/busybox")
-        .args(["ifconfig", "lo", "127.0.0.1", "up"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn();
-    report("loopback interface", ifconfig.map(drop));
+    report("loopback interface", network::loopback());
 }
 
 fn mount_at(kind: &str, target: &str, options: &str, flags: MsFlags) -> io::Result<()> {

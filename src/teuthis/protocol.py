@@ -85,6 +85,18 @@ class DiskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return [self.file] + ([self.layer.file] if self.layer else [])
 
 
+PASST_MAC: Final = "02:7e:07:00:00:01"
+"""passt's own address towards a guest; on its command line it tells ours from others."""
+
+
+class NetworkConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A VM's network adapter: the socket to its switch, its MAC address, the largest payload."""
+
+    frames: Descriptor
+    mac: Annotated[bytes, msgspec.Meta(min_length=6, max_length=6)]
+    mtu: Annotated[int, msgspec.Meta(ge=576, le=65520)]
+
+
 class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What `python -m teuthis.worker --config-fd N` is given: a JSON document of fd numbers."""
 
@@ -97,6 +109,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     counters: Descriptor
     control: Descriptor
     console: Descriptor
+    network: NetworkConfig | None = None
     uid: Annotated[int, msgspec.Meta(ge=1, lt=1 << 32)] | None = None
     """The worker's own user id, when root starts it."""
     allow_missing_walls: frozenset[str] = frozenset()
@@ -114,6 +127,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             self.control,
             self.console,
             *(descriptor for disk in self.disks for descriptor in disk.descriptors()),
+            *([] if self.network is None else [self.network.frames]),
         ]
 
 

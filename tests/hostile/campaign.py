@@ -213,7 +213,7 @@ def attack(guest: Path, initrd: Path, seed: int, seconds: float, *, scribble: bo
     arguments = f"seed={seed} milliseconds={int(seconds * 1000)}"
     memory: list[int] = []
 
-    def load(descriptor: int, size: int) -> BootState:
+    def load(descriptor: int, size: int, _: str) -> BootState:
         memory.append(os.dup(descriptor))
         return loader.load(descriptor, size, guest, initrd, arguments)
 

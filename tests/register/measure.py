@@ -128,16 +128,22 @@ def _python_lines(text: str) -> int:
 
 def system_calls() -> dict[str, list[str]]:
     """The calls that each process keeps."""
-    worker = ast.parse(_text(ROOT / "src/teuthis/jail/worker.py"))
+    hypervisor = re.findall(r"\bSYS_(\w+)", _text(ROOT / "hypervisor/src/jail/filter.rs"))
+    ours = {name: _listed_calls(name) for name in ("worker", "switch")}
+    return {"hypervisor": sorted(set(hypervisor)), **ours}
+
+
+def _listed_calls(process: str) -> list[str]:
+    """The calls that a process of ours in Python keeps."""
+    jail = ast.parse(_text(ROOT / f"src/teuthis/jail/{process}.py"))
     keys = {
         key.value
-        for node in ast.walk(worker)
+        for node in ast.walk(jail)
         if isinstance(node, ast.Dict)
         for key in node.keys
         if isinstance(key, ast.Constant) and key.value in NUMBERS
     }
-    hypervisor = re.findall(r"\bSYS_(\w+)", _text(ROOT / "hypervisor/src/jail/filter.rs"))
-    return {"hypervisor": sorted(set(hypervisor)), "worker": sorted(keys)}
+    return sorted(keys)
 
 
 def unsafe_blocks() -> dict[str, int]:

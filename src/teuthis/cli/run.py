@@ -38,6 +38,29 @@ def main(
             help="A disk: written to, read only, or with what is written thrown away.",
         ),
     ] = None,
+    net: Annotated[
+        str | None,
+        typer.Option(
+            metavar="user|switch:NAME",
+            help="A network: the host's, as far as you reach it, or one between VMs.",
+        ),
+    ] = None,
+    publish: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[ADDR:]HOST:GUEST[/udp]",
+            help="Lead a port of this machine's loopback, or of ADDR, to the guest.",
+        ),
+    ] = None,
+    host_port: Annotated[
+        list[int] | None,
+        typer.Option(help="A port of this machine's loopback that the guest may reach."),
+    ] = None,
+    mac: Annotated[str | None, typer.Option(help="The guest's MAC address.")] = None,
+    mtu: Annotated[int | None, typer.Option(help="Largest payload of a network frame.")] = None,
+    net_rate: Annotated[
+        str | None, typer.Option(help="Bytes a second that the guest may send, such as 10M.")
+    ] = None,
     kernel: Annotated[
         Path | None,
         typer.Option(help="A vmlinuz or vmlinux instead of the image's own kernel."),
@@ -61,8 +84,9 @@ def main(
     """Run a program in a new virtual machine.
 
     The program's stdout and stderr arrive here as they come, and stdin goes to it. The VM has a
-    fresh file system in memory, no network and no access to this machine's files; when the program
-    ends, on ^C and after the time limit nothing of it stays behind.
+    fresh file system in memory, no network unless you ask for one (--net), and no access to this
+    machine's files; when the program ends, on ^C and after the time limit nothing of it stays
+    behind.
 
     The exit code is the program's own, or 128 + n when signal n killed it; 124 after the time
     limit; 125 when Teuthis or the VM failed; 126 and 127 when the guest cannot run or find the
@@ -74,6 +98,7 @@ def main(
         teuthis run --memory 512M --timeout 30s -- sh -c 'exit 3'
         teuthis run --env NAME=world -- sh -c 'echo hello $NAME'
         tar c . | teuthis run -- sha256sum
+        teuthis run --net user --publish 8080:80 -- httpd -f
         teuthis run --kernel ./vmlinuz --console -- dmesg
     """
     from teuthis.root import settings
@@ -87,6 +112,12 @@ def main(
             image=image,
             keep=keep,
             disks=[attach.disk(text) for text in disk or ()],
+            network=net,
+            publish=publish or (),
+            host_ports=host_port or (),
+            mac=mac,
+            mtu=mtu,
+            net_rate=net_rate,
             kernel=kernel,
             console=log,
             env=variables,

@@ -21,12 +21,16 @@ from teuthis.errors import HostError
 from teuthis.jail.bpf import Instruction, may_allow, unpack
 from teuthis.jail.kernel import call
 from teuthis.jail.system_calls import NUMBERS
+from teuthis.protocol import PASST_MAC
 
 NAMESPACES: Final = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
 
 _ATTACH, _DETACH, _GET_FILTER = 16, 17, 0x420C
 _WAIT_ALL: Final = 0x4000_0000
 _INSTRUCTION_BYTES: Final = 8
+
+_OURS: Final = {b"teuthis.worker", b"teuthis.switch", PASST_MAC.encode()}
+"""Words of the command lines of our processes, passt's among them."""
 
 
 class Surface(msgspec.Struct, frozen=True):
@@ -104,7 +108,7 @@ def processes() -> list[int]:
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
             words = path.read_bytes().split(b"\0")
-            if words[0].endswith(b"/teuthis-hypervisor") or b"teuthis.worker" in words:
+            if words[0].endswith(b"/teuthis-hypervisor") or _OURS & set(words):
                 found.append(int(path.parent.name))
     return sorted(found)
 

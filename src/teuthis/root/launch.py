@@ -18,12 +18,16 @@ from teuthis.root.console import Console, Sink
 from teuthis.root.descriptors import Descriptors
 from teuthis.root.disks import Disk, open_disks
 from teuthis.root.loader import BootState
+from teuthis.root.network import Attachment, Wanted, attach
 from teuthis.root.spawn import Child
 
 _DOORBELLS_SIZE: Final = FLOWS["doorbell.to-worker"].values["page_bytes"]
 
-Load = Callable[[int, int], BootState]
-"""Puts what the guest starts with into a memory file of so many bytes: `load(descriptor, size)`."""
+Load = Callable[[int, int, str], BootState]
+"""Puts what the guest starts with into a memory file: `load(descriptor, size, arguments)`.
+
+The arguments are those of the kernel's command line that are known only now.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,7 @@ class Processes:
     """What the root side holds of a running VM; `held.close()` kills and closes all of it.
 
     Attributes:
-        counters: the counters of the root side, the worker and the hypervisor.
+        counters: the counters of the root side, the worker, the hypervisor and the switch.
         counter_pages: the descriptors behind them.
     """
 
@@ -42,6 +46,7 @@ class Processes:
     counter_pages: tuple[int, ...]
     console: Console
     held: Descriptors
+    attached: Attachment | None = None
 
 
 def launch(
@@ -50,6 +55,7 @@ def launch(
     sink: Sink | None,
     allow_missing_walls: Collection[str] = (),
     disks: Sequence[Disk] = (),
+    network: Wanted | None = None,
 ) -> Processes:
     """Makes the memory and the channels of a VM, loads its memory, starts its two processes.
 
@@ -67,7 +73,7 @@ def launch(
         doorbells = given.memory_file("doorbells", _DOORBELLS_SIZE)
         pages = tuple(
             held.memory_file(f"counters-{name}", counters_size())
-            for name in ("root", "worker", "hypervisor")
+            for name in ("root", "worker", "hypervisor", "switch")
         )
         to_worker, to_hypervisor = given.eventfd(), given.eventfd()
         control, worker_control = _socket_pair(held, given)
@@ -77,6 +83,9 @@ def launch(
         given.own(console_write)
 
         own = held.enter_context(identity.lease())
+        attached, adapter = None, None
+        if network is not None:
+            attached, adapter = attach(network, given, held, pages[3], allowed)
         group = held.enter_context(cgroup.lease(memory_size, cgroup.place()))
         config = WorkerConfig(
             memory=memory,
@@ -88,6 +97,7 @@ def launch(
             counters=pages[1],
             control=worker_control.fileno(),
             console=console_write,
+            network=adapter,
             uid=own.worker,
             allow_missing_walls=allowed,
             disks=open_disks(disks, given),
@@ -100,7 +110,7 @@ def launch(
         held.callback(worker.end)
         group.take(worker.pid)
 
-        state = load(memory, memory_size)
+        state = load(memory, memory_size, attached.argument if attached else "")
         descriptors = {
             "--memory-fd": memory,
             "--link-fd": hypervisor_link.fileno(),
@@ -131,7 +141,9 @@ def launch(
         counters = (Counters(pages[0]), *(Counters(page, writable=False) for page in pages[1:]))
         for each in counters:
             held.callback(each.close)
-        return Processes(worker, hypervisor, control, counters, pages, console, held.pop_all())
+        return Processes(
+            worker, hypervisor, control, counters, pages, console, held.pop_all(), attached
+        )
 
 
 def _socket_pair(one: Descriptors, other: Descriptors) -> tuple[socket.socket, socket.socket]:

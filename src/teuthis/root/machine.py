@@ -25,6 +25,7 @@ from teuthis.root.console import Console, Sink
 from teuthis.root.disks import Disk
 from teuthis.root.ending import ending
 from teuthis.root.launch import Load, launch
+from teuthis.root.network import Attachment, Wanted
 
 _PATIENCE: Final = 0.5
 """Seconds that both processes have to end by themselves before they are killed."""
@@ -40,6 +41,7 @@ class Machine(Caller):
         sink: Sink | None,
         allow_missing_walls: Collection[str] = (),
         disks: Sequence[Disk] = (),
+        network: Wanted | None = None,
     ) -> None:
         """Starts a VM; `ready` says when its agent answers.
 
@@ -56,7 +58,9 @@ class Machine(Caller):
             # When a thread ends, the kernel kills the processes that it started: so they are
             # started by the thread that sees them end.
             try:
-                self._processes = launch(memory_size, load, sink, allow_missing_walls, disks)
+                self._processes = launch(
+                    memory_size, load, sink, allow_missing_walls, disks, network
+                )
                 self._talk_over(self._processes.control)
             except OSError as error:
                 launched.set_exception(HostError(f"could not start a VM: {error}"))
@@ -81,6 +85,11 @@ class Machine(Caller):
     # ---- looking at it -------------------------------------------------------------------------
 
     @property
+    def attached(self) -> Attachment | None:
+        """The VM's place on its network, if it has one."""
+        return self._processes.attached
+
+    @property
     def processes(self) -> dict[str, int]:
         """Its processes by name, as process ids."""
         children = (self._processes.worker, self._processes.hypervisor)
@@ -88,7 +97,7 @@ class Machine(Caller):
 
     @property
     def counter_pages(self) -> tuple[int, ...]:
-        """Descriptors of the counter pages of root side, worker and hypervisor, while it lives."""
+        """Descriptors of the counter pages of root side and processes, while it lives."""
         return self._processes.counter_pages
 
     def flows(self) -> dict[str, Count]:

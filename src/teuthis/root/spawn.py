@@ -13,11 +13,14 @@ from teuthis.errors import HostError
 class Child:
     """A process of a VM."""
 
-    def __init__(self, argv: Sequence[str], descriptors: Collection[int]) -> None:
+    def __init__(
+        self, argv: Sequence[str], descriptors: Collection[int], *, stderr: int | None = None
+    ) -> None:
         """Starts `argv`; of our descriptors it gets those in `descriptors`, under their numbers.
 
         It lives in a session of its own, so that a terminal's ^C reaches its owner only, with an
-        empty environment and no terminal. `TEUTHIS_DEBUG` lets its stderr through, for us.
+        empty environment and no terminal. Its stderr goes to `stderr`, if that is given;
+        `TEUTHIS_DEBUG` lets it through, for us.
 
         Raises:
             HostError: it could not be started.
@@ -27,7 +30,11 @@ class Child:
                 argv,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=None if os.environ.get("TEUTHIS_DEBUG") else subprocess.DEVNULL,
+                stderr=stderr
+                if stderr is not None
+                else None
+                if os.environ.get("TEUTHIS_DEBUG")
+                else subprocess.DEVNULL,
                 pass_fds=tuple(descriptors),
                 start_new_session=True,
                 env={},

@@ -16,6 +16,7 @@ from teuthis.root.disks import Disk
 from teuthis.root.guest import DEFAULT_ENVIRONMENT, Guest
 from teuthis.root.loader import BootState
 from teuthis.root.machine import Machine
+from teuthis.root.network import wanted
 from teuthis.root.process import Result
 from teuthis.root.streams import MAX_OUTPUT
 
@@ -42,6 +43,12 @@ class VM(Guest):
         image: str = store.TINY,
         keep: str | os.PathLike[str] | None = None,
         disks: Sequence[Disk] = (),
+        network: str | None = None,
+        publish: Sequence[str] = (),
+        host_ports: Sequence[int] = (),
+        mac: str | None = None,
+        mtu: int | None = None,
+        net_rate: int | str | None = None,
         kernel: str | os.PathLike[str] | None = None,
         console: Sink | None = None,
         env: Mapping[str, str] | None = None,
@@ -58,6 +65,15 @@ class VM(Guest):
             keep: a file that keeps this layer, made if it is missing; given again with the same
                 image, the guest finds what it has written and flushed (`sync`).
             disks: further disks, in the guest's order: /dev/sda, or /dev/sdb after an image's own.
+            network: None for none at all; "user" for the host's network, as far as the user
+                reaches it; "switch:NAME" for one between the VMs that name it.
+            publish: ports of the host that lead to the guest: "8080:80", "0.0.0.0:5353:53/udp";
+                on the host's loopback unless an address is given. For "user".
+            host_ports: ports of the host's loopback that the guest reaches at its gateway. For
+                "user".
+            mac: the adapter's MAC address; a random one unless given.
+            mtu: largest payload of a frame.
+            net_rate: bytes a second that the VM may send, or a text such as "10M".
             kernel: a `vmlinuz` or `vmlinux` instead of the image's own kernel.
             console: a binary file that the kernel's log is written to as it comes; the guest's own
                 bytes, so look at them with care.
@@ -76,16 +92,23 @@ class VM(Guest):
         settings.time_limit(boot_timeout)
         chosen = store.find(image)
         disks = [*_root_disk(chosen, keep), *disks]
-        boot = _boot_files(chosen, None if kernel is None else Path(kernel), disks=bool(disks))
-        arguments = loader.command_line(
-            console=console is not None, extra=f"teuthis.root={chosen.root}" if chosen.root else ""
+        net = wanted(
+            network, publish=publish, host_ports=host_ports, mac=mac, mtu=mtu, rate=net_rate
         )
+        adapter = modules.NETWORK if net else ()
+        boot = _boot_files(
+            chosen, None if kernel is None else Path(kernel), disks=bool(disks), further=adapter
+        )
+        root = f"teuthis.root={chosen.root}" if chosen.root else ""
 
-        def load(descriptor: int, size: int) -> BootState:
+        def load(descriptor: int, size: int, extra: str) -> BootState:
+            arguments = loader.command_line(
+                console=console is not None, extra=f"{root} {extra}".strip()
+            )
             return loader.load(descriptor, size, boot.kernel, boot.initrd, arguments)
 
         variables = settings.environment(DEFAULT_ENVIRONMENT, env)
-        machine = Machine(size, load, console, allow_missing_walls, disks)
+        machine = Machine(size, load, console, allow_missing_walls, disks, net)
         super().__init__(machine, variables)
         self.machine = machine
         self._finalizer = weakref.finalize(self, machine.close)
@@ -106,6 +129,12 @@ class VM(Guest):
     def __repr__(self) -> str:
         return f"<VM {'closed' if self.closed else 'running'}>"
 
+    @property
+    def address(self) -> str | None:
+        """The VM's IPv4 address on its network; None: it has none."""
+        attached = self.machine.attached
+        return attached.address if attached else None
+
     def close(self) -> None:
         """Ends the VM at once; both its processes are gone when this returns."""
         self._finalizer()
@@ -119,10 +148,12 @@ def _root_disk(image: Image, keep: str | os.PathLike[str] | None) -> list[Disk]:
     return []
 
 
-def _boot_files(image: Image, kernel: Path | None, *, disks: bool) -> BootFiles:
+def _boot_files(
+    image: Image, kernel: Path | None, *, disks: bool, further: tuple[str, ...]
+) -> BootFiles:
     chosen = kernel_from_file(kernel) if kernel else GuestKernel(image.kernel, image.modules)
     storage = modules.ROOT if image.root else modules.STORAGE if disks else ()
-    return boot_files(chosen, modules.TRANSPORT + storage)
+    return boot_files(chosen, modules.TRANSPORT + storage + further)
 
 
 def run(

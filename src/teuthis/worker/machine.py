@@ -7,12 +7,15 @@ from functools import partial
 from typing import Final, Protocol
 
 from teuthis.flows import FLOWS, Counters
-from teuthis.protocol import Ended, Status, StatusKind, Stop
+from teuthis.protocol import Ended, NetworkConfig, Status, StatusKind, Stop
 from teuthis.worker import link as partition
 from teuthis.worker.agent.agent import Agent
 from teuthis.worker.console import Console
 from teuthis.worker.control import Control, LifelineCut
 from teuthis.worker.devices.hvsock import HvSock
+from teuthis.worker.devices.network.device import OFFER, Network
+from teuthis.worker.devices.network.port import Port
+from teuthis.worker.devices.network.rndis import ETHERNET_HEADER
 from teuthis.worker.devices.storage import storvsp
 from teuthis.worker.devices.storage.backend import Backend
 from teuthis.worker.devices.storage.layer import LayerDamaged
@@ -72,6 +75,20 @@ class Machine:
         if disks:
             storage = Storvsp(self._server, memory, counters, disks, console.note)
             self._server.install(storvsp.OFFER, storage)
+
+    def add_network(self, config: NetworkConfig) -> None:
+        """Gives the VM a network adapter."""
+        port = Port(self._loop, config.frames, config.mtu + ETHERNET_HEADER)
+        adapter = Network(
+            self._server,
+            self._memory,
+            self._counters,
+            port,
+            config.mac,
+            config.mtu,
+            self._console.note,
+        )
+        self._server.install(OFFER, adapter)
 
     def run(self) -> None:
         """Serves the VM until it ends. Raises `LifelineCut` when the root side goes first."""

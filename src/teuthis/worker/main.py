@@ -52,6 +52,8 @@ def main(arguments: Sequence[str]) -> int:
     console = Console(loop, config.console, counters)
     disks = [disk_backend(disk) for disk in config.disks]
     machine = Machine(memory, link, doorbells, control, console, loop, counters, disks)
+    if config.network is not None:
+        machine.add_network(config.network)
 
     # 5. The door is locked: from here on no path, no network, no other process, no privilege, and
     #    the 18 system calls that serving takes (22 with disks). All modules are loaded by now.

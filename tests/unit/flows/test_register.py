@@ -15,11 +15,13 @@ from teuthis.flows import FLOWS, RECEIVERS, Count, Counters, Flow, counters_size
 ROOT = Path(__file__).parents[3]
 KINDS = {
     "intercept", "instruction", "completion", "interrupt", "memory", "page-table", "hypercall",
-    "message", "ring", "stream", "link", "control",
+    "message", "ring", "stream", "link", "frame", "control",
 }  # fmt: skip
 DIRECTIONS = {
     "guest-to-host", "host-to-guest", "both", "hypervisor-to-worker", "worker-to-hypervisor",
     "root-to-worker", "worker-to-root", "worker-to-client", "client-to-worker", "client-to-root",
+    "worker-to-switch", "switch-to-worker", "switch-to-passt", "passt-to-switch",
+    "root-to-switch", "switch-to-root",
 }  # fmt: skip
 RUST = {path: path.read_text() for path in (ROOT / "hypervisor/src").rglob("*.rs")}
 PYTHON = {path: path.read_text() for path in (ROOT / "src/teuthis").rglob("*.py")}

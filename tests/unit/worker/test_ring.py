@@ -17,6 +17,7 @@ from teuthis.worker.vmbus.ring import (
     RingError,
     RingReader,
     RingWriter,
+    transfer_pages,
 )
 
 from .simulator import Half, packet
@@ -167,6 +168,13 @@ def test_written_packets_are_what_linux_expects(ring: Ring) -> None:
 def test_a_completion_carries_its_transaction(ring: Ring) -> None:
     ring.writer.write([Outgoing(b"done", COMPLETION, 2**64 - 3)])
     assert ring.into.take(0, 32) == packet(b"done", COMPLETION, transaction=2**64 - 3)
+
+
+def test_transfer_pages_name_their_ranges(ring: Ring) -> None:
+    ring.writer.write([transfer_pages(b"message!", 0xCAFE, [(0, 60), (1600, 1514)], 9)])
+    header = struct.pack("<HHI4I", 0xCAFE, 0, 2, 60, 0, 1514, 1600)
+    expected = packet(b"message!", 7, header=header, transaction=9, flags=1)
+    assert ring.into.take(0, len(expected)) == expected
 
 
 def test_signal_only_when_empty_and_not_masked(ring: Ring) -> None:

@@ -20,6 +20,7 @@ OVERHEAD: Final = _DESCRIPTOR.size + _TRAILER.size
 IN_BAND: Final = FLOWS["ring.packet"].values["in_band"]
 GPA_DIRECT: Final = FLOWS["ring.packet"].values["gpa_direct"]
 COMPLETION: Final = FLOWS["ring.packet"].values["completion"]
+TRANSFER_PAGES: Final = FLOWS["ring.send"].values["transfer_pages"]
 WANTS_COMPLETION: Final = 1
 """Flag of a packet whose sender waits for a `COMPLETION` with the same transaction id."""
 _TYPES = frozenset(FLOWS["ring.packet"].values.values())
@@ -51,6 +52,21 @@ class Outgoing(NamedTuple):
     payload: bytes
     type: int = IN_BAND
     transaction: int = 0
+    flags: int = 0
+    header: bytes = b""
+    """What stands between descriptor and payload, in multiples of 8 bytes."""
+
+
+def transfer_pages(
+    payload: bytes, buffer: int, ranges: Sequence[tuple[int, int]], transaction: int
+) -> Outgoing:
+    """A packet about `ranges`, (offset, bytes) each, of a buffer that the guest has shared.
+
+    The guest answers with a completion once it has taken them.
+    """
+    flat = [word for offset, length in ranges for word in (length, offset)]
+    header = struct.pack(f"<HBxI{len(flat)}I", buffer, 0, len(ranges), *flat)
+    return Outgoing(payload, TRANSFER_PAGES, transaction, WANTS_COMPLETION, header)
 
 
 class _Half:
@@ -160,11 +176,13 @@ class RingWriter(_Half):
         start = self._write
         position = start
         pieces: list[bytes] = []
-        for payload, kind, transaction in packets:
+        for payload, kind, transaction, flags, header in packets:
             padding = -len(payload) % 8
-            length = _DESCRIPTOR.size + len(payload) + padding
+            offset = _DESCRIPTOR.size + len(header)
+            length = offset + len(payload) + padding
             pieces += (
-                _DESCRIPTOR.pack(kind, _DESCRIPTOR.size // 8, length // 8, 0, transaction),
+                _DESCRIPTOR.pack(kind, offset // 8, length // 8, flags, transaction),
+                header,
                 payload,
                 bytes(padding),
                 _TRAILER.pack(position << 32),

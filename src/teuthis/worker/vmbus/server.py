@@ -10,7 +10,7 @@ from typing import Final
 
 from teuthis.flows import FLOWS, Counters
 from teuthis.worker import link
-from teuthis.worker.memory import PAGE_SIZE, GuestMemory
+from teuthis.worker.memory import PAGE_SIZE, GuestMemory, PageRange
 from teuthis.worker.vmbus import gpadl as gpadls
 from teuthis.worker.vmbus import messages as m
 from teuthis.worker.vmbus.channel import Channel, Device
@@ -129,6 +129,19 @@ class Server:
     def interrupt(self, channel: Channel) -> None:
         """Signals the guest's side of an open channel."""
         self.interrupts.append((channel.relid, channel.target_vp))
+
+    def shared_memory(self, channel: Channel, handle: int) -> PageRange | None:
+        """The memory that a guest has described for its device; None: there is no such GPADL."""
+        gpadl = self._gpadls.get(handle)
+        if (
+            gpadl is None
+            or not gpadl.complete
+            or gpadl.relid != channel.relid
+            or gpadl.id == channel.ring_gpadl
+            or gpadl.byte_offset != 0
+        ):
+            return None
+        return PageRange(self._memory, gpadl.pages)
 
     # ---- connection ------------------------------------------------------------------------------
 

@@ -1,0 +1,74 @@
+"""Puts a VM on its network before it boots: what the worker and the guest need for that."""
+
+import socket
+from dataclasses import dataclass
+
+from teuthis.protocol import NetworkConfig
+from teuthis.root.descriptors import Descriptors
+from teuthis.root.network import named, user
+from teuthis.root.network.wanted import Wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A VM's place on a network.
+
+    Attributes:
+        address: its IPv4 address.
+        prefix: the length of its network's prefix.
+        gateway: the IPv4 address of the way out, where there is one.
+        name_servers: IPv4 addresses.
+    """
+
+    address: str
+    prefix: int
+    mtu: int
+    gateway: str | None = None
+    name_servers: tuple[str, ...] = ()
+
+    @property
+    def argument(self) -> str:
+        """How our agent is told: a parameter of the kernel's command line."""
+        parts = [f"{self.address}/{self.prefix}", f"mtu={self.mtu}"]
+        if self.gateway is not None:
+            parts.append(f"gateway={self.gateway}")
+        parts += [f"dns={server}" for server in self.name_servers]
+        return "teuthis.net=" + ",".join(parts)
+
+
+def attach(
+    wanted: Wanted,
+    given: Descriptors,
+    held: Descriptors,
+    counters: int,
+    allow_missing_walls: frozenset[str],
+) -> tuple[Attachment, NetworkConfig]:
+    """Plugs a VM in.
+
+    Args:
+        wanted: what was asked for.
+        given: keeps what the VM's processes get until they have it.
+        held: keeps what ends with the VM.
+        counters: the page on which the switch counts for this VM.
+        allow_missing_walls: walls that the switch may go without.
+
+    Raises:
+        ConfigurationError: a port, an address or a MAC address is taken.
+        HostError, OSError: something that is needed cannot be had here.
+    """
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    worker = given.enter_context(near).fileno()
+    switch = given.enter_context(far).fileno()
+    for end in (near, far):
+        # As much as the kernel lets us: it holds what a guest has not taken yet.
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    config = NetworkConfig(frames=worker, mac=wanted.mac, mtu=wanted.mtu)
+    if wanted.name is None:
+        servers = user.start(wanted, given, held, switch, counters, allow_missing_walls)
+        prefix = user.SUBNET.prefixlen
+        return (
+            Attachment(str(user.GUEST), prefix, wanted.mtu, str(user.GATEWAY), servers),
+            config,
+        )
+    address = named.join(wanted, wanted.name, switch, counters, allow_missing_walls)
+    return Attachment(str(address), named.SUBNET.prefixlen, wanted.mtu), config

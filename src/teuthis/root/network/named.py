@@ -1,0 +1,161 @@
+"""Named networks: a switch for each name and user, started by its first VM, ended with its last.
+
+The socket on which a switch takes VMs lies in a directory that only its user can enter; the other
+users' VMs cannot join. A lock keeps two first VMs from starting two switches.
+"""
+
+import fcntl
+import ipaddress
+import os
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import platformdirs
+
+from teuthis.errors import ConfigurationError, HostError
+from teuthis.flows import Counters
+from teuthis.jail import identity
+from teuthis.root.descriptors import Descriptors
+from teuthis.root.network.wanted import Wanted
+from teuthis.switch.protocol import ANSWER_BYTES, Answer, Member, Outcome, SwitchConfig
+from teuthis.switch.switch import SUBNET
+
+__all__ = ["SUBNET", "join"]
+
+_PATIENCE: Final = 20.0
+"""Seconds for a switch to start and to answer."""
+_BACKLOG: Final = 16
+_WHY: Final = {
+    Outcome.MALFORMED: "its switch did not understand the request: is it of another version?",
+    Outcome.MAC_TAKEN: "another VM there has this MAC address: choose another, or none",
+    Outcome.ADDRESS_TAKEN: "another VM there has this address",
+    Outcome.FULL: "it has as many VMs as it can",
+    Outcome.OTHER_MTU: "its VMs have another MTU: say the same",
+}
+
+
+def join(
+    wanted: Wanted, name: str, frames: int, counters: int, allow_missing_walls: frozenset[str]
+) -> ipaddress.IPv4Address:
+    """Plugs a VM into network `name`; the address that it has there.
+
+    Raises:
+        ConfigurationError: the network does not take it.
+        HostError, OSError: there can be no such network here.
+    """
+    member = Member(
+        mac=wanted.mac,
+        mtu=wanted.mtu,
+        bytes_rate=wanted.bytes_rate,
+        frames_rate=wanted.frames_rate,
+    )
+    request = msgspec.json.encode(member)
+    directory = _directory()
+    path = directory / f"{name}.socket"
+    with _locked(directory / f"{name}.lock"):
+        answer = _ask(path, request, [frames, counters])
+        if answer is None:
+            _start(path, allow_missing_walls)
+            answer = _ask(path, request, [frames, counters])
+    if answer is None:
+        raise HostError(f"the switch of network {name} did not start: see `teuthis doctor`")
+    return _judged(answer, name, counters)
+
+
+def _judged(answer: Answer, name: str, page: int) -> ipaddress.IPv4Address:
+    """The address in an answer. Raises `ConfigurationError`, `HostError`."""
+    if answer.outcome is not Outcome.JOINED:
+        raise ConfigurationError(f"cannot join network {name}: {_WHY[answer.outcome]}")
+    address = ipaddress.IPv4Address(answer.address)
+    counters = Counters(page)
+    try:
+        if address not in SUBNET:
+            counters.reject("switch.joined")
+            raise HostError(f"the switch of network {name} gave an address outside {SUBNET}")
+        counters.accept("switch.joined", ANSWER_BYTES)
+    finally:
+        counters.close()
+    return address
+
+
+def _directory() -> Path:
+    """Where this user's switches are, and nobody else gets in. Raises `HostError`."""
+    if os.geteuid() == 0:
+        path = Path("/run/teuthis/networks")
+    else:
+        path = platformdirs.user_runtime_path("teuthis") / "networks"
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private(path)
+    return path
+
+
+def private(path: Path) -> None:
+    """Raises `HostError` unless `path` is a directory of this user's that nobody else may enter."""
+    found = path.lstat()
+    if (
+        not stat.S_ISDIR(found.st_mode)
+        or found.st_uid != os.geteuid()
+        or stat.S_IMODE(found.st_mode) & 0o077
+    ):
+        raise HostError(f"{path} must be a directory of your own that nobody else may enter")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _ask(path: Path, request: bytes, descriptors: list[int]) -> Answer | None:
+    """Asks the switch at `path`; None: there is none, or it is just ending."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.settimeout(_PATIENCE)
+        try:
+            connection.connect(str(path))
+            socket.send_fds(connection, [request], descriptors)
+            packet = connection.recv(2 * ANSWER_BYTES)
+        except (FileNotFoundError, ConnectionError):
+            return None
+    if not packet:
+        return None
+    try:
+        return Answer.decode(packet)
+    except ValueError as error:
+        raise HostError(f"the switch at {path} answered nonsense: {error}") from error
+
+
+def _start(path: Path, allow_missing_walls: frozenset[str]) -> None:
+    """Starts a switch that listens at `path`. The lock is held."""
+    with Descriptors() as given, identity.lease() as own:
+        with suppress(FileNotFoundError):
+            path.unlink()
+        listener = given.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        listener.bind(str(path))
+        listener.listen(_BACKLOG)
+        config = SwitchConfig(
+            listener=listener.fileno(), uid=own.worker, allow_missing_walls=allow_missing_walls
+        )
+        document = given.document("switch", msgspec.json.encode(config))
+        # It becomes nobody's child at once: it may outlive us, as long as a VM needs it.
+        starter = subprocess.Popen(
+            [sys.executable, "-I", "-m", "teuthis.switch", "--config-fd", str(document)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=None if os.environ.get("TEUTHIS_DEBUG") else subprocess.DEVNULL,
+            pass_fds=(document, listener.fileno()),
+            start_new_session=True,
+            env={},
+            cwd="/",
+        )
+        starter.wait(_PATIENCE)

@@ -1,0 +1,171 @@
+"""The switch process of one network. Read from top to bottom to see what it holds at each point."""
+
+import os
+import socket
+import struct
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Final
+
+import msgspec
+
+from teuthis.errors import MissingWall
+from teuthis.flows import Counters
+from teuthis.jail import switch as jail
+from teuthis.jail import walls
+from teuthis.switch.protocol import MAX_REQUEST, Answer, Member, Outcome, SwitchConfig
+from teuthis.switch.protocol import Uplink as UplinkConfig
+from teuthis.switch.switch import Switch
+from teuthis.switch.uplink import Destinations, Uplink
+from teuthis.worker.loop import READ, Loop
+
+_USAGE = 64
+_PATIENCE: Final = 30.0
+"""Seconds for the first VM to join."""
+_CREDENTIALS = struct.Struct("iII")
+_REQUESTS_MAX = 16
+_JOIN_DESCRIPTORS = 2
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Serves one network; 0 when its last VM has gone."""
+    # 1. Read what we were given: the numbers of our descriptors.
+    try:
+        config = _read_config(arguments)
+    except (ValueError, OSError):
+        return _USAGE
+
+    # A named network outlives the VM that it was started for: its switch is nobody's child.
+    if config.listener is not None and os.fork():
+        os._exit(0)
+
+    # 2. Drop everything else that somebody may have left.
+    walls.enter(jail.switch(config, {}), walls.FIRST)
+    os.environ.clear()
+
+    # 3. Put the switch together around what is left.
+    loop = Loop()
+    switch = Switch(loop, time.monotonic)
+    uplink = None if config.uplink is None else _uplink(switch, config.uplink)
+    entrance = None if config.listener is None else Entrance(switch, config.listener, config.uid)
+
+    # 4. The door is locked: no path, no network, no other process, no privilege.
+    try:
+        walls.enter(jail.switch(config, jail.system_calls(loop.fileno())), jail.walls_of(config))
+    except MissingWall as missing:
+        return walls.exit_status(missing.name)
+
+    # 5. Only now read what a guest may have made, as long as there is anybody.
+    give_up = time.monotonic() + _PATIENCE
+    while True:
+        deadlines = [switch.deadline(), give_up if entrance and not entrance.joined else None]
+        left = [deadline - time.monotonic() for deadline in deadlines if deadline is not None]
+        loop.turn(max(0.0, min(left)) if left else None)
+        switch.expire()
+        if uplink is not None and uplink.closed:
+            return 0
+        if entrance is not None and not entrance.joined and time.monotonic() < give_up:
+            continue
+        if switch.ports or (entrance is not None and entrance.busy):
+            continue
+        if entrance is not None:
+            entrance.close()
+        return 0
+
+
+def _read_config(arguments: Sequence[str]) -> SwitchConfig:
+    """The configuration behind `--config-fd N`. Raises `ValueError`, `OSError`."""
+    if len(arguments) != 2 or arguments[0] != "--config-fd":
+        raise ValueError("usage: python -m teuthis.switch --config-fd N")
+    with os.fdopen(int(arguments[1]), "rb") as file:
+        return msgspec.json.decode(file.read(), type=SwitchConfig)
+
+
+def _uplink(switch: Switch, config: UplinkConfig) -> Uplink:
+    counters = Counters(config.counters)
+    os.close(config.counters)
+    switch.join(config.member, config.frames, counters)
+    (port,) = switch.ports
+    destinations = Destinations(config.gateway, config.refused, config.host_ports)
+    return Uplink(switch, config.stream, destinations, counters, port.deliver)
+
+
+class Entrance:
+    """Where the root sides of VMs ask to join.
+
+    Who may connect at all the file system decides: the socket lies in a directory of the user's
+    own. Started by an ordinary user we see who asks; in the namespace that root's switch has, all
+    others look alike.
+    """
+
+    def __init__(self, switch: Switch, listener: int, uid: int | None) -> None:
+        self.joined = False
+        """Whether a VM ever did."""
+        self._switch = switch
+        self._listener = socket.socket(fileno=listener)
+        self._listener.setblocking(False)
+        self._owner = os.geteuid() if uid is None else None
+        self._requests: dict[int, socket.socket] = {}
+        switch.loop.watch(listener, READ, self._accept)
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody is about to join."""
+        self._accept()
+        return bool(self._requests)
+
+    def close(self) -> None:
+        """Lets nobody in any more."""
+        self._switch.loop.unwatch(self._listener.fileno())
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while len(self._requests) < _REQUESTS_MAX:
+            try:
+                request, _ = self._listener.accept()
+            except OSError:
+                return
+            request.setblocking(False)
+            raw = request.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            _, uid, _ = _CREDENTIALS.unpack(raw)
+            if self._owner is not None and uid != self._owner:
+                request.close()
+                continue
+            number = request.fileno()
+            self._requests[number] = request
+            self._switch.loop.watch(number, READ, partial(self._serve, number))
+
+    def _serve(self, number: int) -> None:
+        request = self._requests.pop(number)
+        self._switch.loop.unwatch(number)
+        with request:
+            try:
+                packet, descriptors, _, _ = socket.recv_fds(
+                    request, MAX_REQUEST + 1, _JOIN_DESCRIPTORS
+                )
+                answer = self._join(packet, descriptors)
+                self.joined |= answer.outcome is Outcome.JOINED
+                request.send(answer.encode())
+            except OSError:
+                return
+
+    def _join(self, packet: bytes, descriptors: list[int]) -> Answer:
+        """Plugs a VM in; what it does not need of the descriptors is closed."""
+        answer = Answer(Outcome.MALFORMED)
+        if len(descriptors) == _JOIN_DESCRIPTORS:
+            frames, page = descriptors
+            counters = Counters(page)
+            with suppress(ValueError):
+                member = msgspec.json.decode(packet, type=Member)
+                answer = self._switch.join(member, frames, counters)
+            if answer.outcome is Outcome.JOINED:
+                counters.accept("switch.join", len(packet))
+                descriptors = [page]
+            else:
+                counters.reject("switch.join")
+                counters.close()
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return answer
