@@ -11,7 +11,7 @@ EVIDENCE := $(STAMPS)/evidence
 STATIC_TARGET := x86_64-unknown-linux-gnu
 # What a build needs, and what only tests, lint and benchmarks need.
 PACKAGES := gcc libc6-dev python3-venv mmdebstrap e2fsprogs kmod uidmap debian-archive-keyring
-TEST_PACKAGES := acpica-tools cpio strace fdisk iproute2 iperf3 passt
+TEST_PACKAGES := acpica-tools chromium cpio strace fdisk iproute2 iperf3 passt
 BENCH_PACKAGES := qemu-system-x86
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help

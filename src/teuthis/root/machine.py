@@ -129,6 +129,7 @@ class Machine(Caller):
             deadline = time.monotonic() + _PATIENCE
             for child in (self._processes.worker, self._processes.hypervisor):
                 child.wait(max(0.0, deadline - time.monotonic()))
+                self._processes.counters[0].accept("control.exit-status", 4)
             self._processes.console.finish(_PATIENCE)
             with self._lock:
                 self._final = total(self._processes.counters)

@@ -5,10 +5,13 @@ A source file takes part in a flow by naming it: `Flow::MsrSynic` in Rust, `"msr
 """
 
 import importlib
+import os
 import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from teuthis.flows import FLOWS, RECEIVERS, Count, Counters, Flow, counters_size
 
@@ -88,8 +91,8 @@ def test_fuzz_targets_run_on_bytes(target: str) -> None:
 
 
 def test_every_flow_is_counted_somewhere() -> None:
-    # RAM is a mapping: an access to it is no event that anyone could count.
-    rust, python = named_in_rust(), named_in_python() | {"memory.ram"}
+    # RAM and the counters are mappings: an access to them is no event that anyone could count.
+    rust, python = named_in_rust(), named_in_python() | {"memory.ram", "control.counters"}
     idle = {flow for flow in FLOWS if camel(flow) not in rust and flow not in python}
     assert not idle, f"entries of the register that no code counts: {sorted(idle)}"
 
@@ -107,6 +110,20 @@ def test_operation_codes_are_unique_among_their_kind() -> None:
             place = (flow.id.split(".")[0], flow.direction, flow.opcode)
             assert place not in seen, f"{flow.id} and {seen[place]} share number {flow.opcode}"
             seen[place] = flow.id
+
+
+@given(st.binary(max_size=4096))
+def test_any_page_is_read_as_numbers(content: bytes) -> None:
+    page = os.memfd_create("counters")
+    os.ftruncate(page, counters_size())
+    os.pwrite(page, content[: counters_size()], 0)
+    counters = Counters(page, writable=False)
+    os.close(page)
+    snapshot = counters.snapshot()
+    assert list(snapshot) == list(FLOWS)
+    for count in snapshot.values():
+        assert all(0 <= number < 1 << 64 for number in (count.count, count.bytes, count.rejected))
+    counters.close()
 
 
 def test_counters_live_in_their_own_place() -> None:

@@ -22,6 +22,7 @@ _CABLES_GAP: Final = 34.0
 _CABLE: Final = 15.0
 _CABLES_APART: Final = 10.0
 _SAG: Final = 12.0
+_TURN: Final = 110.0
 
 
 def draw(counts: Mapping[str, Count] | None = None) -> str:
@@ -204,8 +205,11 @@ def _edge(side: int) -> float:
     return inset if side < 0 else WIDTH - inset
 
 
-def _open(flow: Flow, counts: Mapping[str, Count] | None) -> str:
-    """The start of a flow's group: what a tool-tip and a screen reader say."""
+def _open(flow: Flow, counts: Mapping[str, Count] | None, *, forwards: bool) -> str:
+    """The start of a flow's group: what a tool-tip and a screen reader say.
+
+    `forwards`: whether its data goes the way that its line is drawn.
+    """
     said = f"{flow.id}: {flow.shape}"
     lines = [
         f"{flow.kind}, {flow.direction}, at most {flow.max_bytes:,} bytes",
@@ -216,19 +220,17 @@ def _open(flow: Flow, counts: Mapping[str, Count] | None) -> str:
     if counts is not None and (count := counts.get(flow.id)):
         lines.insert(0, f"{count.count:,} times, {count.bytes:,} bytes, {count.rejected:,} refused")
     return (
-        f'<g class="flow to-{flow.receiver}" data-flow="{flow.id}">'
+        f'<g class="flow to-{flow.receiver}" data-flow="{flow.id}" '
+        f'data-way="{"forwards" if forwards else "backwards"}">'
         f"<title>{escape(said)}</title><desc>{escape('; '.join(lines))}</desc>"
     )
 
 
 def _row(row: Row, counts: Mapping[str, Count] | None) -> Iterable[str]:
     way = ends(row.flow)
-    yield _open(row.flow, counts)
+    yield _open(row.flow, counts, forwards=way.target != GUEST)
     width = _number(row.width)
-    fade = f"url(#fade-{row.flow.receiver})"
-    yield (
-        f'<path class="body" style="stroke: {fade}" stroke-width="{width}" d="{_path(row.body)}"/>'
-    )
+    yield f'<path class="body" stroke-width="{width}" d="{_path(row.body)}"/>'
     yield f'<path class="arm" stroke-width="{width}" d="{_path(row.arm)}"/>'
     inner, edge = row.arm[-1][0], _edge(row.side)
     hull = edge + row.side * 10
@@ -280,53 +282,63 @@ def _name_length(process: str) -> float:
     return 10.5 * len(process) + 6
 
 
-def _cables_height(partner: str, number: int) -> float:
-    return max(_CABLE * number + 6, _name_length(partner))
-
-
 class _Cables:
-    """Below the animal: the flows between processes, each a line from edge to edge."""
+    """Below the animal: the flows between processes.
+
+    The process with the most of them has the right edge to itself; a line between two others turns
+    back to the left one.
+    """
 
     def __init__(self, flows: Sequence[Flow], upper: Anatomy, widths: Mapping[str, float]) -> None:
         self._widths = widths
-        self._top = upper.bottom + _CABLES_GAP
         ways = [(flow, ends(flow)) for flow in flows]
         names = [name for _, way in ways for name in (way.source, way.target)]
         self._hub = max(dict.fromkeys(names), key=names.count)
-        partners: dict[str, list[tuple[Flow, Ends]]] = {}
+        self._partners: dict[str, list[tuple[Flow, Ends]]] = {
+            name: [] for name in dict.fromkeys(names) if name != self._hub
+        }
         for flow, way in ways:
             partner = way.target if way.source == self._hub else way.source
-            partners.setdefault(partner, []).append((flow, way))
-        self._partners = partners
-        heights = [_cables_height(name, len(entries)) for name, entries in partners.items()]
-        self.bottom = self._top + sum(heights) + _CABLES_APART * (len(heights) - 1)
+            self._partners[partner].append((flow, way))
+        self._top = y = upper.bottom + _CABLES_GAP
+        self._bars: dict[str, tuple[float, float]] = {}
+        for name, entries in self._partners.items():
+            bottom = y + max(_CABLE * len(entries) + 6, _name_length(name))
+            self._bars[name] = (y, bottom)
+            y = bottom + _CABLES_APART
+        self.bottom = y - _CABLES_APART
 
     def draw(self, counts: Mapping[str, Count] | None) -> Iterable[str]:
         """The cables, grouped by the process at their left end."""
-        y = self._top
         for partner, entries in self._partners.items():
-            height = _cables_height(partner, len(entries))
-            first = y + (height - _CABLE * (len(entries) - 1)) / 2
-            for number, (flow, way) in enumerate(entries):
-                yield from self._cable(flow, way, first + number * _CABLE, counts)
-            yield from _bar(partner, place.MARGIN, y, y + height, -90)
-            y += height + _CABLES_APART
+            top, bottom = self._bars[partner]
+            y = (top + bottom - _CABLE * (len(entries) - 1)) / 2
+            for flow, way in entries:
+                yield _open(flow, counts, forwards=way.source == partner)
+                yield from self._cable(flow, way, y)
+                yield "</g>"
+                y += _CABLE
+        for partner, (top, bottom) in self._bars.items():
+            yield from _bar(partner, place.MARGIN, top, bottom, -90)
         right = WIDTH - place.MARGIN - place.HULL
         yield from _bar(self._hub, right, self._top, self.bottom, 90)
 
-    def _cable(
-        self, flow: Flow, way: Ends, y: float, counts: Mapping[str, Count] | None
-    ) -> Iterable[str]:
+    def _cable(self, flow: Flow, way: Ends, y: float) -> Iterable[str]:
         left = place.MARGIN + place.HULL + 2.5
         right = WIDTH - left
-        yield _open(flow, counts)
-        sag = [(left, y), (left + 300, y + _SAG), (right - 300, y + _SAG), (right, y)]
+        if self._hub in (way.source, way.target):
+            line = [(left, y), (left + 300, y + _SAG), (right - 300, y + _SAG), (right, y)]
+            end = line[-1 if way.target == self._hub else 0]
+            label = _text(MIDDLE, y + 0.75 * _SAG + 3.6, flow.id, "halo", "middle")
+        else:
+            other = sum(self._bars[way.target]) / 2
+            line = [(left, y), (left + _TURN, y), (left + _TURN, other), (left, other)]
+            end = line[-1]
+            label = _text(left + 0.75 * _TURN + 8, (y + other) / 2 + 3.6, flow.id, "halo")
         width = _number(self._widths[flow.id])
-        yield f'<path class="arm" stroke-width="{width}" d="{_path(sag)}"/>'
-        end = right if way.target == self._hub else left
-        yield f'<circle cx="{_number(end)}" cy="{_number(y)}" r="2.4"/>'
-        yield _text(MIDDLE, y + 0.75 * _SAG + 3.6, flow.id, "halo", "middle")
-        yield "</g>"
+        yield f'<path class="arm" stroke-width="{width}" d="{_path(line)}"/>'
+        yield f'<circle cx="{_number(end[0])}" cy="{_number(end[1])}" r="2.4"/>'
+        yield label
 
 
 def _legend(top: float, flows: Sequence[Flow], counts: Mapping[str, Count] | None) -> Iterable[str]:

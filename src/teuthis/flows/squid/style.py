@@ -59,6 +59,7 @@ def style() -> str:
     *names, worst = RECEIVERS
     classes = [f".to-{n} {{ --c: var(--reach-{i % len(_LIGHT)}) }}" for i, n in enumerate(names)]
     classes.append(f".to-{worst} {{ --c: var(--reach-worst) }}")
+    classes += [f".flow.to-{n} .body {{ stroke: url(#fade-{n}) }}" for n in RECEIVERS]
     return _STYLE % {
         "light": _variables(_LIGHT, _LIGHT_WORST),
         "dark": _variables(_DARK, _DARK_WORST),
