@@ -6,6 +6,11 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixStream,
     },
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -14,7 +19,7 @@ use nix::{
     sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid},
     unistd::Pid,
 };
-use signal_hook::{consts::SIGCHLD, low_level::pipe};
+use signal_hook::{consts::SIGCHLD, flag, low_level::pipe};
 
 use crate::{
     log, power,
@@ -29,25 +34,50 @@ pub trait Listener: AsFd {
 /// Serves one host. The first session is the greeting: when it ends, the host is gone.
 pub struct Agent<L> {
     listener: L,
-    /// Becomes readable when a child process has ended.
-    ended: UnixStream,
+    /// Becomes readable when a signal has come: a child process has ended, or power-off is asked.
+    signalled: UnixStream,
+    notify: UnixStream,
+    power: Vec<(Arc<AtomicBool>, power::Kind)>,
     sessions: Vec<Session>,
+    /// Something to do once, later.
+    chore: Option<(Instant, Box<dyn FnOnce() + Send>)>,
 }
 
 impl<L: Listener> Agent<L> {
     pub fn new(listener: L, greeting: OwnedFd) -> io::Result<Self> {
-        let (ended, notify) = UnixStream::pair()?;
-        ended.set_nonblocking(true)?;
-        pipe::register(SIGCHLD, notify)?;
+        let (signalled, notify) = UnixStream::pair()?;
+        signalled.set_nonblocking(true)?;
+        pipe::register(SIGCHLD, notify.try_clone()?)?;
         Ok(Self {
             listener,
-            ended,
+            signalled,
+            notify,
+            power: Vec::new(),
             sessions: vec![Session::greeting(greeting)],
+            chore: None,
         })
     }
 
-    /// Serves until the host asks for power-off, or is gone.
-    pub fn run(mut self) -> power::Kind {
+    /// Obeys the signals by which an init process is told to switch off.
+    pub fn obeying_signals(mut self) -> io::Result<Self> {
+        for (signal, kind) in power::SIGNALS {
+            let asked = Arc::new(AtomicBool::new(false));
+            flag::register(signal as i32, Arc::clone(&asked))?;
+            pipe::register(signal as i32, self.notify.try_clone()?)?;
+            self.power.push((asked, kind));
+        }
+        Ok(self)
+    }
+
+    /// Does `chore` after `delay`, between other things.
+    pub fn after(mut self, delay: Duration, chore: impl FnOnce() + Send + 'static) -> Self {
+        self.chore = Some((Instant::now() + delay, Box::new(chore)));
+        self
+    }
+
+    /// Serves until somebody asks for power-off, or the host is gone. Programs still run then, and
+    /// are killed when the agent is dropped.
+    pub fn run(&mut self) -> power::Kind {
         loop {
             match self.step() {
                 Ok(None) => {}
@@ -64,7 +94,7 @@ impl<L: Listener> Agent<L> {
     fn step(&mut self) -> io::Result<Option<power::Kind>> {
         let mut fds = vec![
             PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.ended.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.signalled.as_fd(), PollFlags::POLLIN),
         ];
         let mut ranges = Vec::with_capacity(self.sessions.len());
         for session in &self.sessions {
@@ -72,7 +102,12 @@ impl<L: Listener> Agent<L> {
             session.interests(&mut fds);
             ranges.push(start..fds.len());
         }
-        match poll(&mut fds, PollTimeout::NONE) {
+        let timeout = self.chore.as_ref().map_or(PollTimeout::NONE, |(due, _)| {
+            due.saturating_duration_since(Instant::now())
+                .try_into()
+                .unwrap_or(PollTimeout::MAX)
+        });
+        match poll(&mut fds, timeout) {
             Ok(_) => {}
             Err(Errno::EINTR) => return Ok(None),
             Err(error) => return Err(error.into()),
@@ -86,6 +121,16 @@ impl<L: Listener> Agent<L> {
         let children_ended = !ready[1].is_empty();
         if children_ended {
             self.reap();
+            if let Some((_, kind)) = self
+                .power
+                .iter()
+                .find(|(flag, _)| flag.load(Ordering::SeqCst))
+            {
+                return Ok(Some(*kind));
+            }
+        }
+        if let Some((_, chore)) = self.chore.take_if(|(due, _)| *due <= Instant::now()) {
+            chore();
         }
         // Back to front: a session that closes does not move those not yet served.
         for (index, range) in ranges.into_iter().enumerate().rev() {
@@ -99,7 +144,6 @@ impl<L: Listener> Agent<L> {
                 Next::Continue => {}
                 Next::Close if index == 0 => return Ok(Some(power::Kind::Off)),
                 Next::Close => drop(self.sessions.remove(index)),
-                Next::Power(kind) => return Ok(Some(kind)),
             }
         }
         if !ready[0].is_empty() {
@@ -114,7 +158,7 @@ impl<L: Listener> Agent<L> {
     /// Collects every process that has ended: the sessions' own, and orphans, which fall to PID 1.
     fn reap(&mut self) {
         let mut notes = [0; 64];
-        while matches!(self.ended.read(&mut notes), Ok(count) if count > 0) {}
+        while matches!(self.signalled.read(&mut notes), Ok(count) if count > 0) {}
         for session in &mut self.sessions {
             session.collect();
         }

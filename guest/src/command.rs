@@ -8,7 +8,7 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::{ffi::OsStrExt, process::CommandExt},
     },
-    process::{Child, Stdio},
+    process::Stdio,
 };
 
 use nix::{
@@ -24,6 +24,7 @@ use nix::{
 use crate::{
     frames::{Exec, INITIAL_CREDIT, MAX_DATA_BYTES, Reply, Stream},
     outgoing::Outgoing,
+    terminal::{self, Size},
 };
 
 /// What a program finds in its environment unless the host says otherwise.
@@ -31,12 +32,16 @@ const DEFAULT_ENVIRONMENT: [(&str, &str); 2] =
     [("PATH", "/bin:/sbin:/usr/bin:/usr/sbin"), ("HOME", "/root")];
 /// Consumed bytes of stdin are reported in portions of at least this size.
 const WINDOW_STEP: u32 = INITIAL_CREDIT / 4;
+/// ^D: what ends the input of a terminal.
+const END_OF_TRANSMISSION: u8 = 4;
 
 pub struct Command {
     pid: Pid,
     input: Input,
     stdout: Output,
     stderr: Output,
+    /// Our end of its terminal, if it has one.
+    terminal: Option<File>,
     end: Option<WaitStatus>,
 }
 
@@ -58,7 +63,7 @@ struct Output {
 }
 
 impl Command {
-    /// Starts a program in a process group of its own.
+    /// Starts a program in a process group of its own, with a terminal in a session of its own.
     pub fn start(exec: &Exec) -> io::Result<Self> {
         let Some((program, arguments)) = exec.argv.split_first() else {
             return Err(Errno::EINVAL.into());
@@ -72,10 +77,7 @@ impl Command {
             return Err(Errno::ENOTDIR.into());
         }
         let mut command = std::process::Command::new(program);
-        command
-            .args(arguments)
-            .current_dir(directory)
-            .process_group(0);
+        command.args(arguments).current_dir(directory);
         command.env_clear().envs(DEFAULT_ENVIRONMENT);
         for variable in &exec.environment {
             let bytes = variable.as_bytes();
@@ -85,26 +87,42 @@ impl Command {
             let (key, value) = (&bytes[..split], &bytes[split + 1..]);
             command.env(OsStr::from_bytes(key), OsStr::from_bytes(value));
         }
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        let terminal = match exec.terminal {
+            Some(size) => Some(terminal::attach(&mut command, size)?),
+            None => {
+                command.process_group(0);
+                command
+                    .stdin(Stdio::piped())
+                    .stdout(Stdio::piped())
+                    .stderr(Stdio::piped());
+                None
+            }
+        };
         let mut child = command.spawn()?;
+        drop(command); // it holds the program's end of the terminal
+        let (stdin, stdout) = match &terminal {
+            Some(ours) => (
+                Some(ours.try_clone()?.into()),
+                Some(ours.try_clone()?.into()),
+            ),
+            None => (
+                child.stdin.take().map(Into::into),
+                child.stdout.take().map(Into::into),
+            ),
+        };
+        let stderr = child.stderr.take().map(Into::into);
         Ok(Self {
             pid: Pid::from_raw(child.id() as i32),
             input: Input {
-                pipe: child
-                    .stdin
-                    .take()
-                    .map(|pipe| non_blocking(pipe.into()))
-                    .transpose()?,
+                pipe: stdin.map(non_blocking).transpose()?,
                 waiting: Vec::new(),
                 credit: INITIAL_CREDIT,
                 consumed: 0,
                 ends: false,
             },
-            stdout: Output::new(Stream::Stdout, take_stdout(&mut child))?,
-            stderr: Output::new(Stream::Stderr, take_stderr(&mut child))?,
+            stdout: Output::new(Stream::Stdout, stdout)?,
+            stderr: Output::new(Stream::Stderr, stderr)?,
+            terminal,
             end: None,
         })
     }
@@ -137,7 +155,17 @@ impl Command {
     }
 
     pub fn end_input(&mut self) {
+        if self.terminal.is_some() {
+            self.input.waiting.push(END_OF_TRANSMISSION);
+        }
         self.input.ends = true;
+    }
+
+    /// Changes the size of its terminal.
+    pub fn resize(&self, size: Size) {
+        if let Some(terminal) = &self.terminal {
+            terminal::resize(terminal, size);
+        }
     }
 
     /// Grants credit for output.
@@ -294,12 +322,4 @@ fn again(error: &io::Error) -> bool {
 fn non_blocking(pipe: OwnedFd) -> io::Result<File> {
     fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     Ok(pipe.into())
-}
-
-fn take_stdout(child: &mut Child) -> Option<OwnedFd> {
-    child.stdout.take().map(Into::into)
-}
-
-fn take_stderr(child: &mut Child) -> Option<OwnedFd> {
-    child.stderr.take().map(Into::into)
 }

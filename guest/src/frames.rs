@@ -4,6 +4,8 @@
 
 use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf};
 
+use crate::terminal::Size;
+
 pub const HEADER_BYTES: usize = 8;
 pub const PROTOCOL_VERSION: u32 = 1;
 /// vsock port on both sides.
@@ -24,7 +26,7 @@ pub enum Request {
     Window { stream: Stream, credit: u32 },
     ReadFile(PathBuf),
     WriteFile { mode: u32, path: PathBuf },
-    Shutdown { reboot: bool },
+    Resize(Size),
     Entropy(Vec<u8>),
 }
 
@@ -35,6 +37,8 @@ pub struct Exec {
     pub environment: Vec<OsString>,
     /// Empty: the root directory.
     pub directory: PathBuf,
+    /// The program is to have a terminal, of this size.
+    pub terminal: Option<Size>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,7 +128,7 @@ impl Decoder {
             return Err(Malformed);
         };
         let length = u32::from_le_bytes([a, b, c, d]) as usize;
-        let limit = if number == 0x01 {
+        let limit = if matches!(number, 0x01 | 0x0B) {
             MAX_EXEC_BYTES
         } else {
             MAX_DATA_BYTES
@@ -144,11 +148,12 @@ impl Decoder {
 fn parse(number: u8, payload: &[u8]) -> Option<Request> {
     let mut fields = Fields(payload);
     let request = match number {
-        0x01 => Request::Exec(Exec {
-            argv: fields.strings()?,
-            environment: fields.strings()?,
-            directory: fields.string()?.into(),
-        }),
+        0x01 => Request::Exec(fields.exec(None)?),
+        0x0B => {
+            let size = fields.size()?;
+            Request::Exec(fields.exec(Some(size))?)
+        }
+        0x0C => Request::Resize(fields.size()?),
         0x02 => Request::Stdin(fields.rest()),
         0x03 => Request::StdinEof,
         0x04 => Request::Signal(fields.u32()?),
@@ -165,13 +170,6 @@ fn parse(number: u8, payload: &[u8]) -> Option<Request> {
             mode: fields.u32()?,
             path: OsString::from_vec(fields.rest()).into(),
         },
-        0x09 => Request::Shutdown {
-            reboot: match fields.u32()? {
-                0 => false,
-                1 => true,
-                _ => return None,
-            },
-        },
         0x0A => Request::Entropy(fields.rest()),
         _ => return None,
     };
@@ -182,6 +180,28 @@ fn parse(number: u8, payload: &[u8]) -> Option<Request> {
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {
+    fn exec(&mut self, terminal: Option<Size>) -> Option<Exec> {
+        Some(Exec {
+            argv: self.strings()?,
+            environment: self.strings()?,
+            directory: self.string()?.into(),
+            terminal,
+        })
+    }
+
+    fn size(&mut self) -> Option<Size> {
+        Some(Size {
+            rows: self.u16()?,
+            columns: self.u16()?,
+        })
+    }
+
+    fn u16(&mut self) -> Option<u16> {
+        let (bytes, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(u16::from_le_bytes(*bytes))
+    }
+
     fn u32(&mut self) -> Option<u32> {
         let (bytes, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
@@ -264,6 +284,7 @@ mod tests {
                         argv: vec!["echo".into(), "hi".into()],
                         environment: vec!["A=b".into()],
                         directory: "/tmp".into(),
+                        terminal: None,
                     }),
                     Request::Stdin(b"input".to_vec()),
                     Request::StdinEof,
@@ -286,11 +307,16 @@ mod tests {
             path: "/x".into(),
         };
         assert_eq!(request(0x08, b"\xa4\x01\0\0/x"), write);
-        assert_eq!(request(0x09, &[0; 4]), Request::Shutdown { reboot: false });
-        assert_eq!(
-            request(0x09, &[1, 0, 0, 0]),
-            Request::Shutdown { reboot: true }
-        );
+        let size = Size {
+            rows: 24,
+            columns: 300,
+        };
+        assert_eq!(request(0x0C, &[24, 0, 44, 1]), Request::Resize(size));
+        let exec = [&[24, 0, 44, 1], &exec()[..]].concat();
+        match request(0x0B, &exec) {
+            Request::Exec(exec) => assert_eq!(exec.terminal, Some(size)),
+            other => panic!("{other:?}"),
+        }
         assert_eq!(
             request(0x0A, b"random"),
             Request::Entropy(b"random".to_vec())
@@ -305,7 +331,9 @@ mod tests {
             frame(0x03, b"x"),                        // more than it takes
             frame(0x04, b"abc"),                      // less than it needs
             frame(0x06, &[3, 0, 0, 0, 1, 0, 0, 0]),   // no such stream
-            frame(0x09, &[2, 0, 0, 0]),               // no such kind
+            frame(0x09, &[0; 4]),                     // no longer there
+            frame(0x0B, &exec),                       // a terminal without a size
+            frame(0x0C, &[24, 0]),                    // half a size
             frame(0x01, &exec[..exec.len() - 1]),     // cut short inside
             frame(0x01, &[&exec[..], b"x"].concat()), // more behind
             frame(0x01, &[0xFF; 8]),                  // a count that cannot be
@@ -384,8 +412,9 @@ mod tests {
             ("agent.credit", 0x06),
             ("agent.read-file", 0x07),
             ("agent.write-file", 0x08),
-            ("agent.shutdown", 0x09),
             ("agent.entropy", 0x0A),
+            ("agent.exec-terminal", 0x0B),
+            ("agent.resize", 0x0C),
         ];
         for (id, value) in requests {
             assert_eq!(value, number(id, "number"), "{id}");
@@ -398,5 +427,6 @@ mod tests {
         );
         assert_eq!(MAX_DATA_BYTES, number("agent.stdout", "max_bytes"));
         assert_eq!(MAX_EXEC_BYTES, number("agent.exec", "max_bytes"));
+        assert_eq!(MAX_EXEC_BYTES, number("agent.exec-terminal", "max_bytes"));
     }
 }

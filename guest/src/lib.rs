@@ -15,4 +15,5 @@ mod outgoing;
 pub mod power;
 mod session;
 pub mod system;
+mod terminal;
 pub mod transport;

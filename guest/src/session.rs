@@ -19,7 +19,6 @@ use crate::{
     frames::{Decoder, Malformed, Reply, Request},
     log,
     outgoing::Outgoing,
-    power,
 };
 
 pub struct Session {
@@ -44,7 +43,6 @@ enum Work {
 pub enum Next {
     Continue,
     Close,
-    Power(power::Kind),
 }
 
 impl Session {
@@ -146,13 +144,6 @@ impl Session {
 
     fn handle(&mut self, request: Request) -> Result<Next, Malformed> {
         match (&mut self.work, request) {
-            (_, Request::Shutdown { reboot }) => {
-                return Ok(Next::Power(if reboot {
-                    power::Kind::Reboot
-                } else {
-                    power::Kind::Off
-                }));
-            }
             (_, Request::Entropy(bytes)) => {
                 if let Err(error) = entropy::add(&bytes) {
                     log::line(&format!("entropy from the host: {error}"));
@@ -196,6 +187,7 @@ impl Session {
             }
             (Work::Command(command), Request::StdinEof) => command.end_input(),
             (Work::Command(command), Request::Signal(number)) => command.signal(number),
+            (Work::Command(command), Request::Resize(size)) => command.resize(size),
             (Work::Command(command), Request::Window { stream, credit }) => {
                 command.grant(stream, credit);
             }

@@ -40,9 +40,13 @@ const MOUNTS: [(&str, &str, &str, MsFlags); 7] = {
 const MODULES: &str = "/lib/modules";
 /// Names of files in [`MODULES`], one a line, each after those it depends on.
 const LOAD_ORDER: &str = "/lib/modules/load-order";
+/// The same for those that can wait.
+const LOAD_LATE: &str = "/lib/modules/load-late";
 
 /// Mounts and modules. What fails is logged: a guest with less is better than none.
-pub fn prepare() {
+///
+/// Returns the modules that can wait: open files, whatever becomes of the file system they are in.
+pub fn prepare() -> Vec<File> {
     umask(Mode::from_bits_truncate(0o022));
     for (kind, target, options, flags) in MOUNTS {
         report(target, mount_at(kind, target, options, flags));
@@ -56,14 +60,36 @@ pub fn prepare() {
         let _ = symlink(format!("/proc/self/fd{target}"), format!("/dev/{name}"));
     }
     report("hostname", sethostname("teuthis").map_err(Into::into));
-    for name in fs::read_to_string(LOAD_ORDER).unwrap_or_default().lines() {
-        report(name, load(&Path::new(MODULES).join(name)));
+    load(listed(LOAD_ORDER));
+    listed(LOAD_LATE)
+}
+
+/// Loads modules, in their order.
+pub fn load(modules: Vec<File>) {
+    for module in modules {
+        let loaded = match finit_module(&module, &CString::default(), ModuleInitFlags::empty()) {
+            Ok(()) | Err(Errno::EEXIST) => Ok(()),
+            Err(error) => Err(error.into()),
+        };
+        report("a module", loaded);
     }
 }
 
 /// The network, once the root file system is there: the host's greeting says that it is ready.
 pub fn connect() {
     report("network", network::configure());
+}
+
+fn listed(order: &str) -> Vec<File> {
+    let names = fs::read_to_string(order).unwrap_or_default();
+    let open = |name| match File::open(Path::new(MODULES).join(name)) {
+        Ok(file) => Some(file),
+        Err(error) => {
+            report(name, Err(error));
+            None
+        }
+    };
+    names.lines().filter_map(open).collect()
 }
 
 /// What can wait until the host has been greeted: the loopback interface.
@@ -76,14 +102,6 @@ fn mount_at(kind: &str, target: &str, options: &str, flags: MsFlags) -> io::Resu
     match mount(Some(kind), target, Some(kind), flags, Some(options)) {
         // A kernel may mount /dev by itself.
         Ok(()) | Err(Errno::EBUSY) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn load(path: &Path) -> io::Result<()> {
-    let file = File::open(path)?;
-    match finit_module(&file, &CString::default(), ModuleInitFlags::empty()) {
-        Ok(()) | Err(Errno::EEXIST) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }

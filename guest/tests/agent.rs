@@ -16,6 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::signal::{Signal, raise};
 use teuthis_guest::{
     agent::{Agent, Listener},
     power,
@@ -28,7 +29,8 @@ const SIGNAL: u8 = 0x04;
 const WINDOW: u8 = 0x06;
 const READ_FILE: u8 = 0x07;
 const WRITE_FILE: u8 = 0x08;
-const SHUTDOWN: u8 = 0x09;
+const EXEC_TERMINAL: u8 = 0x0B;
+const RESIZE: u8 = 0x0C;
 const HELLO: u8 = 0x80;
 const STARTED: u8 = 0x81;
 const STDOUT: u8 = 0x82;
@@ -72,6 +74,10 @@ struct Outcome {
 
 impl Host {
     fn new() -> Self {
+        Self::made(|agent| agent)
+    }
+
+    fn made(with: impl FnOnce(Agent<LocalListener>) -> Agent<LocalListener>) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let directory =
@@ -79,7 +85,8 @@ impl Host {
         fs::create_dir_all(&directory).unwrap();
         let listener = LocalListener(UnixListener::bind(directory.join("socket")).unwrap());
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let agent = thread::spawn(move || Agent::new(listener, theirs.into()).unwrap().run());
+        let mut agent = with(Agent::new(listener, theirs.into()).unwrap());
+        let agent = thread::spawn(move || agent.run());
         let mut greeting = Connection(ours);
         assert_eq!(greeting.receive(), Some((HELLO, vec![1, 0, 0, 0])));
         Self {
@@ -98,14 +105,29 @@ impl Host {
     }
 
     fn exec_in(&self, argv: &[&str], environment: &[&str], directory: &str) -> Connection {
+        self.request(EXEC, Vec::new(), argv, environment, directory)
+    }
+
+    fn exec_on_a_terminal(&self, argv: &[&str], size: [u16; 2]) -> Connection {
+        let size = size.map(u16::to_le_bytes).concat();
+        self.request(EXEC_TERMINAL, size, argv, &[], "")
+    }
+
+    fn request(
+        &self,
+        number: u8,
+        mut payload: Vec<u8>,
+        argv: &[&str],
+        environment: &[&str],
+        directory: &str,
+    ) -> Connection {
         let mut connection = self.connect();
-        let mut payload = Vec::new();
         for list in [argv, environment] {
             payload.extend((list.len() as u32).to_le_bytes());
             list.iter().for_each(|text| push(&mut payload, text));
         }
         push(&mut payload, directory);
-        connection.send(EXEC, &payload);
+        connection.send(number, &payload);
         connection
     }
 
@@ -489,16 +511,70 @@ fn a_malformed_frame_ends_only_its_session() {
 }
 
 #[test]
-fn shutdown_and_a_lost_host_end_the_agent() {
-    for (kind, payload) in [
-        (power::Kind::Off, [0; 4]),
-        (power::Kind::Reboot, [1, 0, 0, 0]),
-    ] {
-        let host = Host::new();
-        host.connect().send(SHUTDOWN, &payload);
-        assert_eq!(host.end(), kind);
-    }
+fn a_signal_and_a_lost_host_end_the_agent() {
+    let host = Host::made(|agent| agent.obeying_signals().unwrap());
+    raise(Signal::SIGUSR2).unwrap();
+    assert_eq!(host.end(), power::Kind::Off);
     let mut host = Host::new();
     host.greeting = Connection(UnixStream::pair().unwrap().0);
     assert_eq!(host.end(), power::Kind::Off);
+}
+
+#[test]
+fn a_chore_is_done_later_and_once() {
+    static DONE: AtomicU32 = AtomicU32::new(0);
+    let chore = || _ = DONE.fetch_add(1, Ordering::SeqCst);
+    let host = Host::made(|agent| agent.after(Duration::from_millis(20), chore));
+    while DONE.load(Ordering::SeqCst) == 0 {
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(host.exec(&["sleep", "0.1"]).finish().exit, (0, 0));
+    assert_eq!(DONE.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_program_on_a_terminal() {
+    let host = Host::new();
+    let script = "test -t 2 && stty size && ps -o tpgid= -o pgid= -p $$; read x; stty size; echo $x >&2; exit 3";
+    let mut connection = host.exec_on_a_terminal(&["sh", "-c", script], [33, 132]);
+    assert!(matches!(connection.receive(), Some((STARTED, _))));
+    let mut shown = String::new();
+    let mut until = |connection: &mut Connection, text: &str| {
+        while !shown.contains(text) {
+            let (kind, bytes) = connection.receive().unwrap();
+            assert_eq!(kind, STDOUT);
+            shown.push_str(std::str::from_utf8(&bytes).unwrap());
+        }
+        std::mem::take(&mut shown)
+    };
+    until(&mut connection, "33 132\r\n");
+    let groups = until(&mut connection, "\r\n");
+    let mut groups = groups.split_whitespace();
+    assert_eq!(groups.next(), groups.next(), "the terminal is not its own");
+    connection.send(RESIZE, &[50, 0, 200, 0]);
+    connection.send(STDIN, b"words\n");
+    until(&mut connection, "50 200\r\nwords\r\n");
+    let outcome = connection.finish();
+    assert_eq!(outcome.exit, (0, 3));
+}
+
+#[test]
+fn control_c_and_the_end_of_input_on_a_terminal() {
+    let host = Host::new();
+    let mut connection = host.exec_on_a_terminal(&["sleep", "1000"], [24, 80]);
+    assert!(matches!(connection.receive(), Some((STARTED, _))));
+    connection.send(STDIN, b"\x03");
+    assert_eq!(connection.finish().exit, (1, 2));
+    let mut connection = host.exec_on_a_terminal(&["cat"], [24, 80]);
+    assert!(matches!(connection.receive(), Some((STARTED, _))));
+    connection.send(STDIN_EOF, b"");
+    assert_eq!(connection.finish().exit, (0, 0));
+}
+
+#[test]
+fn a_program_that_cannot_run_has_no_terminal() {
+    let host = Host::new();
+    let mut connection = host.exec_on_a_terminal(&["/no/such/program"], [24, 80]);
+    let (kind, payload) = connection.receive().unwrap();
+    assert_eq!((kind, payload[0]), (ERROR, 2));
 }

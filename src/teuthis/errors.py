@@ -14,6 +14,7 @@
     │   ├── GuestPowerOff                      it switched itself off
     │   ├── GuestReset                         it restarted itself
     │   ├── GuestHalted                        its processor stopped: triple fault, halt for ever
+    │   ├── GuestHung                          its kernel did not answer, and was to be ended then
     │   └── ProtocolViolation                  it, or a process serving it, broke the rules
     └── CommandError                           one command or file failed; the VM lives on
         ├── CommandNotFound
@@ -22,7 +23,11 @@
         ├── CommandOutOfMemory                 the guest's kernel killed it for memory
         ├── CommandTimeout (also TimeoutError)
         ├── OutputTooLarge                     more bytes than the caller allowed
-        └── FileError                          a file in the guest could not be read or written
+        ├── FileError                          a file in the guest could not be read or written
+        ├── NoAgent                            it was started without our agent
+        ├── NoFacts                            it says nothing about itself
+        └── ShutdownFailed                     it does not power off: it refused
+            └── ShutdownTimeout (also TimeoutError)  … or took too long
 
 Text that comes from a guest is only ever in attributes (`last_words`, `stdout`, …) and, made
 harmless for terminals, at the end of a message.
@@ -125,6 +130,10 @@ class GuestHalted(GuestPanic):
     """The guest's processor stopped: a triple fault, or a halt without interrupts."""
 
 
+class GuestHung(GuestPanic):
+    """The guest's kernel did not answer heartbeats, and `on_hang="kill"` was given."""
+
+
 class ProtocolViolation(GuestPanic):
     """The guest, or a process that serves it, broke the rules; the VM was ended."""
 
@@ -177,3 +186,19 @@ class FileError(CommandError):
         super().__init__(f"the guest could not {action} {path!r}: {os.strerror(errno)}")
         self.path = path
         self.errno = errno
+
+
+class NoAgent(CommandError):
+    """The VM was started with `agent=False`: nobody in it runs commands or moves files for us."""
+
+
+class NoFacts(CommandError):
+    """The guest does not say anything about itself: no `hv_kvp_daemon` runs in it."""
+
+
+class ShutdownFailed(CommandError):
+    """The guest refused to power off; it still runs."""
+
+
+class ShutdownTimeout(ShutdownFailed, TimeoutError):
+    """The guest did not power off in time; it still runs."""

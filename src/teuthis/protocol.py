@@ -45,6 +45,18 @@ class Ended(enum.IntEnum):
     """A defect in the worker."""
     LAYER_DAMAGED = 38
     """A kept layer's map is none."""
+    HUNG = 39
+    """Did not answer heartbeats, and its owner wants such a guest ended."""
+
+
+class Health(enum.IntEnum):
+    """Whether the guest's kernel answers heartbeats."""
+
+    UNKNOWN = 0
+    """It has not answered yet, or cannot."""
+    ALIVE = 1
+    HUNG = 2
+    """It has answered before, or promised to, and does not for several beats now."""
 
 
 # ---- worker configuration ------------------------------------------------------------------------
@@ -110,6 +122,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     control: Descriptor
     console: Descriptor
     network: NetworkConfig | None = None
+    agent: bool = True
+    """Whether our agent is in the guest; else the VM is ready when its heart beats."""
     uid: Annotated[int, msgspec.Meta(ge=1, lt=1 << 32)] | None = None
     """The worker's own user id, when root starts it."""
     allow_missing_walls: frozenset[str] = frozenset()
@@ -134,6 +148,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 # ---- requests: root to worker --------------------------------------------------------------------
 
 RequestId = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
+TerminalSide = Annotated[int, msgspec.Meta(ge=1, le=0xFFFF)]
 
 
 class Exec(msgspec.Struct, tag="exec", frozen=True, forbid_unknown_fields=True):
@@ -149,6 +164,8 @@ class Exec(msgspec.Struct, tag="exec", frozen=True, forbid_unknown_fields=True):
     argv: list[str]
     env: dict[str, str]
     cwd: str
+    tty: tuple[TerminalSide, TerminalSide] | None = None
+    """Rows and columns of its terminal, if it is to have one: all its output is then stdout."""
 
 
 class Signal(msgspec.Struct, tag="signal", frozen=True, forbid_unknown_fields=True):
@@ -156,6 +173,14 @@ class Signal(msgspec.Struct, tag="signal", frozen=True, forbid_unknown_fields=Tr
 
     id: RequestId
     signal: Annotated[int, msgspec.Meta(ge=1, le=64)]
+
+
+class Resize(msgspec.Struct, tag="resize", frozen=True, forbid_unknown_fields=True):
+    """Change the size of the terminal of a running `Exec`. No answer of its own."""
+
+    id: RequestId
+    rows: TerminalSide
+    columns: TerminalSide
 
 
 class WriteFile(msgspec.Struct, tag="write-file", frozen=True, forbid_unknown_fields=True):
@@ -174,21 +199,31 @@ class ReadFile(msgspec.Struct, tag="read-file", frozen=True, forbid_unknown_fiel
 
 
 class Shutdown(msgspec.Struct, tag="shutdown", frozen=True, forbid_unknown_fields=True):
-    """Ask the agent to power the guest off in order."""
+    """Ask the guest's kernel to power off in order. Answer: DONE when it agreed, or FAILED."""
+
+    id: RequestId
+
+
+class Facts(msgspec.Struct, tag="facts", frozen=True, forbid_unknown_fields=True):
+    """Ask what the guest says about itself. Descriptor: sink. Answer: DONE or FAILED."""
+
+    id: RequestId
 
 
 class Stop(msgspec.Struct, tag="stop", frozen=True, forbid_unknown_fields=True):
     """End the VM now, without asking the guest. Answer: ENDED(STOPPED)."""
 
 
-Request = Exec | Signal | WriteFile | ReadFile | Shutdown | Stop
+Request = Exec | Signal | Resize | WriteFile | ReadFile | Shutdown | Facts | Stop
 
 DESCRIPTORS: Final[dict[type[Request], int]] = {
     Exec: 3,
     Signal: 0,
+    Resize: 0,
     WriteFile: 1,
     ReadFile: 1,
     Shutdown: 0,
+    Facts: 1,
     Stop: 0,
 }
 """How many descriptors travel with each request."""
@@ -239,6 +274,8 @@ class StatusKind(enum.IntEnum):
     """value = bytes copied."""
     ENDED = 6
     """value = an `Ended`. The last status of a worker."""
+    HEALTH = 7
+    """value = a `Health`, other than the last one."""
 
 
 _STATUS = struct.Struct("<HHIqqQ")
@@ -283,4 +320,5 @@ _RANGES: Final = {
     StatusKind.FAILED: lambda s: 0 < s.value < 4096 and s.detail == 0,
     StatusKind.DONE: lambda s: s.value >= 0 and s.detail == 0,
     StatusKind.ENDED: lambda s: s.id == s.detail == 0,
+    StatusKind.HEALTH: lambda s: s.id == s.detail == 0 and 0 <= s.value <= max(Health),
 }

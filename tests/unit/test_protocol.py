@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from teuthis import protocol
-from teuthis.protocol import Ended, Exec, ProtocolError, Status, StatusKind, Stop
+from teuthis.protocol import Ended, Exec, Health, ProtocolError, Status, StatusKind, Stop
 
 
 def test_requests_survive_the_round_trip() -> None:
@@ -43,6 +43,7 @@ def test_request_too_large_to_send_is_refused() -> None:
         Status(StatusKind.FAILED, 3, 2),
         Status(StatusKind.DONE, 3, 1 << 40),
         Status(StatusKind.ENDED, 0, Ended.GUEST_CRASH),
+        Status(StatusKind.HEALTH, 0, Health.HUNG),
     ],
 )
 def test_statuses_survive_the_round_trip(status: Status) -> None:
@@ -54,7 +55,9 @@ def test_statuses_survive_the_round_trip(status: Status) -> None:
     [
         (2, 1, 0, 0, 0, 0),
         (1, 0, 0, 0, 0, 0),
-        (1, 7, 0, 0, 0, 0),
+        (1, 8, 0, 0, 0, 0),
+        (1, 7, 0, 3, 0, 0),
+        (1, 7, 1, 1, 0, 0),
         (1, 1, 0, 0, 0, 1),
         (1, 1, 5, 0, 0, 0),
         (1, 2, 1, 0, 0, 0),

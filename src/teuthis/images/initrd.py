@@ -14,7 +14,7 @@ from teuthis.errors import ConfigurationError, HostError
 from teuthis.images import cache, packages
 from teuthis.images.cpio import Archive
 from teuthis.images.kernel import GuestKernel
-from teuthis.images.modules import TRANSPORT, ModuleTree
+from teuthis.images.modules import INTEGRATION, TRANSPORT, ModuleTree
 
 _DIRECTORIES = (
     "bin",
@@ -41,6 +41,8 @@ _KEPT = 8
 """Initrds that stay in the cache, a few MB each: kernels and agents in use side by side."""
 LOAD_ORDER = "lib/modules/load-order"
 """Names of module files beside it, one a line; the agent loads them in this order."""
+LOAD_LATE = "lib/modules/load-late"
+"""The same for those that the agent loads when the host has its first answers."""
 
 
 def build(kernel: GuestKernel, modules: tuple[str, ...] = TRANSPORT) -> Path:
@@ -58,8 +60,10 @@ def build(kernel: GuestKernel, modules: tuple[str, ...] = TRANSPORT) -> Path:
             "build it with `make programs`"
         )
     busybox = packages.unpacked("busybox-static") / "bin/busybox"
-    drivers = ModuleTree(kernel.modules).load_order(modules) if kernel.modules else {}
-    content = _archive(agent, busybox, drivers)
+    drivers = (
+        ModuleTree(kernel.modules).load_order((*modules, *INTEGRATION)) if kernel.modules else {}
+    )
+    content = _archive(agent, busybox, drivers, late=INTEGRATION)
     path = cache.directory("initrds") / f"{hashlib.sha256(content).hexdigest()}.cpio"
     if not path.exists():
         with cache.new_file(path) as file:
@@ -67,7 +71,9 @@ def build(kernel: GuestKernel, modules: tuple[str, ...] = TRANSPORT) -> Path:
     return cache.used(path, keep=_KEPT)
 
 
-def _archive(agent: bytes, busybox: Path, drivers: dict[str, bytes]) -> bytes:
+def _archive(
+    agent: bytes, busybox: Path, drivers: dict[str, bytes], late: tuple[str, ...]
+) -> bytes:
     archive = Archive()
     for name in _DIRECTORIES:
         archive.directory(name)
@@ -84,7 +90,11 @@ def _archive(agent: bytes, busybox: Path, drivers: dict[str, bytes]) -> bytes:
         archive.file(f"etc/{name}", text.encode())
     for name, content in drivers.items():
         archive.file(f"lib/modules/{name}.ko", content)
-    archive.file(LOAD_ORDER, "".join(f"{name}.ko\n" for name in drivers).encode())
+    for path, names in (
+        (LOAD_ORDER, [name for name in drivers if name not in late]),
+        (LOAD_LATE, [name for name in late if name in drivers]),
+    ):
+        archive.file(path, "".join(f"{name}.ko\n" for name in names).encode())
     return archive.finish()
 
 

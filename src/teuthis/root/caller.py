@@ -15,7 +15,7 @@ from typing import Final
 
 from teuthis.errors import ConfigurationError, HostError, TeuthisError, VMClosed, VMError
 from teuthis.flows import Count, Counters
-from teuthis.protocol import ProtocolError, Request, encode_request
+from teuthis.protocol import Health, ProtocolError, Request, encode_request
 from teuthis.root.requests import Answer, Requests
 
 _SEND_TIMEOUT: Final = 5.0
@@ -99,6 +99,11 @@ class Caller:
     def ended(self) -> bool:
         """Whether the VM is no more."""
         return self._over or os.getpid() != self._owner
+
+    @property
+    def health(self) -> Health:
+        """Whether the guest's kernel answers heartbeats."""
+        return self._requests.health
 
     def raise_end(self, timeout: float | None) -> None:
         """Raises why the VM ended, if it ends within `timeout` seconds; None: whenever it does."""

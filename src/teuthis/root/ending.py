@@ -69,6 +69,11 @@ _MESSAGES: Final[dict[Ended, tuple[type[errors.VMError], str]]] = {
         errors.ProtocolViolation,
         f"the worker process met a defect of its own: {_REPORT}",
     ),
+    Ended.HUNG: (
+        errors.GuestHung,
+        "the guest's kernel did not answer heartbeats any more, so the guest was ended, as "
+        "on_hang='kill' (--on-hang kill) asks for; on_hang='report' leaves it alone",
+    ),
 }
 
 

@@ -1,8 +1,11 @@
 """Files of a guest, in and out."""
 
-from teuthis.errors import FileError, OutputTooLarge, VMError
+import errno
+
+from teuthis.errors import FileError, NoAgent, OutputTooLarge, VMError
 from teuthis.protocol import ReadFile, Status, StatusKind, WriteFile
 from teuthis.root.caller import Caller
+from teuthis.root.process import NO_AGENT
 from teuthis.root.streams import Exchange, Pipes
 
 
@@ -45,6 +48,8 @@ def read_file(machine: Caller, path: str, max_size: int) -> bytes:
 
 
 def _check(status: Status, action: str, path: str, size: int) -> None:
+    if status.kind is StatusKind.FAILED and status.value == errno.ENOTCONN:
+        raise NoAgent(NO_AGENT)
     if status.kind is StatusKind.FAILED:
         raise FileError(action, path, status.value)
     if status.value != size:

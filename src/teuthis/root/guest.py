@@ -10,7 +10,8 @@ from typing import Final, Self
 
 from teuthis.errors import CommandFailed, CommandOutOfMemory, ConfigurationError, FileError
 from teuthis.flows import Count
-from teuthis.root import files, settings
+from teuthis.protocol import Health
+from teuthis.root import files, integration, settings
 from teuthis.root.caller import Caller
 from teuthis.root.process import PIPE, Process, Result
 from teuthis.root.streams import MAX_OUTPUT
@@ -20,6 +21,8 @@ DEFAULT_ENVIRONMENT: Final = {
     "LANG": "C.UTF-8",
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 }
+SHUTDOWN_TIMEOUT: Final = 60.0
+"""Seconds that a guest may take to power off in order."""
 _SIGKILL: Final = 9
 _OOM_KILLS: Final = re.compile(rb"^oom_kill (\d{1,19})$", re.MULTILINE)
 
@@ -45,6 +48,7 @@ class Guest:
         stderr: int = PIPE,
         env: Mapping[str, str] | None = None,
         cwd: str = "/",
+        tty: tuple[int, int] | None = None,
     ) -> Process:
         """Starts a program and returns at once; its streams are binary files, as in `subprocess`.
 
@@ -54,12 +58,15 @@ class Guest:
             stderr: `teuthis.PIPE`, or `teuthis.STDOUT` to have it in `stdout`.
             env: environment variables beside the VM's own.
             cwd: working directory in the guest.
+            tty: rows and columns of a terminal that the program is to have; all its output then
+                comes in `stdout`, and may command the terminal that shows it.
 
         Raises:
             CommandNotFound, CommandNotExecutable: the guest cannot run it.
+            NoAgent: the VM has no agent.
             VMError: the VM is no more.
         """
-        return self._popen(argv, stdin=stdin, stderr=stderr, env=env, cwd=cwd)
+        return self._popen(argv, stdin=stdin, stderr=stderr, env=env, cwd=cwd, tty=tty)
 
     def _popen(
         self,
@@ -69,6 +76,7 @@ class Guest:
         stderr: int,
         env: Mapping[str, str] | None,
         cwd: str,
+        tty: tuple[int, int] | None = None,
         timeout: float | None = None,
     ) -> Process:
         return Process(
@@ -78,6 +86,7 @@ class Guest:
             settings.guest_path(cwd),
             stdin=stdin,
             stderr=stderr,
+            tty=None if tty is None else settings.terminal_size(*tty),
             timeout=timeout,
         )
 
@@ -152,6 +161,36 @@ class Guest:
             VMError: the VM is no more.
         """
         return files.read_file(self._machine, settings.guest_path(path), max_size)
+
+    def shutdown(self, timeout: float = SHUTDOWN_TIMEOUT) -> None:
+        """Asks the guest's kernel to power off in order; returns when the VM has ended so.
+
+        This needs no agent in the guest, only the kernel's integration services (`hv_utils`).
+
+        Raises:
+            ShutdownFailed, ShutdownTimeout: the guest refused, or took longer than `timeout`
+                seconds. It still runs; `close` ends it.
+            VMError: it ended in another way.
+        """
+        settings.time_limit(timeout)
+        integration.shutdown(self._machine, timeout)
+
+    def facts(self) -> dict[str, str]:
+        """What the guest says about itself: distribution, kernel, addresses, …, by name.
+
+        A daemon in the guest collects them (`hv_kvp_daemon`). They are the guest's own words,
+        without characters that could command a terminal; do not trust them any further.
+
+        Raises:
+            NoFacts: no such daemon runs there.
+            VMError: the VM is no more.
+        """
+        return integration.facts(self._machine)
+
+    @property
+    def health(self) -> Health:
+        """Whether the guest's kernel answers heartbeats; a hung one is noticed within 15 s."""
+        return self._machine.health
 
     def flows(self) -> dict[str, Count]:
         """How often each flow of the register ran so far, its bytes, and what was refused.

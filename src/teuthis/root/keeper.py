@@ -28,9 +28,11 @@ from teuthis.flows import Counters, counters_size
 from teuthis.protocol import (
     MAX_REQUEST,
     Exec,
+    Facts,
     ProtocolError,
     ReadFile,
     Request,
+    Resize,
     Shutdown,
     Signal,
     Status,
@@ -199,10 +201,15 @@ class Keeper:
         """A connection is over."""
         self._connections.discard(connection)
 
+    def asked_to_end(self) -> None:
+        """If the VM ends in order now, somebody wanted it."""
+        self._asked = True
+
     def shut_down(self) -> None:
         """Asks the guest to end in order."""
-        self._asked = True
-        self.machine.tell(Shutdown())
+        self.asked_to_end()
+        with suppress(TeuthisError):
+            self.machine.submit(Shutdown)
 
     def _on_terminate(self, number: int, frame: FrameType | None) -> None:
         threading.Thread(target=self.stop, args=(_TERMINATE_PATIENCE,), daemon=True).start()
@@ -291,15 +298,17 @@ class Connection:
         match request:
             case Stop():
                 self._keeper.stop(0)
-            case Shutdown():
-                self._keeper.shut_down()
-            case Signal(id=own, signal=which):
-                if (number := self._numbers.get(own)) is not None:
-                    self._machine.tell(Signal(number, which))
+            case Signal() | Resize():
+                if (number := self._numbers.get(request.id)) is not None:
+                    self._machine.tell(msgspec.structs.replace(request, id=number))
             case _:
+                if isinstance(request, Shutdown):
+                    self._keeper.asked_to_end()
                 self._submit(request, descriptors)
 
-    def _submit(self, request: Exec | ReadFile | WriteFile, descriptors: list[int]) -> None:
+    def _submit(
+        self, request: Exec | ReadFile | WriteFile | Shutdown | Facts, descriptors: list[int]
+    ) -> None:
         own = request.id
         if own in self._numbers:
             raise ProtocolError("a number of a request that is under way")

@@ -56,6 +56,8 @@ def launch(
     allow_missing_walls: Collection[str] = (),
     disks: Sequence[Disk] = (),
     network: Wanted | None = None,
+    *,
+    agent: bool = True,
 ) -> Processes:
     """Makes the memory and the channels of a VM, loads its memory, starts its two processes.
 
@@ -98,6 +100,7 @@ def launch(
             control=worker_control.fileno(),
             console=console_write,
             network=adapter,
+            agent=agent,
             uid=own.worker,
             allow_missing_walls=allowed,
             disks=open_disks(disks, given),

@@ -19,7 +19,7 @@ from typing import Final
 from teuthis.errors import HostError, TeuthisError, VMClosed
 from teuthis.flows import Count
 from teuthis.jail import host
-from teuthis.protocol import STATUS_SIZE, Ended, ProtocolError, Stop, encode_request
+from teuthis.protocol import STATUS_SIZE, Ended, Health, ProtocolError, Stop, encode_request
 from teuthis.root.caller import Caller, total
 from teuthis.root.console import Console, Sink
 from teuthis.root.disks import Disk
@@ -42,8 +42,11 @@ class Machine(Caller):
         allow_missing_walls: Collection[str] = (),
         disks: Sequence[Disk] = (),
         network: Wanted | None = None,
+        *,
+        agent: bool = True,
+        end_when_hung: bool = False,
     ) -> None:
-        """Starts a VM; `ready` says when its agent answers.
+        """Starts a VM; `ready` says when its agent answers, or without `agent` its kernel.
 
         Raises:
             HostError, KernelError: see `launch`.
@@ -52,6 +55,7 @@ class Machine(Caller):
         self.ready = self._requests.ready
         self._final: dict[str, Count] = {}
         self._closing = False
+        self._end_when_hung = end_when_hung
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
 
         def run() -> None:
@@ -59,7 +63,7 @@ class Machine(Caller):
             # started by the thread that sees them end.
             try:
                 self._processes = launch(
-                    memory_size, load, sink, allow_missing_walls, disks, network
+                    memory_size, load, sink, allow_missing_walls, disks, network, agent=agent
                 )
                 self._talk_over(self._processes.control)
             except OSError as error:
@@ -172,9 +176,11 @@ class Machine(Caller):
                 self._processes.counters[0].accept("control.status", len(packet))
                 if reason is not None:
                     return reason
+                if self._end_when_hung and self.health is Health.HUNG:
+                    self._tell_to_stop()
+                    return Ended.HUNG
             elif self._wake in events:
-                with suppress(OSError):
-                    self._control.send(encode_request(Stop()))
+                self._tell_to_stop()
                 return Ended.STOPPED
             elif worker in events:
                 return None
@@ -183,3 +189,7 @@ class Machine(Caller):
                 timeout = 1000.0  # for the worker to notice and say why
             elif timeout is not None:
                 return Ended.HYPERVISOR_DIED
+
+    def _tell_to_stop(self) -> None:
+        with suppress(OSError):
+            self._control.send(encode_request(Stop()))

@@ -64,7 +64,8 @@ class NamedVM(Guest):
             now: do not ask the guest.
         """
         if not now:
-            self._machine.tell(Shutdown())
+            with suppress(TeuthisError):
+                self._machine.submit(Shutdown)
             self._await_end(timeout)
         self._machine.tell(Stop())
         self._await_end(_STOP_PATIENCE)

@@ -16,9 +16,11 @@ from teuthis.errors import (
     CommandNotExecutable,
     CommandNotFound,
     CommandTimeout,
+    NoAgent,
     OutputTooLarge,
 )
-from teuthis.protocol import Exec, Signal, StatusKind
+from teuthis.protocol import Exec, Resize, Signal, StatusKind
+from teuthis.root import settings
 from teuthis.root.caller import Caller
 from teuthis.root.streams import Exchange, Pipes
 
@@ -27,6 +29,10 @@ PIPE: Final = -1
 STDOUT: Final = -2
 """As in `subprocess`: stderr goes where stdout goes."""
 
+NO_AGENT: Final = (
+    "this VM was started without our agent (agent=False, --no-agent), so nobody in it runs "
+    "commands or moves files for us: use its own services, over its network for instance"
+)
 _KILL_PATIENCE: Final = 2.0
 """Seconds that the guest's kernel gets to end a killed program."""
 _DEATH_PATIENCE: Final = 3.0
@@ -70,6 +76,7 @@ class Process:
         *,
         stdin: int | None = None,
         stderr: int = PIPE,
+        tty: tuple[int, int] | None = None,
         timeout: float | None = None,
     ) -> None:
         self.args = args
@@ -79,11 +86,13 @@ class Process:
             stdin_pipe = pipes.writer()
             self.stdout = pipes.reader()
             self.stderr = None
-            if stderr == STDOUT:
+            if stderr == STDOUT or tty is not None:
                 pipes.give(os.dup(pipes.given[-1]))
             else:
                 self.stderr = pipes.reader()
-            self._answer = machine.submit(lambda number: Exec(number, args, env, cwd), pipes.given)
+            self._answer = machine.submit(
+                lambda number: Exec(number, args, env, cwd, tty), pipes.given
+            )
             pipes.sent()
             try:
                 self.pid = self._answer.started.result(timeout)
@@ -101,6 +110,8 @@ class Process:
         number = self._answer.finished.result().value
         if number == errno.ECONNRESET:
             self._machine.raise_end(_DEATH_PATIENCE)
+        if number == errno.ENOTCONN:
+            return NoAgent(NO_AGENT)
         program = self.args[0]
         if number == errno.ENOENT:
             return CommandNotFound(
@@ -149,6 +160,12 @@ class Process:
         """Sends a signal to its process group; does nothing when it has ended."""
         if not self._answer.finished.done():
             self._machine.tell(Signal(self._answer.id, number))
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Changes the size of its terminal; does nothing when it has none, or has ended."""
+        rows, columns = settings.terminal_size(rows, columns)
+        if not self._answer.finished.done():
+            self._machine.tell(Resize(self._answer.id, rows, columns))
 
     def terminate(self) -> None:
         """Asks it to end (SIGTERM)."""

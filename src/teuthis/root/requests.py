@@ -5,15 +5,18 @@ by `teuthis.protocol`; this module refuses what does not fit what was asked.
 """
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Final
 
 from teuthis.errors import TeuthisError, VMError
 from teuthis.flows import FLOWS
-from teuthis.protocol import Ended, Exec, ProtocolError, Request, Status, StatusKind
+from teuthis.protocol import Ended, Exec, Health, ProtocolError, Request, Status, StatusKind
 
 MAX_OUTSTANDING: Final = FLOWS["control.request"].values["outstanding_max"]
+_HEALTH_BURST: Final = 16
+"""Changes of health beyond one a second that are believed."""
 
 _EXEC_ENDS: Final = frozenset({StatusKind.EXITED, StatusKind.FAILED})
 _FILE_ENDS: Final = frozenset({StatusKind.DONE, StatusKind.FAILED})
@@ -46,6 +49,9 @@ class Requests:
 
     def __init__(self) -> None:
         self.ready: Future[None] = Future()
+        self.health = Health.UNKNOWN
+        self._health_changes = 0
+        self._began = time.monotonic()
         self._lock = threading.Lock()
         self._outstanding: dict[int, Answer] = {}
         self._number = 0
@@ -89,6 +95,9 @@ class Requests:
                 raise ProtocolError("ready twice")
             self.ready.set_result(None)
             return None
+        if status.kind is StatusKind.HEALTH:
+            self._take_health(Health(status.value))
+            return None
         with self._lock:
             answer = self._outstanding.get(status.id)
             if answer is None:
@@ -106,6 +115,13 @@ class Requests:
             if not answer.started.done():
                 answer.started.set_result(0)
         return None
+
+    def _take_health(self, health: Health) -> None:
+        self._health_changes += 1
+        allowed = _HEALTH_BURST + time.monotonic() - self._began
+        if health is self.health or self._health_changes > allowed:
+            raise ProtocolError("health that changes as no guest's can")
+        self.health = health
 
     def raise_error(self) -> None:
         """Raises the error that `fail` was given, if it has been called."""

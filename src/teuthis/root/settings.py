@@ -12,6 +12,9 @@ MIB: Final = 1 << 20
 MINIMUM_MEMORY: Final = 96 * MIB
 """The least that a Debian cloud kernel, the initrd and a small program need."""
 
+MAX_TERMINAL: Final = 4096
+"""Rows, or columns."""
+
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE: Final = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*([KMGT]?)(?:I?B)?", re.ASCII | re.IGNORECASE)
 _SECONDS: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -83,6 +86,19 @@ def time_limit(seconds: float | None) -> float | None:
     if seconds is not None and not (seconds > 0 and math.isfinite(seconds)):
         raise ConfigurationError(f"timeout={seconds!r}: give a positive number of seconds, or None")
     return seconds
+
+
+def terminal_size(rows: int, columns: int) -> tuple[int, int]:
+    """Rows and columns of a terminal.
+
+    Raises:
+        ConfigurationError: no terminal is so large, or so small.
+    """
+    if not (1 <= rows <= MAX_TERMINAL and 1 <= columns <= MAX_TERMINAL):
+        raise ConfigurationError(
+            f"{rows} rows and {columns} columns are no terminal: give 1 to {MAX_TERMINAL} of each"
+        )
+    return rows, columns
 
 
 def arguments(argv: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from teuthis.errors import BootTimeout, ConfigurationError
 from teuthis.images import BootFiles, GuestKernel, boot_files, kernel_from_file, modules, store
@@ -53,6 +53,7 @@ class VM(Guest):
         console: Sink | None = None,
         env: Mapping[str, str] | None = None,
         boot_timeout: float = BOOT_TIMEOUT,
+        on_hang: Literal["report", "kill"] = "report",
         allow_missing_walls: Collection[str] = (),
     ) -> None:
         """Boots a VM and waits until its agent is ready.
@@ -79,6 +80,8 @@ class VM(Guest):
                 bytes, so look at them with care.
             env: environment variables of all programs; nothing of this process's own is passed on.
             boot_timeout: seconds that the boot may take.
+            on_hang: what becomes of a guest whose kernel answers no heartbeats: "report" leaves
+                it alone (`health` says so), "kill" ends it.
             allow_missing_walls: names of walls around the VM's processes that may be missing
                 where this host cannot give them.
 
@@ -108,7 +111,17 @@ class VM(Guest):
             return loader.load(descriptor, size, boot.kernel, boot.initrd, arguments)
 
         variables = settings.environment(DEFAULT_ENVIRONMENT, env)
-        machine = Machine(size, load, console, allow_missing_walls, disks, net)
+        if on_hang not in ("report", "kill"):
+            raise ConfigurationError(f"on_hang={on_hang!r}: say 'report' or 'kill'")
+        machine = Machine(
+            size,
+            load,
+            console,
+            allow_missing_walls,
+            disks,
+            net,
+            end_when_hung=on_hang == "kill",
+        )
         super().__init__(machine, variables)
         self.machine = machine
         self._finalizer = weakref.finalize(self, machine.close)

@@ -7,12 +7,13 @@ from functools import partial
 from typing import Final, Protocol
 
 from teuthis.flows import FLOWS, Counters
-from teuthis.protocol import Ended, NetworkConfig, Status, StatusKind, Stop
+from teuthis.protocol import Ended, Facts, NetworkConfig, Shutdown, Status, StatusKind, Stop
 from teuthis.worker import link as partition
 from teuthis.worker.agent.agent import Agent
 from teuthis.worker.console import Console
 from teuthis.worker.control import Control, LifelineCut
 from teuthis.worker.devices.hvsock import HvSock
+from teuthis.worker.devices.integration import Integration
 from teuthis.worker.devices.network.device import OFFER, Network
 from teuthis.worker.devices.network.port import Port
 from teuthis.worker.devices.network.rndis import ETHERNET_HEADER
@@ -58,7 +59,10 @@ class Machine:
         loop: Loop,
         counters: Counters,
         disks: Sequence[Backend] = (),
+        *,
+        agent: bool,
     ) -> None:
+        """`agent`: our agent is in the guest."""
         self._memory = memory
         self._link = link
         self._doorbells = doorbells
@@ -69,7 +73,17 @@ class Machine:
         self._server = Server(memory, counters)
         self._sockets = HvSock(self._server, counters, time.monotonic)
         self._agent = Agent(loop, self._sockets, counters, control.send, self._agent_text)
-        self._timed: list[Timed] = [self._sockets, self._agent]
+        if agent:
+            self._agent.listen()
+        self._integration = Integration(
+            loop,
+            self._server,
+            counters,
+            time.monotonic,
+            control.send,
+            heartbeat_is_ready=not agent,
+        )
+        self._timed: list[Timed] = [self._sockets, self._agent, self._integration]
         self._stop_deadline: float | None = None
         self._disks = disks
         if disks:
@@ -159,6 +173,8 @@ class Machine:
             if isinstance(request, Stop):
                 self._link.send(partition.STOP)
                 self._stop_deadline = time.monotonic() + STOP_SECONDS
+            elif isinstance(request, Shutdown | Facts):
+                self._integration.handle(request, descriptors)
             else:
                 self._agent.handle(request, descriptors)
 

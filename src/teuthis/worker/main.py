@@ -51,7 +51,9 @@ def main(arguments: Sequence[str]) -> int:
     control = Control(socket.socket(fileno=config.control), counters)
     console = Console(loop, config.console, counters)
     disks = [disk_backend(disk) for disk in config.disks]
-    machine = Machine(memory, link, doorbells, control, console, loop, counters, disks)
+    machine = Machine(
+        memory, link, doorbells, control, console, loop, counters, disks, agent=config.agent
+    )
     if config.network is not None:
         machine.add_network(config.network)
 

@@ -29,7 +29,7 @@ class Played:
     console: int = field(init=False)
     children: list[Child] = field(default_factory=list)
 
-    def launch(self, *_: object) -> Processes:
+    def launch(self, *_: object, **options: object) -> Processes:
         held = Descriptors()
         near, self.control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         held.enter_context(near)

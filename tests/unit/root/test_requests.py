@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from teuthis.errors import VMClosed, VMError
-from teuthis.protocol import Ended, Exec, ProtocolError, ReadFile, Status, StatusKind
+from teuthis.protocol import Ended, Exec, Health, ProtocolError, ReadFile, Status, StatusKind
 from teuthis.root.requests import MAX_OUTSTANDING, Answer, Requests
 
 
@@ -49,6 +49,25 @@ def test_requests_are_answered_in_any_order() -> None:
 
 def test_the_end_has_a_reason() -> None:
     assert tell(Requests(), StatusKind.ENDED, value=Ended.RESET) is Ended.RESET
+
+
+def test_health_is_kept_and_may_change() -> None:
+    requests = Requests()
+    assert requests.health is Health.UNKNOWN
+    for health in (Health.ALIVE, Health.HUNG, Health.ALIVE):
+        assert tell(requests, StatusKind.HEALTH, value=health) is None
+        assert requests.health is health
+
+
+def test_health_that_changes_without_end_is_refused() -> None:
+    requests = Requests()
+    with pytest.raises(ProtocolError):
+        tell(requests, StatusKind.HEALTH, value=Health.UNKNOWN)
+    requests = Requests()
+    for turn in range(16):
+        tell(requests, StatusKind.HEALTH, value=1 + turn % 2)
+    with pytest.raises(ProtocolError):
+        tell(requests, StatusKind.HEALTH, value=Health.ALIVE)
 
 
 @pytest.mark.parametrize(

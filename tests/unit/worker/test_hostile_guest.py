@@ -9,8 +9,9 @@ import struct
 
 import pytest
 
-from teuthis.protocol import Exec, ReadFile, Status, StatusKind
+from teuthis.protocol import Exec, Facts, ReadFile, Status, StatusKind
 from teuthis.worker.agent.agent import Agent
+from teuthis.worker.devices.integration import Integration
 from teuthis.worker.ending import EndVM
 from teuthis.worker.loop import Loop
 from teuthis.worker.vmbus.messages import INBOUND
@@ -53,6 +54,14 @@ class Chaos:
             self.statuses.append,
             lambda text: None,
         )
+        self.agent.listen()
+        self.integration = Integration(
+            self.loop,
+            self.world.server,
+            self.world.counters,
+            self.world.clock,
+            self.statuses.append,
+        )
         self.request = 0
         self.channels: list[Channel] = []
         self.polite = seed % 4 != 0
@@ -62,7 +71,13 @@ class Chaos:
 
     def channel(self) -> Channel | None:
         """An open channel; three guests of four leave their greeting connection alone."""
-        usable = [c for c in self.channels if c.gpadl and (c.from_host or not self.polite)]
+        greeting = service(PORT)
+        usable = [
+            channel
+            for channel in self.channels
+            if channel.gpadl
+            and (channel.from_host or channel.interface != greeting or not self.polite)
+        ]
         return self.random.choice(usable) if usable else None
 
     # ---- what may happen -------------------------------------------------------------------------
@@ -142,7 +157,11 @@ class Chaos:
     def ask(self) -> None:
         self.request += 1
         null = [os.open(os.devnull, os.O_RDWR) for _ in range(3)]
-        if self.random.random() < 0.5:
+        if self.random.random() < 0.2:
+            for descriptor in null[1:]:
+                os.close(descriptor)
+            self.integration.handle(Facts(id=self.request), null[:1])
+        elif self.random.random() < 0.5:
             self.agent.handle(Exec(id=self.request, argv=["x"], env={}, cwd="/"), null)
         else:
             for descriptor in null[1:]:
@@ -153,6 +172,7 @@ class Chaos:
         self.world.clock.now += self.random.choice((0.1, 4, 40))
         self.world.sockets.expire()
         self.agent.expire()
+        self.integration.expire()
 
     # ---- judgement -------------------------------------------------------------------------------
 
@@ -203,8 +223,10 @@ class Chaos:
             self.world.clock.now += 100
             self.world.sockets.expire()
             self.agent.expire()
+            self.integration.expire()
             self.loop.turn(0)
-        answers = [s.id for s in self.statuses if s.kind not in (StatusKind.READY, STARTED)]
+        other = (StatusKind.READY, StatusKind.HEALTH, STARTED)
+        answers = [s.id for s in self.statuses if s.kind not in other]
         assert sorted(answers) == list(range(1, self.request + 1))
         assert not self.agent.busy
 
@@ -217,7 +239,8 @@ def test_anything_at_any_time_is_survived(seed: int) -> None:
     chaos.deliver()
     chaos.open()
     hello = frame(0x80, u32(1))
-    chaos.put(chaos.channels[0], packet(struct.pack("<II", 1, len(hello)) + hello))
+    greeting = next(c for c in chaos.channels if c.interface == service(PORT))
+    chaos.put(greeting, packet(struct.pack("<II", 1, len(hello)) + hello))
     try:
         for _ in range(400):
             chaos.step()

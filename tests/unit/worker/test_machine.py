@@ -39,6 +39,7 @@ class Parts:
             Console(self.loop, console, counters),
             self.loop,
             counters,
+            agent=True,
         )
 
     def close(self) -> None:

@@ -16,7 +16,6 @@ from teuthis.protocol import (
     Ended,
     Exec,
     ReadFile,
-    Shutdown,
     Signal,
     Status,
     StatusKind,
@@ -31,7 +30,6 @@ from .agent_guest import (
     EXEC,
     INITIAL_CREDIT,
     READ_FILE,
-    SHUTDOWN,
     STARTED,
     STDERR,
     STDOUT,
@@ -315,12 +313,6 @@ def test_request_that_is_too_large_for_a_frame_fails(process: Process, agent: Ag
         request = Exec(id=3, argv=["x" * 70_000], env={}, cwd="/")
         process.ask(request, null.fileno(), null.fileno(), null.fileno())
         assert process.wait_for(StatusKind.FAILED).value == errno.E2BIG
-
-
-def test_shutdown_reaches_the_agent(process: Process, agent: AgentGuest) -> None:
-    process.ask(Shutdown())
-    greeting = next(c for c in process.guest.channels.values() if not c.from_host)
-    agent.until(lambda: greeting.received[72:] == frame(SHUTDOWN, u32(0)))
 
 
 # ---- endings -------------------------------------------------------------------------------------

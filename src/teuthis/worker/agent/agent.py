@@ -21,7 +21,6 @@ PORT: Final = FLOWS["agent.hello"].values["port"]
 _VERSION = FLOWS["agent.hello"].values["version"]
 _ENTROPY_BYTES = 64
 MAX_SESSIONS: Final = FLOWS["control.request"].values["sessions_max"]
-_POWER_OFF = bytes(4)
 LOST_SECONDS: Final = 3.0
 """How long the loss of a connection is kept to ourselves: a panicking guest drops its connections
 before it reports the crash, and the crash is the better answer."""
@@ -83,7 +82,10 @@ class Agent:
         self._abandoned = False
         self._sessions: dict[int, Session] = {}
         self._lost: deque[tuple[float, Status]] = deque()
-        sockets.listen(PORT, self._accept)
+
+    def listen(self) -> None:
+        """Lets the agent greet us; until then there is none, whoever in the guest says so."""
+        self._sockets.listen(PORT, self._accept)
 
     @property
     def busy(self) -> bool:
@@ -119,12 +121,10 @@ class Agent:
     def handle(self, request: protocol.Request, descriptors: list[int]) -> None:
         """Carries out a request of the client's; takes the descriptors over."""
         match request:
-            case protocol.Signal(id=request_id, signal=number):
-                session = self._sessions.get(request_id)
+            case protocol.Signal() | protocol.Resize():
+                session = self._sessions.get(request.id)
                 if isinstance(session, ExecSession):
-                    session.signal(number)
-            case protocol.Shutdown():
-                self._say("agent.shutdown", _POWER_OFF)
+                    _tell(session, request)
             case protocol.Exec() | protocol.ReadFile() | protocol.WriteFile():
                 self._start(request, descriptors)
 
@@ -209,6 +209,14 @@ class Agent:
             session.fail(errno.ESHUTDOWN)
 
 
+def _tell(session: ExecSession, request: protocol.Signal | protocol.Resize) -> None:
+    match request:
+        case protocol.Signal():
+            session.signal(request.signal)
+        case protocol.Resize():
+            session.resize(request.rows, request.columns)
+
+
 def _request_frame(request: protocol.Exec | protocol.ReadFile | protocol.WriteFile) -> bytes:
     """The agent's frame for a request. Raises `ValueError` when it is too large."""
     match request:
@@ -217,6 +225,7 @@ def _request_frame(request: protocol.Exec | protocol.ReadFile | protocol.WriteFi
                 [argument.encode() for argument in request.argv],
                 [f"{name}={value}".encode() for name, value in request.env.items()],
                 request.cwd.encode(),
+                request.tty,
             )
         case protocol.ReadFile():
             return frames.encode("agent.read-file", request.path.encode())

@@ -13,6 +13,7 @@ from teuthis.flows import FLOWS, Counters
 HEADER: Final = struct.Struct("<B3sI")
 _ZERO = bytes(3)
 _U32 = struct.Struct("<I")
+_TWO_U16 = struct.Struct("<HH")
 _TWO_U32 = struct.Struct("<II")
 _U64 = struct.Struct("<Q")
 
@@ -171,12 +172,21 @@ def _text(value: bytes) -> bytes:
     return _U32.pack(len(value)) + value
 
 
-def encode_exec(argv: list[bytes], environment: list[bytes], directory: bytes) -> bytes:
-    """EXEC; the environment as "NAME=value". Raises `ValueError` when it does not fit."""
+def encode_exec(
+    argv: list[bytes],
+    environment: list[bytes],
+    directory: bytes,
+    terminal: tuple[int, int] | None = None,
+) -> bytes:
+    """EXEC, on a terminal of so many rows and columns if given; the environment as "NAME=value".
+
+    Raises `ValueError` when it does not fit.
+    """
     return encode(
-        "agent.exec",
+        "agent.exec" if terminal is None else "agent.exec-terminal",
         b"".join(
             [
+                b"" if terminal is None else _TWO_U16.pack(*terminal),
                 _U32.pack(len(argv)),
                 *map(_text, argv),
                 _U32.pack(len(environment)),
@@ -195,6 +205,11 @@ def encode_credit(stream: int, size: int) -> bytes:
 def encode_signal(number: int) -> bytes:
     """SIGNAL to the program's process group."""
     return encode("agent.signal", _U32.pack(number))
+
+
+def encode_resize(rows: int, columns: int) -> bytes:
+    """RESIZE of the program's terminal."""
+    return encode("agent.resize", _TWO_U16.pack(rows, columns))
 
 
 def encode_write_file(mode: int, path: bytes) -> bytes:

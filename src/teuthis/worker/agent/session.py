@@ -222,6 +222,10 @@ class ExecSession(Session):
         """Sends a signal to the program."""
         self._send(frames.encode_signal(number))
 
+    def resize(self, rows: int, columns: int) -> None:
+        """Changes the size of the program's terminal."""
+        self._send(frames.encode_resize(rows, columns))
+
     def _frame(self, frame: frames.Frame) -> None:
         match frame:
             case frames.Started(pid):

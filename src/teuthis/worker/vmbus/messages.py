@@ -194,6 +194,12 @@ def encode(flow: str, *fields: int | bytes) -> bytes:
     return HEADER.pack(FLOWS[flow].number, 0) + _OUTBOUND[flow].pack(*fields)
 
 
+def guid(text: str) -> bytes:
+    """A GUID in wire order: its first three groups are little-endian numbers."""
+    groups = [bytes.fromhex(group) for group in text.split("-")]
+    return b"".join([group[::-1] for group in groups[:3]] + groups[3:])
+
+
 class Offer(NamedTuple):
     """What a channel is offered as."""
 

@@ -1,0 +1,107 @@
+"""Integration services of a stock kernel: power-off, heartbeat, time."""
+
+import io
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import teuthis
+from tests.guests.processes import await_true, children
+
+HEARTBEAT = "fd149e91-82e0-4a7d-afa6-2a4166cbd7c0"
+UNBIND = f"echo {HEARTBEAT} > /sys/bus/vmbus/drivers/hv_utils/unbind"
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Patience for busy hosts."""
+    await_true(condition, timeout=90)
+
+
+def hypervisors() -> set[int]:
+    return {
+        pid
+        for pid in children(os.getpid())
+        if Path(f"/proc/{pid}/comm").read_text().startswith("teuthis-hyper")
+    }
+
+
+def clock_error(vm: teuthis.VM) -> float:
+    """Seconds by which the guest's clock may be wrong at least; 0 when it may be right."""
+    before = time.time()
+    text = vm.run(["adjtimex"]).stdout.decode()
+    after = time.time()
+    seconds, micros = (re.search(rf"tv_{unit}:\s+(\d+)", text) for unit in ("sec", "usec"))
+    assert seconds
+    assert micros
+    now = int(seconds[1]) + int(micros[1]) / 1e6
+    return max(before - now, now - after, 0.0)
+
+
+def test_a_guest_is_alive_and_its_clock_right(vm: teuthis.VM) -> None:
+    wait_for(lambda: vm.health is teuthis.Health.ALIVE)
+    wait_for(lambda: vm.flows()["integration.timesync"].count >= 1)
+    assert clock_error(vm) < 0.25
+    assert vm.flows()["integration.negotiation"].count >= 3
+
+
+def test_a_guest_powers_off_in_order() -> None:
+    log = io.BytesIO()
+    with teuthis.VM("192M", console=log) as vm:
+        trap = "trap 'echo ended in order > /dev/kmsg; exit' TERM; echo up"
+        trap += "; while :; do sleep 0.1; done"
+        process = vm.popen(["sh", "-c", trap])
+        assert process.stdout.readline() == b"up\n"
+        vm.shutdown()  # at once: hv_utils is not even loaded yet
+        process.close()
+        assert vm.closed
+        with pytest.raises(teuthis.GuestPowerOff):
+            vm.run(["true"])
+        vm.shutdown()  # it has
+    assert b"ended in order" in log.getvalue()
+
+
+def test_poweroff_inside_the_guest_is_in_order() -> None:
+    with teuthis.VM("192M") as vm:
+        vm.popen(["poweroff"]).close()
+        wait_for(lambda: vm.closed)
+        with pytest.raises(teuthis.GuestPowerOff):
+            vm.run(["true"])
+
+
+def test_a_guest_that_does_not_power_off() -> None:
+    with teuthis.VM("192M") as vm:
+        vm.run(["sh", "-c", "echo /bin/true > /proc/sys/kernel/poweroff_cmd"], check=True)
+        with pytest.raises(teuthis.ShutdownTimeout):
+            vm.shutdown(timeout=3)
+        assert vm.run(["echo", "still here"]).stdout == b"still here\n"
+
+
+def test_a_guest_without_a_daemon_has_no_facts(vm: teuthis.VM) -> None:
+    with pytest.raises(teuthis.NoFacts, match="hv_kvp_daemon"):
+        vm.facts()
+
+
+def test_a_stopped_guest_is_hung_until_it_goes_on_and_its_clock_is_right() -> None:
+    others = hypervisors()
+    with teuthis.VM("192M") as vm:
+        (hypervisor,) = hypervisors() - others
+        wait_for(lambda: vm.health is teuthis.Health.ALIVE)
+        os.kill(hypervisor, signal.SIGSTOP)
+        wait_for(lambda: vm.health is teuthis.Health.HUNG)
+        os.kill(hypervisor, signal.SIGCONT)
+        wait_for(lambda: vm.health is teuthis.Health.ALIVE)
+        assert clock_error(vm) < 0.25
+
+
+def test_a_hung_guest_is_ended_if_so_wished() -> None:
+    with teuthis.VM("192M", on_hang="kill") as vm:
+        wait_for(lambda: vm.health is teuthis.Health.ALIVE)
+        vm.run(["sh", "-c", UNBIND], check=True)
+        wait_for(lambda: vm.closed)
+        with pytest.raises(teuthis.GuestHung):
+            vm.run(["true"])
