@@ -96,8 +96,12 @@ class Machine(Caller):
     @property
     def processes(self) -> dict[str, int]:
         """Its processes by name, as process ids."""
-        children = (self._processes.worker, self._processes.hypervisor)
-        return dict(zip(("worker", "hypervisor"), (child.pid for child in children), strict=True))
+        network = self.attached.processes if self.attached else {}
+        return {
+            "worker": self._processes.worker.pid,
+            "hypervisor": self._processes.hypervisor.pid,
+            **network,
+        }
 
     @property
     def counter_pages(self) -> tuple[int, ...]:

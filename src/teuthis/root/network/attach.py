@@ -1,7 +1,8 @@
 """Puts a VM on its network before it boots: what the worker and the guest need for that."""
 
 import socket
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from teuthis.protocol import NetworkConfig
 from teuthis.root.descriptors import Descriptors
@@ -18,6 +19,7 @@ class Attachment:
         prefix: the length of its network's prefix.
         gateway: the IPv4 address of the way out, where there is one.
         name_servers: IPv4 addresses.
+        processes: those that serve this VM's network alone, by name.
     """
 
     address: str
@@ -25,6 +27,7 @@ class Attachment:
     mtu: int
     gateway: str | None = None
     name_servers: tuple[str, ...] = ()
+    processes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def argument(self) -> str:
@@ -64,11 +67,15 @@ def attach(
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
     config = NetworkConfig(frames=worker, mac=wanted.mac, mtu=wanted.mtu)
     if wanted.name is None:
-        servers = user.start(wanted, given, held, switch, counters, allow_missing_walls)
-        prefix = user.SUBNET.prefixlen
-        return (
-            Attachment(str(user.GUEST), prefix, wanted.mtu, str(user.GATEWAY), servers),
-            config,
+        servers, processes = user.start(wanted, given, held, switch, counters, allow_missing_walls)
+        attachment = Attachment(
+            str(user.GUEST),
+            user.SUBNET.prefixlen,
+            wanted.mtu,
+            str(user.GATEWAY),
+            servers,
+            processes,
         )
+        return attachment, config
     address = named.join(wanted, wanted.name, switch, counters, allow_missing_walls)
     return Attachment(str(address), named.SUBNET.prefixlen, wanted.mtu), config

@@ -42,8 +42,11 @@ def start(
     frames: int,
     counters: int,
     allow_missing_walls: frozenset[str],
-) -> tuple[str, ...]:
-    """Starts passt and the switch for one VM; the name servers that the guest may ask.
+) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Starts passt and the switch for one VM.
+
+    Returns:
+        The name servers that the guest may ask; the processes by name.
 
     Raises:
         HostError: passt is missing or does not start.
@@ -58,7 +61,7 @@ def start(
     uplink, stream = given.enter_context(near).fileno(), given.enter_context(far).fileno()
     for each in wanted.publish:
         _check_free(each)
-    _start_passt(program, wanted, stream, given, held, own.hypervisor)
+    passt = _start_passt(program, wanted, stream, given, held, own.hypervisor)
     config = SwitchConfig(
         uplink=Uplink(
             stream=uplink,
@@ -84,7 +87,7 @@ def start(
         [document, *config.descriptors()],
     )
     held.callback(switch.end)
-    return servers
+    return servers, {"switch": switch.pid, "passt": passt.pid}
 
 
 def _start_passt(
@@ -94,7 +97,7 @@ def _start_passt(
     given: Descriptors,
     held: Descriptors,
     uid: int | None,
-) -> None:
+) -> Child:
     ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
     given.own(ready_read)
     os.fchmod(ready_write, 0o222)  # it opens it by name, as the user that it has become
@@ -121,6 +124,7 @@ def _start_passt(
     if not os.read(ready_read, 16):
         passt.wait(_START_SECONDS)
         raise HostError(f"passt did not start ({passt.fate}): {_last_line(log)}")
+    return passt
 
 
 def _last_line(log: int) -> str:
