@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
-from teuthis.errors import ConfigurationError, TeuthisError
+from teuthis.errors import ConfigurationError, ImageError, TeuthisError
 from teuthis.images import debian, importing, make, store
 from teuthis.images.store import Image
 
@@ -111,9 +111,17 @@ def ls() -> None:
 
 @app.command("rm")
 def rm(names: Annotated[list[str], typer.Argument(help="Images to remove.")]) -> None:
-    """Remove images that no VM uses."""
+    """Remove images that no VM uses, nor any VM with a name that is stopped."""
+    from teuthis.root.store import records
+
     with _errors():
+        users = {record.plan.image: record.name for record in records()}
         for name in names:
+            if name in users:
+                raise ImageError(
+                    f"the image {name!r} is in use by the VM {users[name]!r}: "
+                    f"`teuthis rm {users[name]}` removes that first"
+                )
             store.remove(name)
 
 

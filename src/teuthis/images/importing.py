@@ -17,7 +17,7 @@ from teuthis.images.tree import Tree
 
 _MAX_UNPACKED: Final = 16 << 30
 _ROOM: Final = 512 << 20
-_CHUNK: Final = 4 << 20
+_CHUNK: Final = 64 << 10
 _ROOT: Final = re.compile(r"sda\d{0,3}")
 _TAR_MARK: Final = (257, b"ustar")
 
@@ -131,7 +131,7 @@ def _tree(path: Path, work: Path, allowance: Allowance, tag: str | None) -> tupl
 
 
 def _copy_disk(source: Path, target: Path, root: str | None) -> str:
-    """Copies a raw disk with its holes; returns its root device."""
+    """Copies a raw disk, zeros as holes; returns its root device."""
     with source.open("rb") as file, target.open("xb") as copy:
         size = os.fstat(file.fileno()).st_size
         found = root or disk.root_device(file, size)
@@ -142,7 +142,10 @@ def _copy_disk(source: Path, target: Path, root: str | None) -> str:
                 data = file.read(min(_CHUNK, end - start))
                 if not data:
                     raise ImageError(f"{source} became shorter while it was copied")
-                copy.write(data)
+                if data.count(0) == len(data):
+                    copy.seek(len(data), os.SEEK_CUR)  # a hole
+                else:
+                    copy.write(data)
                 start += len(data)
         copy.truncate(-(-size // disk.SECTOR) * disk.SECTOR)
     return found

@@ -8,7 +8,7 @@
         modules/        the kernel's modules, from which an initrd around our agent is made
 
 A directory appears complete or not at all. Whoever runs a VM from an image holds a shared lock on
-its disk (`Image.open_disk`), which ends with the last process that has the descriptor; removal
+its disk (`teuthis.root.disks`), which ends with the last process that has the descriptor; removal
 needs the lock for itself alone.
 """
 
@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
-import platformdirs
 
+from teuthis import data
 from teuthis.errors import ConfigurationError, HostError, ImageError
 from teuthis.images.kernel import default_kernel
 
@@ -105,35 +105,10 @@ class Image:
         """What runs in it, and how, if its user names nothing else."""
         return self.record.defaults if self.record else Defaults()
 
-    def open_disk(self) -> int:
-        """A descriptor of the disk, for reading, that keeps the image from being removed.
-
-        Raises:
-            ConfigurationError: it has no disk, or was removed.
-        """
-        if self.disk is None:
-            raise ConfigurationError(f"the image {self.name!r} has no disk")
-        try:
-            descriptor = os.open(self.disk, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            raise _absent(self.name) from None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise _absent(self.name) from None
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return descriptor
-
 
 def directory() -> Path:
     """Where the images are: `images` in the user's data directory, which `TEUTHIS_DATA` moves."""
-    chosen = os.environ.get("TEUTHIS_DATA")
-    path = (Path(chosen) if chosen else platformdirs.user_data_path("teuthis")) / "images"
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    return data.directory("images")
 
 
 def check_name(name: str) -> str:
