@@ -6,6 +6,7 @@
 
 pub mod agent;
 mod command;
+mod disks;
 mod entropy;
 mod file;
 pub mod frames;
@@ -13,6 +14,7 @@ pub mod log;
 pub mod network;
 mod outgoing;
 pub mod power;
+mod root;
 mod session;
 pub mod system;
 mod terminal;

@@ -19,7 +19,15 @@ fn main() -> ExitCode {
         );
         return ExitCode::FAILURE;
     }
-    let late = system::prepare();
+    let late = match system::prepare() {
+        Ok(late) => late,
+        Err(error) => {
+            // Without init the kernel panics, and its last words, this line among them, reach the
+            // host by registers: no connection is needed for that.
+            log::line(&error.to_string());
+            return ExitCode::FAILURE;
+        }
+    };
     system::connect();
     let agent = transport::connect()
         .and_then(|ends| Agent::new(ends.listener, ends.greeting)?.obeying_signals());
@@ -31,8 +39,6 @@ fn main() -> ExitCode {
             power::off(agent.run())
         }
         Err(error) => {
-            // Without init the kernel panics, and its last words, this line among them, reach the
-            // host by registers: no connection is needed for that.
             log::line(&format!(
                 "no connection to the host ({error}): the kernel needs hv_vmbus and hv_sock, \
                  built in or as modules beside it"

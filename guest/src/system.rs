@@ -16,7 +16,7 @@ use nix::{
     unistd::sethostname,
 };
 
-use crate::{log, network};
+use crate::{disks, log, network, root};
 
 /// File system type, where, options, flags.
 const MOUNTS: [(&str, &str, &str, MsFlags); 7] = {
@@ -37,16 +37,26 @@ const MOUNTS: [(&str, &str, &str, MsFlags); 7] = {
         ("tmpfs", "/run", "mode=0755", strict),
     ]
 };
+
+/// A kernel module that is to be loaded.
+pub struct Module {
+    name: String,
+    file: File,
+}
+
+/// The driver that finds disks.
+const STORAGE: &str = "hv_storvsc.ko";
 const MODULES: &str = "/lib/modules";
 /// Names of files in [`MODULES`], one a line, each after those it depends on.
 const LOAD_ORDER: &str = "/lib/modules/load-order";
 /// The same for those that can wait.
 const LOAD_LATE: &str = "/lib/modules/load-late";
 
-/// Mounts and modules. What fails is logged: a guest with less is better than none.
+/// Mounts, modules, disks and the root on one of them. Without its disks a guest is not the one that
+/// was asked for; whatever else fails is logged: a guest with less is better than none.
 ///
 /// Returns the modules that can wait: open files, whatever becomes of the file system they are in.
-pub fn prepare() -> Vec<File> {
+pub fn prepare() -> io::Result<Vec<Module>> {
     umask(Mode::from_bits_truncate(0o022));
     for (kind, target, options, flags) in MOUNTS {
         report(target, mount_at(kind, target, options, flags));
@@ -61,18 +71,34 @@ pub fn prepare() -> Vec<File> {
     }
     report("hostname", sethostname("teuthis").map_err(Into::into));
     load(listed(LOAD_ORDER));
-    listed(LOAD_LATE)
+    let late = listed(LOAD_LATE);
+    let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    let count = disks::announced(&command_line);
+    if count > 0 {
+        disks::attach(count).map_err(|error| named("disks", error))?;
+    }
+    if let Some(device) = root::wanted(&command_line) {
+        root::enter(device).map_err(|error| named(&format!("root disk {device}"), error))?;
+    }
+    Ok(late)
 }
 
 /// Loads modules, in their order.
-pub fn load(modules: Vec<File>) {
-    for module in modules {
-        let loaded = match finit_module(&module, &CString::default(), ModuleInitFlags::empty()) {
+pub fn load(modules: Vec<Module>) {
+    for Module { name, file } in modules {
+        if name == STORAGE {
+            report("disks", disks::hold());
+        }
+        let loaded = match finit_module(&file, &CString::default(), ModuleInitFlags::empty()) {
             Ok(()) | Err(Errno::EEXIST) => Ok(()),
             Err(error) => Err(error.into()),
         };
-        report("a module", loaded);
+        report(&name, loaded);
     }
+}
+
+fn named(what: &str, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{what}: {error}"))
 }
 
 /// The network, once the root file system is there: the host's greeting says that it is ready.
@@ -80,10 +106,13 @@ pub fn connect() {
     report("network", network::configure());
 }
 
-fn listed(order: &str) -> Vec<File> {
+fn listed(order: &str) -> Vec<Module> {
     let names = fs::read_to_string(order).unwrap_or_default();
-    let open = |name| match File::open(Path::new(MODULES).join(name)) {
-        Ok(file) => Some(file),
+    let open = |name: &str| match File::open(Path::new(MODULES).join(name)) {
+        Ok(file) => Some(Module {
+            name: name.to_owned(),
+            file,
+        }),
         Err(error) => {
             report(name, Err(error));
             None

@@ -7,6 +7,7 @@ import typer
 
 from teuthis.cli import attach
 from teuthis.errors import ConfigurationError
+from teuthis.root.disks import Disk
 from teuthis.root.vm import VM
 
 
@@ -100,6 +101,8 @@ def main(
         tar c . | teuthis run -- sha256sum
         teuthis run --net user --publish 8080:80 -- httpd -f
         teuthis run --kernel ./vmlinuz --console -- dmesg
+        teuthis run --image debian --keep work.layer -- apt-get clean
+        teuthis run --disk data.img --disk more.img,ro -- cat /proc/partitions
     """
     from teuthis.root import settings
 
@@ -107,11 +110,12 @@ def main(
         limit = None if timeout is None else settings.duration(timeout)
         variables = dict(attach.variable(text) for text in env or ())
         log = attach.Log() if console else None
+        disks = [attach.disk(text) for text in disk or ()]
         with VM(
             memory,
             image=image,
             keep=keep,
-            disks=[attach.disk(text) for text in disk or ()],
+            disks=disks,
             network=net,
             publish=publish or (),
             host_ports=host_port or (),
@@ -125,6 +129,8 @@ def main(
         ) as vm:
             try:
                 code = attach.run(vm, command, workdir, limit)
+                if not vm.closed and (keep is not None or any(map(_is_kept, disks))):
+                    vm.run(["sync"])  # what is written to be kept must not stay in the guest
             finally:
                 vm.close()
                 if flows:
@@ -134,6 +140,10 @@ def main(
                 if counts is not None:
                     _write_counts(counts, vm)
         raise typer.Exit(code)
+
+
+def _is_kept(disk: Disk) -> bool:
+    return not disk.read_only and (disk.layer is not None or not disk.copy_on_write)
 
 
 def _write_counts(path: Path, vm: VM) -> None:

@@ -102,11 +102,11 @@ class VM(Guest):
         boot = _boot_files(
             chosen, None if kernel is None else Path(kernel), disks=bool(disks), further=adapter
         )
-        root = f"teuthis.root={chosen.root}" if chosen.root else ""
+        parameters = _agent_parameters(chosen, disks)
 
         def load(descriptor: int, size: int, extra: str) -> BootState:
             arguments = loader.command_line(
-                console=console is not None, extra=f"{root} {extra}".strip()
+                console=console is not None, extra=f"{parameters} {extra}".strip()
             )
             return loader.load(descriptor, size, boot.kernel, boot.initrd, arguments)
 
@@ -159,6 +159,12 @@ def _root_disk(image: Image, keep: str | os.PathLike[str] | None) -> list[Disk]:
     if keep is not None:
         raise ConfigurationError(f"the image {image.name!r} has no disk of which to keep a layer")
     return []
+
+
+def _agent_parameters(image: Image, disks: Sequence[Disk]) -> str:
+    """What our agent is told on the kernel's command line."""
+    parameters = [f"teuthis.disks={len(disks)}"] if disks else []
+    return " ".join([*parameters, *([f"teuthis.root={image.root}"] if image.root else [])])
 
 
 def _boot_files(
