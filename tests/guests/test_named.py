@@ -292,7 +292,7 @@ def raw(name: str) -> socket.socket:
     client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     client.settimeout(30)
     client.connect(str(record.socket))
-    packet, pages, _, _ = socket.recv_fds(client, 4096, remote.COUNTER_PAGES)
+    packet, pages, _, _ = socket.recv_fds(client, 4096, remote.MAX_PAGES)
     assert packet
     for page in pages:
         os.close(page)

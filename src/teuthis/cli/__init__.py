@@ -4,6 +4,7 @@ import typer
 
 from teuthis.cli import (
     attach,
+    cp,
     doctor,
     exec,
     flows,
@@ -43,6 +44,7 @@ _RUN_SETTINGS = {"allow_interspersed_args": False}
 app.command("run", cls=attach.Command, context_settings=_RUN_SETTINGS)(run.main)
 app.command("start", cls=attach.Command, context_settings=_RUN_SETTINGS)(start.main)
 app.command("exec", cls=attach.Command, context_settings=_RUN_SETTINGS)(exec.main)
+app.command("cp")(cp.main)
 app.command("ls")(ls.main)
 app.command("inspect")(inspect.main)
 app.command("logs")(logs.main)

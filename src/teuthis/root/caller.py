@@ -26,6 +26,8 @@ class Caller:
     """One VM that can be asked. Methods may be called from any thread."""
 
     _control: socket.socket
+    _counters: Counters
+    """What this side counts."""
     _thread: threading.Thread
     """Reads the statuses; at the VM's end it fails all requests and is over."""
 
@@ -90,6 +92,16 @@ class Caller:
     def _check_owner(self) -> None:
         if os.getpid() != self._owner:
             raise VMClosed("this VM belongs to the process that started it, not to a fork of it")
+
+    def count(self, flow: str, size: int = 0, *, rejected: bool = False) -> None:
+        """Counts an item that this side of the VM took or refused."""
+        with self._lock:
+            if self._over:
+                return
+            if rejected:
+                self._counters.reject(flow)
+            else:
+                self._counters.accept(flow, size)
 
     def flows(self) -> dict[str, Count]:
         """Counters of all the VM's processes, by flow; the last ones once it has ended."""

@@ -5,13 +5,14 @@ import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from teuthis.errors import CommandFailed, CommandOutOfMemory, ConfigurationError, FileError
 from teuthis.flows import Count
 from teuthis.protocol import Health
-from teuthis.root import files, integration, settings
+from teuthis.root import copy, files, integration, settings
 from teuthis.root.caller import Caller
 from teuthis.root.process import PIPE, Process, Result
 from teuthis.root.streams import MAX_OUTPUT
@@ -191,6 +192,54 @@ class Guest:
     def health(self) -> Health:
         """Whether the guest's kernel answers heartbeats; a hung one is noticed within 15 s."""
         return self._machine.health
+
+    def copy_in(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+        """Copies a file or a directory of this host to a path in the guest, or into a directory.
+
+        Owners become root; modes, times and symbolic links stay as they are.
+
+        Raises:
+            ConfigurationError: the source is not there, or holds what cannot be copied.
+            HostError: it cannot be read.
+            CommandError: the guest refused.
+            VMError: the VM is no more.
+        """
+        copy.copy_in(self, Path(source), settings.guest_path(target))
+
+    def copy_out(
+        self,
+        source: str | os.PathLike[str],
+        target: str | os.PathLike[str],
+        *,
+        max_size: int = copy.MAX_SIZE,
+    ) -> list[str]:
+        """Copies a file or a directory of the guest to a path on this host, or into a directory.
+
+        What is made belongs to the caller; it is never a device, never setuid, and no link in it
+        leads out of it.
+
+        Args:
+            source: its path in the guest.
+            target: where to.
+            max_size: bytes that the guest may send (1 GiB unless given).
+
+        Returns:
+            The names, harmless for terminals, of what was left out for that.
+
+        Raises:
+            ConfigurationError: the target cannot be.
+            HostError: it cannot be written.
+            OutputTooLarge: there is more.
+            CommandError: the guest refused, or what it sent was refused here.
+            VMError: the VM is no more.
+        """
+        left_out: list[str] = []
+        copy.copy_out(self, settings.guest_path(source), Path(target), max_size, left_out.append)
+        return left_out
+
+    def count(self, flow: str, size: int = 0, *, rejected: bool = False) -> None:
+        """Counts an item of a flow that ends on this side."""
+        self._machine.count(flow, size, rejected=rejected)
 
     def flows(self) -> dict[str, Count]:
         """How often each flow of the register ran so far, its bytes, and what was refused.

@@ -65,6 +65,7 @@ class Machine(Caller):
                 self._processes = launch(
                     memory_size, load, sink, allow_missing_walls, disks, network, agent=agent
                 )
+                self._counters = self._processes.counters[0]
                 self._talk_over(self._processes.control)
             except OSError as error:
                 launched.set_exception(HostError(f"could not start a VM: {error}"))
@@ -131,7 +132,7 @@ class Machine(Caller):
         try:
             reason = self._watch()
         except ProtocolError:
-            self._processes.counters[0].reject("control.status")
+            self._counters.reject("control.status")
             reason = Ended.WORKER_VIOLATION
         finally:
             deadline = time.monotonic() + _PATIENCE
@@ -177,7 +178,7 @@ class Machine(Caller):
                 if not packet:
                     return Ended.STOPPED if self._closing else None
                 reason = self._requests.take(packet)
-                self._processes.counters[0].accept("control.status", len(packet))
+                self._counters.accept("control.status", len(packet))
                 if reason is not None:
                     return reason
                 if self._end_when_hung and self.health is Health.HUNG:

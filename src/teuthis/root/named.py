@@ -27,7 +27,10 @@ STOP_TIMEOUT: Final = 30.0
 _STOP_PATIENCE: Final = 10.0
 """Seconds that a keeper has to end a VM before it is killed itself."""
 _MAX_REPORT: Final = 1 << 20
-_INHERITED: Final = ("HOME", "LANG", "PATH", "TMPDIR", "TEUTHIS_DEBUG")
+_INHERITED: Final = (
+    *("HOME", "LANG", "PATH", "TMPDIR", "TEUTHIS_DEBUG"),
+    *("XDG_CACHE_HOME", "XDG_RUNTIME_DIR"),
+)
 _INHERITED_PATHS: Final = ("TEUTHIS_CACHE", "TEUTHIS_PROGRAMS")
 
 

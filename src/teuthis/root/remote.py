@@ -24,7 +24,7 @@ from teuthis.root.caller import Caller, total
 from teuthis.root.store import Record
 
 VERSION: Final = 1
-COUNTER_PAGES: Final = 4
+MAX_PAGES: Final = 16
 _MAX_WELCOME: Final = 4096
 _PATIENCE: Final = 10.0
 """Seconds that a keeper may take to greet."""
@@ -33,7 +33,7 @@ _PATIENCE: Final = 10.0
 class Welcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A keeper's first packet.
 
-    Descriptors: the counter pages of the keeper, the root side, the worker and the hypervisor.
+    Descriptors: the counter pages of the keeper, the root side and the VM's processes.
 
     Attributes:
         register: which flows the pages count, in which order.
@@ -68,6 +68,7 @@ class Remote(Caller):
         self._run = record.run
         self._name = record.name
         self._closing = False
+        self._counters = Counters()
         control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._pages, self.processes = _enter(control, record)
@@ -80,7 +81,7 @@ class Remote(Caller):
 
     def flows(self) -> dict[str, Count]:
         """Counters of all the VM's processes, by flow."""
-        return total(self._pages)
+        return total([self._counters, *self._pages])
 
     def close(self) -> None:
         """Ends the connection, and with it the programs that were started over it."""
@@ -144,7 +145,7 @@ def _enter(control: socket.socket, record: Record) -> tuple[list[Counters], dict
         finally:
             os.close(directory)
         packet, descriptors, _, _ = socket.recv_fds(
-            control, _MAX_WELCOME, COUNTER_PAGES, socket.MSG_CMSG_CLOEXEC
+            control, _MAX_WELCOME, MAX_PAGES, socket.MSG_CMSG_CLOEXEC
         )
     except OSError as error:
         raise HostError(f"the keeper of the VM {record.name!r} does not answer: {error}") from error
@@ -155,8 +156,6 @@ def _enter(control: socket.socket, record: Record) -> tuple[list[Counters], dict
                 f"the VM {record.name!r} was started by another version of Teuthis: "
                 f"use that one, or start it again (`teuthis stop {record.name}`)"
             )
-        if len(descriptors) != COUNTER_PAGES:
-            raise HostError(f"the keeper of the VM {record.name!r} gave no counters")
         return [_page(descriptor) for descriptor in descriptors], welcome.processes
     except (msgspec.DecodeError, OSError) as error:
         raise HostError(
