@@ -4,11 +4,9 @@
 
 use std::time::{Duration, Instant};
 use teuthis_hypervisor::{
+    clock::Clock,
     memory::GuestMemory,
-    processor::{
-        BootState, Intercept, Processor,
-        soft::{SoftProcessor, clock::Clock},
-    },
+    processor::{BootState, Intercept, Processor, soft::SoftProcessor},
 };
 
 const CODE: u64 = 0x10_0000;

@@ -98,6 +98,7 @@ fn attack(
         link: link.as_fd(),
         to_worker: answer.as_fd(),
         to_hypervisor: input.as_fd(),
+        kvm: None,
         memory: GUEST_MEMORY,
         uid,
         allow_missing: &[],

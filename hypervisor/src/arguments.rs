@@ -15,7 +15,9 @@ pub enum Error {
     Unknown(String),
     #[error("`--clock` is neither `host` nor `deterministic:INSTRUCTIONS_PER_MICROSECOND`")]
     Clock,
-    #[error("`--processor` knows `soft` only")]
+    #[error(
+        "`--processor` is neither `soft` nor `kvm` (which needs `--kvm-fd` and the host's clock)"
+    )]
     Processor,
 }
 
@@ -23,6 +25,13 @@ pub enum Error {
 pub enum ClockChoice {
     Host,
     Deterministic { instructions_per_microsecond: u64 },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProcessorChoice {
+    Soft,
+    /// With an open `/dev/kvm`.
+    Kvm(RawFd),
 }
 
 #[derive(Debug)]
@@ -36,6 +45,7 @@ pub struct Arguments {
     pub counters: RawFd,
     pub boot: BootState,
     pub clock: ClockChoice,
+    pub processor: ProcessorChoice,
     /// This process's own user id, when root starts it.
     pub uid: Option<u32>,
     /// Walls that it may go without, separated by commas.
@@ -58,6 +68,14 @@ impl Arguments {
         if memory_size == 0 || !memory_size.is_multiple_of(PAGE_SIZE) {
             return Err(Error::Range("memory-size"));
         }
+        let clock = clock(values.remove("clock"))?;
+        let processor = match values.remove("processor").as_deref() {
+            None | Some("soft") => ProcessorChoice::Soft,
+            Some("kvm") if clock == ClockChoice::Host => {
+                ProcessorChoice::Kvm(take(&mut values, "kvm-fd")?)
+            }
+            Some(_) => return Err(Error::Processor),
+        };
         let arguments = Self {
             memory_size,
             memory: take(&mut values, "memory-fd")?,
@@ -74,7 +92,8 @@ impl Arguments {
                 gdt_base: take(&mut values, "gdt-base")?,
                 gdt_limit: take(&mut values, "gdt-limit")?,
             },
-            clock: clock(values.remove("clock"))?,
+            clock,
+            processor,
             uid: match values.contains_key("uid") {
                 true => Some(take(&mut values, "uid")?),
                 false => None,
@@ -85,19 +104,13 @@ impl Arguments {
                     names.split(',').map(str::to_owned).collect()
                 }),
         };
-        if values
-            .remove("processor")
-            .is_some_and(|name| name != "soft")
-        {
-            return Err(Error::Processor);
-        }
         match values.pop_first() {
             Some((option, _)) => Err(Error::Unknown(option)),
             None => Ok(arguments),
         }
     }
 
-    /// The descriptors this program was given, each to be owned once.
+    /// The descriptors that every virtual machine has, each to be owned once.
     pub fn descriptors(&self) -> [RawFd; 6] {
         [
             self.memory,
@@ -108,6 +121,14 @@ impl Arguments {
             self.counters,
         ]
     }
+}
+
+/// The descriptor of `--probe-kvm-fd`, when that is all that is asked.
+pub fn probed_device(mut words: impl Iterator<Item = String>) -> Option<RawFd> {
+    if words.next()? != "--probe-kvm-fd" {
+        return None;
+    }
+    words.next()?.parse().ok()
 }
 
 fn take<T: TryFrom<u64>>(
@@ -163,6 +184,9 @@ mod tests {
         };
         assert_eq!(arguments.clock, expected);
         assert_eq!(arguments.uid, None);
+        assert_eq!(arguments.processor, ProcessorChoice::Soft);
+        let arguments = parse(&format!("{GOOD} --processor kvm --kvm-fd 9")).unwrap();
+        assert_eq!(arguments.processor, ProcessorChoice::Kvm(9));
         let text = format!("{GOOD} --uid 0x7E070001 --allow-missing-walls landlock,keyring");
         let arguments = parse(&text).unwrap();
         assert_eq!(arguments.uid, Some(0x7E07_0001));
@@ -182,5 +206,8 @@ mod tests {
         assert!(message(&format!("{GOOD} --verbose 1")).contains("verbose"));
         assert!(message(&format!("{GOOD} --clock deterministic:0")).contains("clock"));
         assert!(message(&format!("{GOOD} --processor tcg")).contains("soft"));
+        assert!(message(&format!("{GOOD} --processor kvm")).contains("kvm-fd"));
+        let text = format!("{GOOD} --processor kvm --kvm-fd 9 --clock deterministic:1");
+        assert!(message(&text).contains("kvm"));
     }
 }

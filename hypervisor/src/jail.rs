@@ -10,15 +10,26 @@ use rustix::{
     process::{Resource, Rlimit, getrlimit, setrlimit},
     thread::Uid,
 };
-use std::{io, os::fd::BorrowedFd};
+use std::{
+    io,
+    os::fd::{BorrowedFd, RawFd},
+};
 
 pub use descriptors::{NotGiven, adopt};
+
+/// What `/dev/kvm` made, when the guest runs on the host's processor.
+#[derive(Clone, Copy, Debug)]
+pub struct Kvm {
+    pub vm: RawFd,
+    pub vcpu: RawFd,
+}
 
 /// What this process keeps.
 pub struct Jail<'a> {
     pub link: BorrowedFd<'a>,
     pub to_worker: BorrowedFd<'a>,
     pub to_hypervisor: BorrowedFd<'a>,
+    pub kvm: Option<Kvm>,
     /// Bytes of guest RAM that it maps.
     pub memory: u64,
     /// Its user id, when root starts it.

@@ -3,9 +3,10 @@
 //! Rooms: [`memory`] guest RAM, [`processor`] what runs the guest's instructions, [`tlfs`] the
 //! Hyper-V-compatible partition interface, [`ports`] the few legacy ports, [`link`] and
 //! [`doorbells`] the one connection to the VM's worker, [`machine`] the loop that ties them together,
-//! [`jail`] the walls around this process, [`counters`] what is counted.
+//! [`clock`] the time it has, [`jail`] the walls around this process, [`counters`] what is counted.
 
 pub mod arguments;
+pub mod clock;
 pub mod counters;
 pub mod doorbells;
 #[cfg(debug_assertions)]

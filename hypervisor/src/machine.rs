@@ -2,12 +2,13 @@
 //! the guest does. A single thread does all of it.
 
 use crate::{
+    clock::Clock,
     counters::Counters,
     doorbells::Doorbells,
     flows::Flow,
-    jail::Jail,
+    jail::{Jail, Kvm},
     link::{End, FromWorker, Link, ToWorker},
-    processor::{Intercept, Processor, soft::clock::Clock},
+    processor::{Intercept, Processor},
     tlfs::{Message, Outcome, Partition, Worker},
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -43,8 +44,8 @@ impl Worker for Connection {
     }
 }
 
-pub struct Machine<P> {
-    processor: P,
+pub struct Machine {
+    processor: Box<dyn Processor>,
     partition: Partition,
     connection: Connection,
     clock: Clock,
@@ -53,9 +54,9 @@ pub struct Machine<P> {
     backlog: bool,
 }
 
-impl<P: Processor> Machine<P> {
+impl Machine {
     pub fn new(
-        processor: P,
+        processor: Box<dyn Processor>,
         partition: Partition,
         connection: Connection,
         clock: Clock,
@@ -72,11 +73,17 @@ impl<P: Processor> Machine<P> {
     }
 
     /// What it needs while it runs.
-    pub fn jail<'a>(&'a self, uid: Option<u32>, allow_missing: &'a [String]) -> Jail<'a> {
+    pub fn jail<'a>(
+        &'a self,
+        kvm: Option<Kvm>,
+        uid: Option<u32>,
+        allow_missing: &'a [String],
+    ) -> Jail<'a> {
         Jail {
             link: self.connection.link.descriptor(),
             to_worker: self.connection.doorbells.to_worker(),
             to_hypervisor: self.connection.doorbells.descriptor(),
+            kvm,
             memory: self.processor.memory().size(),
             uid,
             allow_missing,
@@ -104,15 +111,18 @@ impl<P: Processor> Machine<P> {
 
     fn run_guest(&mut self) -> End {
         let mut cleaned = Instant::now();
+        let mut kicked = false;
         loop {
             let waiting = self.backlog && self.partition.takes_messages();
-            if (waiting || self.connection.doorbells.attention())
+            if (waiting || kicked || self.connection.doorbells.attention())
                 && let Err(end) = self.take_input()
             {
                 return end;
             }
             self.raise_interrupts();
+            self.processor.wake_at(self.wake_up());
             let intercept = self.processor.run(self.slice());
+            kicked = intercept == Intercept::Kicked;
             if let Err(end) = self.handle(intercept) {
                 return end;
             }
@@ -143,6 +153,14 @@ impl<P: Processor> Machine<P> {
             Outcome::End(end) => return Err(end),
         }
         Ok(())
+    }
+
+    /// When a processor that does not run in slices must come back by itself.
+    fn wake_up(&self) -> Option<u64> {
+        let console = &self.partition.ports.serial;
+        let flush = (!console.output().is_empty())
+            .then(|| self.clock.now() + HOUSEKEEPING.as_nanos() as u64);
+        self.partition.next_event().into_iter().chain(flush).min()
     }
 
     /// Instructions to run now: on the deterministic clock not past the next timer.

@@ -1,18 +1,24 @@
 //! The hypervisor program: one virtual machine's processor and partition.
 //!
 //! Read `run` from top to bottom to see what this process holds when the guest's first
-//! instruction runs: guest RAM, a socket and two eventfds to the VM's worker, two shared pages.
+//! instruction runs: guest RAM, a socket and two eventfds to the VM's worker, two shared pages, and
+//! on the host's processor the virtual machine that `/dev/kvm` made.
 
-use std::{convert::Infallible, env, process::ExitCode, time::SystemTime};
+use std::{convert::Infallible, env, io, os::fd::RawFd, process::ExitCode, time::SystemTime};
 use teuthis_hypervisor::{
-    arguments::{self, Arguments, ClockChoice},
+    arguments::{self, Arguments, ClockChoice, ProcessorChoice},
+    clock::Clock,
     counters::Counters,
     doorbells::Doorbells,
     jail,
     link::Link,
     machine::{Connection, Machine},
     memory::GuestMemory,
-    processor::soft::{SoftProcessor, clock::Clock},
+    processor::{
+        Processor,
+        kvm::{self, KvmProcessor},
+        soft::SoftProcessor,
+    },
     tlfs::Partition,
 };
 
@@ -29,9 +35,16 @@ enum Error {
     Wall(#[from] jail::MissingWall),
     #[error("could not map the memory it was given: {0}")]
     Map(#[from] rustix::io::Errno),
+    #[error("cannot use /dev/kvm: {0}")]
+    Kvm(#[from] kvm::Unusable),
+    #[error("the worker cannot interrupt the guest: {0}")]
+    Watch(#[from] io::Error),
 }
 
 fn main() -> ExitCode {
+    if let Some(device) = arguments::probed_device(env::args().skip(1)) {
+        return probe(device);
+    }
     let Err(error) = run();
     eprintln!("teuthis-hypervisor: {error}");
     match error {
@@ -43,8 +56,12 @@ fn main() -> ExitCode {
 fn run() -> Result<Infallible, Error> {
     // What the root side gave us, and nothing else.
     let arguments = Arguments::parse(env::args().skip(1))?;
-    let [memory, link, doorbells, to_worker, to_hypervisor, counters] =
-        jail::adopt(arguments.descriptors())?;
+    let device = match arguments.processor {
+        ProcessorChoice::Soft => None,
+        ProcessorChoice::Kvm(device) => Some(device),
+    };
+    let ([memory, link, doorbells, to_worker, to_hypervisor, counters], device) =
+        jail::adopt(arguments.descriptors(), device)?;
 
     let memory = GuestMemory::map(memory, arguments.memory_size)?;
     let counters = Counters::map(counters)?;
@@ -62,17 +79,46 @@ fn run() -> Result<Infallible, Error> {
             DETERMINISTIC_WALL_CLOCK,
         ),
     };
-    let partition = Partition::new(clock.clone(), wall_clock, counters.clone());
-    let processor = SoftProcessor::new(memory, arguments.boot, clock.clone());
+    let (processor, clock, kvm): (Box<dyn Processor>, _, _) = match device {
+        None => {
+            let processor = SoftProcessor::new(memory, arguments.boot, clock.clone());
+            (Box::new(processor), clock, None)
+        }
+        Some(device) => {
+            let processor = KvmProcessor::new(device, memory, arguments.boot)?;
+            processor.watch(&connection.link.descriptor())?;
+            processor.watch(&connection.doorbells.descriptor())?;
+            let (clock, kvm) = (processor.clock().clone(), processor.descriptors());
+            (Box::new(processor), clock, Some(kvm))
+        }
+    };
+    let code = processor.hypercall_code();
+    let partition = Partition::new(clock.clone(), wall_clock, code, counters.clone());
     let mut machine = Machine::new(processor, partition, connection, clock, counters);
 
-    // The door is locked: from here on no file, no network, no other process, 12 system calls.
-    let jail = machine.jail(arguments.uid, &arguments.allow_missing_walls);
+    // The door is locked: from here on no file, no network, no other process, 12 system calls (15
+    // with KVM).
+    let jail = machine.jail(kvm, arguments.uid, &arguments.allow_missing_walls);
     jail::enter(&jail, &jail::WALLS)?;
 
     // Only now is anything read that a guest may have made.
     machine.run();
     jail::leave()
+}
+
+/// Says whether the `/dev/kvm` at hand can run a guest, for the root side.
+fn probe(device: RawFd) -> ExitCode {
+    let answer = match jail::adopt([device], None) {
+        Ok(([device], _)) => kvm::probe::probe(device).map_err(|failure| failure.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    match answer {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            println!("{reason}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Seconds since 1970.

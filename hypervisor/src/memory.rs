@@ -91,6 +91,11 @@ impl GuestMemory {
         self.size
     }
 
+    /// Where the mapping starts in this process, for KVM.
+    pub fn host_address(&self) -> u64 {
+        self.base.as_ptr() as u64
+    }
+
     /// Offset in the memory file of guest physical address `gpa`, or `None` in a hole or beyond
     /// the end of RAM.
     #[inline]

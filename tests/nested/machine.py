@@ -30,26 +30,31 @@ _MODULES = ("virtio_pci", "9pnet_virtio", "9p", "kvm_amd")
 _BOOT = 120.0
 """Seconds that L1's own boot may take; 5 or 6 on an idle host."""
 
+_FIRST_INIT: Final = """#!/busybox sh
+# The initial file system cannot be left by pivot_root, as a jail must leave its root.
+/busybox mount -t devtmpfs dev /dev
+while read module; do /busybox insmod /modules/$module.ko; done < /modules/load-order
+/busybox mount -t tmpfs root /root
+/busybox cp -a /busybox /bin /lib /lib64 /sbin /etc /init.second /shares /command /root/
+cd /root
+/busybox mkdir -p dev proc root run sys tmp/cache usr var
+/busybox mount -o move /dev dev
+exec /busybox switch_root /root /init.second < /root/dev/console > /root/dev/console 2>&1
+"""
 _INIT: Final = """#!/busybox sh
 /busybox mount -t proc proc /proc
 /busybox mount -t sysfs sys /sys
-/busybox mount -t devtmpfs dev /dev
-/busybox mount -t tmpfs tmp /tmp
-/busybox mount -t tmpfs run /run
-/busybox mkdir -m 1777 /dev/shm /tmp/cache
-while read module; do /busybox insmod /modules/$module.ko; done < /modules/load-order
+/busybox mkdir -m 1777 /dev/shm
+/busybox chmod 1777 /tmp
 while read tag path; do
     /busybox mkdir -p "$path"
     /busybox mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=262144,cache=loose "$tag" "$path"
 done < /shares
 /busybox ip link set lo up
-/busybox stty -opost < /dev/console
-/busybox chmod 666 /dev/kvm
-for name in packages unpacked; do /busybox ln -s "$TEUTHIS_HOST_CACHE/$name" /tmp/cache/; done
-echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled
+/busybox stty -opost
+/busybox ln -s "$TEUTHIS_HOST_CACHE/packages" /tmp/cache/
 echo "$TEUTHIS_MARK begin"
-/bin/sh /command < /dev/null 2>&1
-echo "$TEUTHIS_MARK end $?"
+{ /bin/sh /command < /dev/null; echo "$TEUTHIS_MARK end $?"; } 2>&1 | /busybox cat
 /busybox poweroff -f
 """
 
@@ -188,7 +193,8 @@ def _initrd(modules: Path, shares: Mapping[str, Path], script: str, mark: str) -
     archive.file("etc/group", b"root:x:0:\nnogroup:x:65534:\n")
     init = _INIT.replace("$TEUTHIS_MARK", mark)
     init = init.replace("$TEUTHIS_HOST_CACHE", str(cache.directory("packages").parent.resolve()))
-    archive.file("init", init.encode(), 0o755)
+    archive.file("init", _FIRST_INIT.encode(), 0o755)
+    archive.file("init.second", init.encode(), 0o755)
     archive.file("command", script.encode())
     return archive.finish()
 

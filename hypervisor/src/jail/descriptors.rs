@@ -12,9 +12,12 @@ use std::{
 #[error("descriptor {0} was not given, or was given twice")]
 pub struct NotGiven(RawFd);
 
-/// Takes possession of the descriptors `given`.
-pub fn adopt<const N: usize>(given: [RawFd; N]) -> Result<[OwnedFd; N], NotGiven> {
-    let mut sorted = given;
+/// Takes possession of the descriptors `given`, and of `device`.
+pub fn adopt<const N: usize>(
+    given: [RawFd; N],
+    device: Option<RawFd>,
+) -> Result<([OwnedFd; N], Option<OwnedFd>), NotGiven> {
+    let mut sorted: Vec<_> = given.into_iter().chain(device).collect();
     sorted.sort_unstable();
     let mut next = 3;
     for fd in sorted {
@@ -26,12 +29,15 @@ pub fn adopt<const N: usize>(given: [RawFd; N]) -> Result<[OwnedFd; N], NotGiven
     }
     // SAFETY: each is open, differs from the others, and is owned by nothing else: this runs
     // before anything in this process has opened a descriptor.
-    Ok(given.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }))
+    let own = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok((given.map(own), device.map(own)))
 }
 
-/// Closes all but the link, the two eventfds and 0 to 2, which are /dev/null.
+/// Closes all but the link, the two eventfds, what KVM made and 0 to 2, which are /dev/null.
 pub fn close_others(jail: &Jail) -> io::Result<()> {
-    let mut kept = [jail.link, jail.to_worker, jail.to_hypervisor].map(|fd| fd.as_raw_fd());
+    let own = [jail.link, jail.to_worker, jail.to_hypervisor].map(|fd| fd.as_raw_fd());
+    let kvm = jail.kvm.map(|kvm| [kvm.vm, kvm.vcpu]);
+    let mut kept: Vec<_> = own.into_iter().chain(kvm.into_iter().flatten()).collect();
     kept.sort_unstable();
     let mut next = 3;
     for fd in kept {

@@ -1,7 +1,8 @@
 //! What the kernel refuses this process: all that Landlock knows, and every system call that the
 //! run loop does not make.
 
-use super::Jail;
+use super::{Jail, Kvm};
+use crate::processor::kvm::{VCPU_CALLS, VM_CALLS};
 use landlock::{
     ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetStatus, Scope,
@@ -13,7 +14,7 @@ use seccompiler::{
 };
 use std::{
     io,
-    os::fd::{AsRawFd, BorrowedFd},
+    os::fd::{AsRawFd, BorrowedFd, RawFd},
 };
 
 /// Denies every path, TCP port, abstract socket and signal to others that the kernel can deny.
@@ -42,7 +43,7 @@ pub fn system_calls(jail: &Jail) -> io::Result<()> {
 fn filter(jail: &Jail) -> Result<BpfProgram, BackendError> {
     let on = |fd: BorrowedFd| (0, SeccompCmpOp::Eq, fd.as_raw_fd() as u64);
     let null = |argument| (argument, SeccompCmpOp::Eq, 0);
-    let rules: [(c_long, Vec<SeccompRule>); 12] = [
+    let mut rules: Vec<(c_long, Vec<SeccompRule>)> = vec![
         // The worker: messages, to and from nobody else, and doorbells. (2 is stderr, for the last
         // words of a panic.)
         (libc::SYS_sendto, vec![rule(&[on(jail.link), null(4)])?]),
@@ -81,6 +82,9 @@ fn filter(jail: &Jail) -> Result<BpfProgram, BackendError> {
         (libc::SYS_brk, vec![]),
         (libc::SYS_exit_group, vec![]),
     ];
+    if let Some(kvm) = jail.kvm {
+        rules.extend(kvm_calls(kvm)?);
+    }
     SeccompFilter::new(
         rules.into_iter().collect(),
         SeccompAction::KillProcess,
@@ -88,6 +92,25 @@ fn filter(jail: &Jail) -> Result<BpfProgram, BackendError> {
         TargetArch::x86_64,
     )?
     .try_into()
+}
+
+/// What the kvm processor needs beside: to run the guest, to interrupt it, to be interrupted.
+fn kvm_calls(kvm: Kvm) -> Result<[(c_long, Vec<SeccompRule>); 3], BackendError> {
+    let vm = VM_CALLS.map(|request| (kvm.vm, request));
+    let vcpu = VCPU_CALLS.map(|request| (kvm.vcpu, request));
+    let request = |(fd, request): (RawFd, u64)| {
+        rule(&[
+            (0, SeccompCmpOp::Eq, fd as u64),
+            (1, SeccompCmpOp::Eq, request),
+        ])
+    };
+    let requests: Result<Vec<_>, _> = vm.into_iter().chain(vcpu).map(request).collect();
+    let null = |argument| (argument, SeccompCmpOp::Eq, 0);
+    Ok([
+        (libc::SYS_ioctl, requests?),
+        (libc::SYS_timer_settime, vec![rule(&[null(1), null(3)])?]),
+        (libc::SYS_rt_sigtimedwait, vec![rule(&[null(1)])?]),
+    ])
 }
 
 /// All of `conditions`: argument number, comparison, value.

@@ -1,6 +1,7 @@
 //! What runs the guest's instructions. Two implementations stand behind one trait: the software
-//! processor ([`soft`]) and, on hosts that have it, hardware virtualization.
+//! processor ([`soft`]) and, on hosts that have it, hardware virtualization ([`kvm`]).
 
+pub mod kvm;
 pub mod soft;
 
 use crate::{counters::Count, flows::Flow, memory::GuestMemory};
@@ -31,7 +32,7 @@ pub enum Intercept {
         size: u8,
         value: u32,
     },
-    /// VMMCALL/VMCALL at CPL 0, TLFS 3.7: RCX, RDX, R8.
+    /// The hypercall instruction at CPL 0, TLFS 3.7: RCX, RDX, R8.
     Hypercall {
         control: u64,
         input: u64,
@@ -43,8 +44,10 @@ pub enum Intercept {
     },
     /// Triple fault: architecturally a reset.
     Shutdown,
-    /// The time slice is used up, or something outside asked for attention.
+    /// The time slice is used up.
     SliceEnd,
+    /// A signal wants attention: the worker sent something, or the time of `wake_at` has come.
+    Kicked,
 }
 
 /// How an intercepted instruction is completed. The instruction has not retired before this.
@@ -79,8 +82,16 @@ pub trait Processor {
     /// Runs guest instructions until an intercept, for at most about `slice` instructions.
     fn run(&mut self, slice: u32) -> Intercept;
 
-    /// Completes the instruction that caused the last intercept. `Halt`, `Shutdown` and
-    /// `SliceEnd` take no completion.
+    /// Asks the next `run` to stop at `deadline`, in nanoseconds of the clock. Only for processors
+    /// that do not count instructions: the others run for a slice.
+    fn wake_at(&mut self, _deadline: Option<u64>) {}
+
+    /// The code of the hypercall page: the instruction that this processor intercepts as a
+    /// hypercall, and RET.
+    fn hypercall_code(&self) -> &'static [u8];
+
+    /// Completes the instruction that caused the last intercept. `Halt`, `Shutdown`,
+    /// `SliceEnd` and `Kicked` take no completion.
     fn complete(&mut self, completion: Completion);
 
     /// Raises an edge-triggered interrupt on this processor's local APIC. Delivered by a later

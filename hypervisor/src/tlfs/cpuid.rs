@@ -7,7 +7,7 @@
 use crate::processor::soft::paging::PHYSICAL_BITS;
 
 /// A set of bits, written as their numbers.
-const fn bits(numbers: &[u32]) -> u32 {
+pub const fn bits(numbers: &[u32]) -> u32 {
     let mut set = 0;
     let mut i = 0;
     while i < numbers.len() {
@@ -22,7 +22,9 @@ const fn text(bytes: &[u8; 4]) -> u32 {
 }
 
 const MAX_BASIC: u32 = 7;
-const MAX_HYPERVISOR: u32 = 0x4000_0005;
+/// The first of the leaves that are the same on every processor, and their last.
+pub const HYPERVISOR: u32 = 0x4000_0000;
+pub const MAX_HYPERVISOR: u32 = 0x4000_0005;
 const MAX_EXTENDED: u32 = 0x8000_0008;
 
 /// Family 0x17, model 0x31, stepping 0.
@@ -77,7 +79,7 @@ pub fn leaf(leaf: u32, subleaf: u32) -> Option<[u32; 4]> {
 
         (0x8000_0000, _) => [MAX_EXTENDED, text(b"Auth"), text(b"cAMD"), text(b"enti")],
         (0x8000_0001, _) => [SIGNATURE, 0, EXTENDED_ECX_LAHF, EXTENDED_EDX],
-        (0x8000_0002..=0x8000_0004, _) => brand(leaf - 0x8000_0002),
+        (0x8000_0002..=0x8000_0004, _) => brand(NAME, leaf - 0x8000_0002),
         // L1: 32 KiB each, 8 ways, 64-byte lines. The C library derives from the cache sizes when
         // to copy with REP MOVSB, which is fast here: hence the large L2 and L3.
         (0x8000_0005, _) => [0, 0, 0x2008_0140, 0x2008_0140],
@@ -90,15 +92,14 @@ pub fn leaf(leaf: u32, subleaf: u32) -> Option<[u32; 4]> {
     })
 }
 
-/// The processor's name, 16 bytes at a time.
-fn brand(part: u32) -> [u32; 4] {
-    let name = b"Teuthis software processor\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+const NAME: &[u8] = b"Teuthis software processor";
+
+/// Part 0 to 2 of a processor's name of less than 48 characters: 16 bytes, filled up with zeros.
+pub fn brand(name: &[u8], part: u32) -> [u32; 4] {
     let start = part as usize * 16;
     std::array::from_fn(|i| {
-        let word = name
-            .get(start + i * 4..)
-            .and_then(|rest| rest.first_chunk());
-        word.map_or(0, |bytes| u32::from_le_bytes(*bytes))
+        let byte = |at: usize| name.get(start + i * 4 + at).copied().unwrap_or(0);
+        u32::from_le_bytes(std::array::from_fn(byte))
     })
 }
 

@@ -9,9 +9,6 @@ use crate::{
     memory::{GuestMemory, PAGE_SIZE},
 };
 
-/// VMMCALL; RET.
-pub const PAGE_CODE: [u8; 4] = [0x0F, 0x01, 0xD9, 0xC3];
-
 const POST_MESSAGE: u32 = values::HYPERCALL_POST_MESSAGE;
 const SIGNAL_EVENT: u32 = values::HYPERCALL_SIGNAL_EVENT;
 const POST_INPUT: usize = Flow::HypercallPostMessage.max_bytes() as usize;

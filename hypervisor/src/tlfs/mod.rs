@@ -2,7 +2,7 @@
 //! Hyper-V Top Level Functional Specification as far as a stock Linux kernel uses it. Everything
 //! here is a function of the intercepts, guest RAM, the clock and the worker's messages: no I/O.
 
-mod cpuid;
+pub mod cpuid;
 mod crash;
 mod hypercall;
 mod msr;
@@ -17,18 +17,19 @@ pub(crate) mod testing;
 pub use synic::Message;
 
 use crate::{
+    clock::Clock,
     counters::Counters,
     flows::Flow,
     link::End,
     memory::GuestMemory,
     ports::Ports,
-    processor::{Completion, Intercept, soft::clock::Clock},
+    processor::{Completion, Intercept},
 };
 use crash::Crash;
 use hypercall::Channels;
 use notes::Notes;
 use page::PageRegister;
-use reference_time::{ReferenceTsc, reference_time, tsc_at};
+use reference_time::ReferenceTime;
 use stimer::SyntheticTimer;
 use synic::Synic;
 
@@ -81,9 +82,10 @@ pub struct Partition {
     counters: Counters,
     notes: Notes,
     guest_os_id: u64,
+    hypercall_code: &'static [u8],
     hypercall: PageRegister,
     vp_assist: PageRegister,
-    reference_tsc: ReferenceTsc,
+    reference: ReferenceTime,
     synic: Synic,
     timer: SyntheticTimer,
     crash: Crash,
@@ -92,9 +94,17 @@ pub struct Partition {
 }
 
 impl Partition {
-    /// `wall_clock`: seconds since 1970 (UTC) at time 0 of `clock`.
-    pub fn new(clock: Clock, wall_clock: u64, counters: Counters) -> Self {
+    /// `wall_clock`: seconds since 1970 (UTC) at time 0 of `clock`. `hypercall_code`: what the
+    /// guest calls, see [`Processor::hypercall_code`](crate::processor::Processor::hypercall_code).
+    pub fn new(
+        clock: Clock,
+        wall_clock: u64,
+        hypercall_code: &'static [u8],
+        counters: Counters,
+    ) -> Self {
+        let reference = ReferenceTime::new(clock.hertz());
         Self {
+            hypercall_code,
             ports: Ports::new(wall_clock, counters.clone()),
             clock,
             counters,
@@ -102,7 +112,7 @@ impl Partition {
             guest_os_id: 0,
             hypercall: PageRegister::default(),
             vp_assist: PageRegister::default(),
-            reference_tsc: ReferenceTsc::default(),
+            reference,
             synic: Synic::default(),
             timer: SyntheticTimer::default(),
             crash: Crash::default(),
@@ -119,7 +129,7 @@ impl Partition {
         worker: &mut impl Worker,
     ) -> Outcome {
         let completion = match intercept {
-            Intercept::SliceEnd => return Outcome::Continue,
+            Intercept::SliceEnd | Intercept::Kicked => return Outcome::Continue,
             Intercept::Cpuid { leaf, subleaf } => self.cpuid(leaf, subleaf),
             Intercept::MsrRead { msr } => match self.read_msr(msr) {
                 Some(value) => Completion::Value(value),
@@ -194,7 +204,8 @@ impl Partition {
 
     /// When the partition next has something to do by itself, in nanoseconds of the clock.
     pub fn next_event(&self) -> Option<u64> {
-        self.timer.deadline().map(tsc_at)
+        let deadline = self.timer.deadline()?;
+        Some(self.clock.nanoseconds_at(self.reference.tsc_at(deadline)))
     }
 
     /// Interrupts to raise now, those of expired timers among them.
@@ -215,7 +226,7 @@ impl Partition {
 
     /// Reference time, in 100 ns.
     fn now(&self) -> u64 {
-        reference_time(self.clock.now())
+        self.reference.at(self.clock.ticks())
     }
 
     fn cpuid(&self, leaf: u32, subleaf: u32) -> Completion {

@@ -1,6 +1,6 @@
 //! Which register an MSR number belongs to. What nobody owns is refused with #GP and counted.
 
-use super::{Partition, crash::Crash, hypercall::PAGE_CODE, page::PageRegister, reference_time};
+use super::{Partition, crash::Crash, page::PageRegister, reference_time::APIC_HZ};
 use crate::{
     flows::{Flow, values},
     link::End,
@@ -70,9 +70,9 @@ impl Partition {
             VP_INDEX => 0,
             VP_ASSIST_PAGE => self.vp_assist.value(),
             TIME_REF_COUNT => self.now(),
-            REFERENCE_TSC => self.reference_tsc.read(),
-            TSC_FREQUENCY => reference_time::TSC_HZ,
-            APIC_FREQUENCY => reference_time::APIC_HZ,
+            REFERENCE_TSC => self.reference.read(),
+            TSC_FREQUENCY => self.clock.hertz(),
+            APIC_FREQUENCY => APIC_HZ,
             SCONTROL..=EOM | SINT0..=SINT15 => return self.synic.read(msr),
             TIMER_CONFIG => self.timer.config(),
             TIMER_COUNT => self.timer.count(),
@@ -115,7 +115,7 @@ impl Partition {
             }
             HYPERCALL => self.set_hypercall(value, memory)?,
             VP_ASSIST_PAGE => self.vp_assist = PageRegister::checked(value, memory)?,
-            REFERENCE_TSC => self.reference_tsc.write(value, memory)?,
+            REFERENCE_TSC => self.reference.write(value, memory)?,
             SCONTROL..=EOM | SINT0..=SINT15 => {
                 self.synic.write(msr, value, memory, &mut self.vectors)?;
             }
@@ -141,7 +141,7 @@ impl Partition {
         if let Some(page) = register.page(memory) {
             // INT3 around the code: nothing else in the page is meant to run.
             memory.fill(page, PAGE_SIZE, 0xCC)?;
-            memory.write_bytes(page, &PAGE_CODE)?;
+            memory.write_bytes(page, self.hypercall_code)?;
         }
         self.hypercall = register;
         Some(())

@@ -1,16 +1,18 @@
-//! Runs a tiny guest on a processor and a partition, without a worker process, on the
-//! deterministic clock: the same program always leaves the same trace.
+//! Runs a tiny guest on a processor and a partition, without a worker process.
+//!
+//! On the software processor that is on the deterministic clock: the same program always leaves
+//! the same trace. With `TEUTHIS_TEST_PROCESSOR=kvm` the host's processor runs the guests, in real
+//! time.
 
 use crate::program::*;
+use std::{env, fs::File};
 use teuthis_hypervisor::{
+    clock::Clock,
     counters::{Count, Counters},
     flows::Flow,
     link::{End, Payload},
     memory::GuestMemory,
-    processor::{
-        BootState, Intercept, Processor,
-        soft::{SoftProcessor, clock::Clock},
-    },
+    processor::{BootState, Intercept, Processor, kvm::KvmProcessor, soft::SoftProcessor},
     tlfs::{Message, Outcome, Partition, Worker},
 };
 
@@ -19,6 +21,39 @@ const INSTRUCTIONS_PER_MICROSECOND: u64 = 100;
 const SLICE: u32 = 1000;
 /// A tiny guest that runs longer than this hangs.
 const MOST_STEPS: usize = 1_000_000;
+
+/// A guest on KVM that came back so often with nothing to do is asleep.
+const KICKS_ASLEEP: usize = 3;
+
+/// Which processor runs the guests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Soft,
+    Kvm,
+}
+
+impl Kind {
+    pub fn chosen() -> Self {
+        match env::var("TEUTHIS_TEST_PROCESSOR").as_deref() {
+            Ok("kvm") => Kind::Kvm,
+            Err(_) | Ok("soft") => Kind::Soft,
+            Ok(other) => panic!("unknown processor {other}"),
+        }
+    }
+
+    /// Units of 100 ns, stretched where real time passes and an exit may take half a millisecond.
+    pub fn time(self, units: u64) -> u64 {
+        match self {
+            Kind::Soft => units,
+            Kind::Kvm => units * 1000,
+        }
+    }
+
+    /// Whether `time` is `expected`, or up to `late` later; in real time only not before.
+    pub fn is_on_time(self, time: u64, expected: u64, late: u64) -> bool {
+        time >= expected && (self == Kind::Kvm || time < expected + late)
+    }
+}
 
 /// What the guest asked of the worker.
 #[derive(Default)]
@@ -47,6 +82,7 @@ pub enum Stop {
 }
 
 pub struct Guest {
+    kind: Kind,
     processor: Box<dyn Processor>,
     pub partition: Partition,
     pub worker: Recorder,
@@ -58,6 +94,10 @@ pub struct Guest {
 
 impl Guest {
     pub fn new(program: Program) -> Self {
+        Self::on(Kind::chosen(), program)
+    }
+
+    pub fn on(kind: Kind, program: Program) -> Self {
         let memory = GuestMemory::anonymous(MEMORY).unwrap();
         let (code, handlers) = program.finish();
         memory.write_bytes(CODE, &code).unwrap();
@@ -83,11 +123,25 @@ impl Guest {
             gdt_base: GDT,
             gdt_limit: 31,
         };
-        let clock = Clock::deterministic(INSTRUCTIONS_PER_MICROSECOND);
+        let (processor, clock): (Box<dyn Processor>, _) = match kind {
+            Kind::Soft => {
+                let clock = Clock::deterministic(INSTRUCTIONS_PER_MICROSECOND);
+                let processor = SoftProcessor::new(memory, boot, clock.clone());
+                (Box::new(processor), clock)
+            }
+            Kind::Kvm => {
+                let device = File::options().read(true).write(true).open("/dev/kvm");
+                let processor = KvmProcessor::new(device.unwrap().into(), memory, boot).unwrap();
+                let clock = processor.clock().clone();
+                (Box::new(processor), clock)
+            }
+        };
         let counters = Counters::anonymous().unwrap();
+        let code = processor.hypercall_code();
         Self {
-            processor: Box::new(SoftProcessor::new(memory, boot, clock.clone())),
-            partition: Partition::new(clock.clone(), 0, counters.clone()),
+            kind,
+            processor,
+            partition: Partition::new(clock.clone(), 0, code, counters.clone()),
             worker: Recorder::default(),
             clock,
             counters,
@@ -98,12 +152,23 @@ impl Guest {
     /// Runs until the guest ends or sleeps with nothing to wake it. A sleeping guest may be run
     /// again, after something was delivered to it.
     pub fn run(&mut self) -> Stop {
+        let mut kicks = 0;
         for _ in 0..MOST_STEPS {
             self.raise_interrupts();
+            let next_event = self.partition.next_event();
+            self.processor.wake_at(next_event);
             let intercept = self.processor.run(self.slice());
             let memory = self.processor.memory();
             let outcome = self.partition.handle(intercept, memory, &mut self.worker);
-            if intercept != Intercept::SliceEnd {
+            if intercept == Intercept::Kicked && next_event.is_none() {
+                kicks += 1;
+                if kicks == KICKS_ASLEEP {
+                    return Stop::Asleep;
+                }
+            } else {
+                kicks = 0;
+            }
+            if !matches!(intercept, Intercept::SliceEnd | Intercept::Kicked) {
                 self.trace.push((self.clock.now(), intercept, outcome));
             }
             match outcome {
@@ -123,6 +188,23 @@ impl Guest {
             }
         }
         panic!("the guest does not come to an end");
+    }
+
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// What the guest's time-stamp counter counts in a second.
+    pub fn hertz(&self) -> u64 {
+        self.clock.hertz()
+    }
+
+    /// The first word of the hypercall page.
+    pub fn hypercall_code(&self) -> u64 {
+        let code = self.processor.hypercall_code();
+        let mut word = [0xCC; 8];
+        word[..code.len()].copy_from_slice(code);
+        u64::from_le_bytes(word)
     }
 
     pub fn deliver(&mut self, text: &[u8]) {

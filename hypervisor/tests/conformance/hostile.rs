@@ -21,7 +21,7 @@ fn a_guest_that_writes_noise_everywhere_harms_only_itself() {
     }
     for code in 0..300 {
         program.asm.mov(r15d, 0x3_0000).unwrap();
-        program.vmmcall(code | (code & 1) << 16, code << 8);
+        program.hypercall_instruction(code | (code & 1) << 16, code << 8);
     }
     for port in (0..0x1000).filter(|port| !(0x600..0x603).contains(port)) {
         program.asm.mov(edx, port as u32).unwrap();

@@ -12,8 +12,10 @@ const SIGNAL: u64 = 0x1_005D;
 #[test]
 fn a_call_before_the_page_is_undefined() {
     let mut program = Program::new();
-    program.vmmcall(POST, INPUT);
-    program.wrmsr(0x4000_0000, 1).vmmcall(POST, INPUT);
+    program.hypercall_instruction(POST, INPUT);
+    program
+        .wrmsr(0x4000_0000, 1)
+        .hypercall_instruction(POST, INPUT);
     let guest = run(program);
     assert_eq!(guest.results(), [UD, 0, UD]);
     assert_eq!(guest.count(Flow::HypercallUnknown).rejected, 2);
@@ -29,7 +31,7 @@ fn a_message_is_posted() {
     let guest = run(program);
     assert_eq!(guest.results(), [0, 0, 0]);
     assert_eq!(guest.worker.posted, [(4, 1, b"hello".to_vec())]);
-    assert_eq!(guest.read(HYPERCALL_PAGE) & 0xFFFF_FFFF, 0xC3D9_010F);
+    assert_eq!(guest.read(HYPERCALL_PAGE), guest.hypercall_code());
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! How a virtual machine ends, and what else the legacy ports do.
 
 use crate::{
-    guest::{Guest, Stop},
-    program::Program,
+    guest::{Guest, Kind, Stop},
+    program::{INPUT, Program},
 };
 use iced_x86::code_asm::{ptr, registers::*};
 use teuthis_hypervisor::{flows::Flow, link::End};
@@ -93,4 +93,27 @@ fn the_clock_has_no_update_in_progress() {
     });
     // 1970, where this test's clock starts, in BCD.
     assert_eq!(guest.results(), [0, 2, 0x80, 0x70, 0x19]);
+}
+
+/// KVM hands string instructions over; the software processor does not have them.
+#[test]
+fn string_instructions_reach_ports_element_by_element() {
+    if Kind::chosen() == Kind::Soft {
+        return;
+    }
+    let (_, guest) = end_of(|program| {
+        let text = b"strings\n";
+        program.store(INPUT, u64::from_le_bytes(*text));
+        program.asm.mov(rsi, INPUT).unwrap();
+        program.asm.mov(rdi, INPUT).unwrap();
+        program.asm.mov(ecx, text.len() as u32).unwrap();
+        program.asm.mov(edx, 0x3F8u32).unwrap();
+        program.asm.rep().outsb().unwrap();
+        program.asm.mov(ecx, 5u32).unwrap();
+        program.asm.mov(edx, 0x3FDu32).unwrap();
+        program.asm.rep().insb().unwrap();
+    });
+    assert_eq!(guest.partition.ports.serial.output(), b"strings\n");
+    assert_eq!(guest.read(INPUT), 0x0A73_6760_6060_6060);
+    assert_eq!(guest.count(Flow::PortSerial).count, 8 + 5);
 }

@@ -1,5 +1,6 @@
 //! Assembles tiny guest programs. A program writes what it finds to a table of 64-bit results.
 
+use crate::guest::Kind;
 use iced_x86::code_asm::{registers::*, *};
 
 /// Where things lie in guest memory; everything is mapped one to one.
@@ -95,16 +96,20 @@ impl Program {
         self
     }
 
-    /// Reports the result of a hypercall through the VMMCALL instruction, or the fault.
-    pub fn vmmcall(&mut self, control: u64, input: u64) -> &mut Self {
+    /// Reports the result of a hypercall through the processor's own instruction for it, or the
+    /// fault.
+    pub fn hypercall_instruction(&mut self, control: u64, input: u64) -> &mut Self {
         self.asm.mov(rcx, control).unwrap();
         self.asm.mov(rdx, input).unwrap();
         self.asm.xor(r8d, r8d).unwrap();
-        self.guarded(|asm| asm.vmmcall().unwrap());
+        self.guarded(|asm| match Kind::chosen() {
+            Kind::Soft => asm.vmmcall().unwrap(),
+            Kind::Kvm => asm.out(0xB8u32, al).unwrap(),
+        });
         self.report()
     }
 
-    /// As `vmmcall`, through the hypercall page.
+    /// As `hypercall_instruction`, through the hypercall page.
     pub fn hypercall(&mut self, control: u64, input: u64) -> &mut Self {
         self.asm.mov(rcx, control).unwrap();
         self.asm.mov(rdx, input).unwrap();

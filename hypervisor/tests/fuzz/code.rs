@@ -5,10 +5,11 @@
 
 use super::bytes::Bytes;
 use teuthis_hypervisor::{
+    clock::Clock,
     memory::GuestMemory,
     processor::{
         BootState, Completion, Intercept, Processor,
-        soft::{SoftProcessor, clock::Clock, cpu::Table},
+        soft::{SoftProcessor, cpu::Table},
     },
 };
 

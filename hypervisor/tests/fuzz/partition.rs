@@ -3,11 +3,12 @@
 
 use super::bytes::Bytes;
 use teuthis_hypervisor::{
+    clock::Clock,
     counters::Counters,
     flows::Flow,
     link::{End, Payload},
     memory::GuestMemory,
-    processor::{Intercept, soft::clock::Clock},
+    processor::Intercept,
     tlfs::{Message, Outcome, Partition, Worker},
 };
 
@@ -35,7 +36,7 @@ pub fn run(data: &[u8]) {
     let memory = GuestMemory::anonymous(0x10_0000).unwrap();
     let clock = Clock::deterministic(1);
     let counters = Counters::anonymous().unwrap();
-    let mut partition = Partition::new(clock.clone(), bytes.value(), counters.clone());
+    let mut partition = Partition::new(clock.clone(), bytes.value(), &[0xC3], counters.clone());
     let mut worker = Sink { full: false };
     let mut answers = 0;
     for _ in 0..MOST_STEPS {

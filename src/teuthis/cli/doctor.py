@@ -13,7 +13,7 @@ from teuthis.errors import TeuthisError
 from teuthis.images import debian
 from teuthis.jail import host
 from teuthis.jail.walls import NAMES
-from teuthis.root import cgroup
+from teuthis.root import cgroup, processor
 
 _KERNEL_MINIMUM = (5, 10)
 
@@ -71,12 +71,7 @@ def _findings() -> Iterator[tuple[str, bool | None, str]]:
         None if lacking else True,
         "; ".join(lacking) or "`teuthis image build debian` can run",
     )
-    kvm = os.access("/dev/kvm", os.R_OK | os.W_OK)
-    yield (
-        "/dev/kvm",
-        None,
-        ("usable" if kvm else "not usable") + "; not needed: VMs run on the software processor",
-    )
+    yield "/dev/kvm", *_kvm()
 
 
 def _control_groups() -> tuple[bool | None, str]:
@@ -87,6 +82,16 @@ def _control_groups() -> tuple[bool | None, str]:
         "none that we may divide: VMs are bounded by the limits of their processes alone "
         "(an ordinary user gets one with `systemd-run --user --scope -p Delegate=yes`)"
     )
+
+
+def _kvm() -> tuple[bool | None, str]:
+    try:
+        verdict = processor.kvm()
+    except TeuthisError as error:
+        return None, str(error)
+    if verdict.usable:
+        return True, "usable: a tiny guest ran on it"
+    return None, f"not usable: {verdict.reason}; VMs run on the software processor"
 
 
 def _kernel() -> tuple[bool | None, str]:

@@ -73,6 +73,10 @@ def main(
         list[str] | None,
         typer.Option(metavar="NAME", help="Run without a wall that this host cannot give."),
     ] = None,
+    processor: Annotated[
+        str,
+        typer.Option(help="kvm (the host's own), soft (ours, on any host), or auto."),
+    ] = "auto",
     flows: Annotated[
         bool,
         typer.Option("--flows", help="Afterwards show on stderr what crossed the VM's boundary."),
@@ -126,6 +130,7 @@ def main(
             console=log,
             env=variables,
             allow_missing_walls=allow_missing_wall or (),
+            processor=processor,
         ) as vm:
             try:
                 code = attach.run(vm, command, workdir, limit)

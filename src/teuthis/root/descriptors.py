@@ -35,6 +35,11 @@ class Descriptors(ExitStack):
         os.lseek(descriptor, 0, os.SEEK_SET)
         return descriptor
 
+    def pipe(self) -> tuple[int, int]:
+        """A non-blocking pipe: where to read, where to write."""
+        read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        return self.own(read), self.own(write)
+
     def eventfd(self) -> int:
         """A non-blocking event counter."""
         return self.own(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))

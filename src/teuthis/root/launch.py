@@ -19,6 +19,7 @@ from teuthis.root.descriptors import Descriptors
 from teuthis.root.disks import Disk, open_disks
 from teuthis.root.loader import BootState
 from teuthis.root.network import Attachment, Wanted, attach
+from teuthis.root.processor import Processor, open_device
 from teuthis.root.spawn import Child
 
 _DOORBELLS_SIZE: Final = FLOWS["doorbell.to-worker"].values["page_bytes"]
@@ -58,6 +59,7 @@ def launch(
     network: Wanted | None = None,
     *,
     agent: bool = True,
+    processor: Processor = "soft",
 ) -> Processes:
     """Makes the memory and the channels of a VM, loads its memory, starts its two processes.
 
@@ -77,7 +79,9 @@ def launch(
             held.memory_file(f"counters-{name}", counters_size())
             for name in ("root", "worker", "hypervisor", "switch")
         )
-        to_worker, to_hypervisor = given.eventfd(), given.eventfd()
+        to_worker = given.eventfd()
+        # A pipe: on KVM the hypervisor is woken by a signal, which an eventfd cannot send.
+        to_hypervisor, ring_hypervisor = given.pipe()
         control, worker_control = _socket_pair(held, given)
         worker_link, hypervisor_link = _socket_pair(given, given)
         console_read, console_write = os.pipe2(os.O_CLOEXEC)
@@ -95,7 +99,7 @@ def launch(
             link=worker_link.fileno(),
             doorbells=doorbells,
             to_worker=to_worker,
-            to_hypervisor=to_hypervisor,
+            to_hypervisor=ring_hypervisor,
             counters=pages[1],
             control=worker_control.fileno(),
             console=console_write,
@@ -122,6 +126,8 @@ def launch(
             "--to-hypervisor-fd": to_hypervisor,
             "--counters-fd": pages[2],
         }
+        if processor == "kvm":
+            descriptors["--kvm-fd"] = given.own(open_device())
         numbers = {
             "--memory-size": memory_size,
             "--rip": state.rip,
@@ -132,7 +138,7 @@ def launch(
             "--gdt-limit": state.gdt_limit,
             **({} if own.hypervisor is None else {"--uid": own.hypervisor}),
         }
-        command = [str(programs.find(programs.HYPERVISOR))]
+        command = [str(programs.find(programs.HYPERVISOR)), "--processor", processor]
         for option, number in {**descriptors, **numbers}.items():
             command += option, f"{number:#x}"
         if allowed:

@@ -26,6 +26,7 @@ from teuthis.root.disks import Disk
 from teuthis.root.ending import ending
 from teuthis.root.launch import Load, launch
 from teuthis.root.network import Attachment, Wanted
+from teuthis.root.processor import Processor
 
 _PATIENCE: Final = 0.5
 """Seconds that both processes have to end by themselves before they are killed."""
@@ -45,6 +46,7 @@ class Machine(Caller):
         *,
         agent: bool = True,
         end_when_hung: bool = False,
+        processor: Processor = "soft",
     ) -> None:
         """Starts a VM; `ready` says when its agent answers, or without `agent` its kernel.
 
@@ -63,7 +65,14 @@ class Machine(Caller):
             # started by the thread that sees them end.
             try:
                 self._processes = launch(
-                    memory_size, load, sink, allow_missing_walls, disks, network, agent=agent
+                    memory_size,
+                    load,
+                    sink,
+                    allow_missing_walls,
+                    disks,
+                    network,
+                    agent=agent,
+                    processor=processor,
                 )
                 self._counters = self._processes.counters[0]
                 self._talk_over(self._processes.control)

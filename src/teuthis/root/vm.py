@@ -18,6 +18,7 @@ from teuthis.root.loader import BootState
 from teuthis.root.machine import Machine
 from teuthis.root.network import wanted
 from teuthis.root.process import Result
+from teuthis.root.processor import choose
 from teuthis.root.streams import MAX_OUTPUT
 
 DEFAULT_MEMORY: Final = "256M"
@@ -55,6 +56,7 @@ class VM(Guest):
         boot_timeout: float = BOOT_TIMEOUT,
         on_hang: Literal["report", "kill"] = "report",
         allow_missing_walls: Collection[str] = (),
+        processor: str = "auto",
     ) -> None:
         """Boots a VM and waits until its agent is ready.
 
@@ -84,6 +86,8 @@ class VM(Guest):
                 it alone (`health` says so), "kill" ends it.
             allow_missing_walls: names of walls around the VM's processes that may be missing
                 where this host cannot give them.
+            processor: "kvm" for the host's own, "soft" for ours in software, "auto" for the
+                host's where it can run a guest.
 
         Raises:
             ConfigurationError: an argument cannot be.
@@ -98,6 +102,7 @@ class VM(Guest):
         net = wanted(
             network, publish=publish, host_ports=host_ports, mac=mac, mtu=mtu, rate=net_rate
         )
+        self.processor = choose(processor)
         adapter = modules.NETWORK if net else ()
         boot = _boot_files(
             chosen, None if kernel is None else Path(kernel), disks=bool(disks), further=adapter
@@ -106,7 +111,9 @@ class VM(Guest):
 
         def load(descriptor: int, size: int, extra: str) -> BootState:
             arguments = loader.command_line(
-                console=console is not None, extra=f"{parameters} {extra}".strip()
+                console=console is not None,
+                processor=self.processor,
+                extra=f"{parameters} {extra}".strip(),
             )
             return loader.load(descriptor, size, boot.kernel, boot.initrd, arguments)
 
@@ -121,6 +128,7 @@ class VM(Guest):
             disks,
             net,
             end_when_hung=on_hang == "kill",
+            processor=self.processor,
         )
         super().__init__(machine, variables)
         self.machine = machine

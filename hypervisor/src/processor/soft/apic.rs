@@ -2,7 +2,7 @@
 //! no I/O APIC and no MMIO window. Its timer counts the virtual machine's clock at 1 GHz over the
 //! divisor. (Intel SDM volume 3, chapter 11.)
 
-use super::clock::Clock;
+use crate::clock::Clock;
 
 /// IA32_APIC_BASE: enabled, x2APIC, bootstrap processor.
 pub const BASE: u64 = 0xFEE0_0000 | 1 << 11 | 1 << 10 | 1 << 8;

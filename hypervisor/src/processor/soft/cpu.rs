@@ -2,7 +2,6 @@
 
 use super::{
     apic::Apic,
-    clock::Clock,
     flags::{self, Flags, W64},
     jumps::JumpCache,
     op::Op,
@@ -14,7 +13,7 @@ use super::{
     watch::CodeWatch,
     x87::X87,
 };
-use crate::{memory::GuestMemory, processor::Intercept};
+use crate::{clock::Clock, memory::GuestMemory, processor::Intercept};
 
 /// Why a handler leaves its block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

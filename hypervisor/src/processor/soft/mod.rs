@@ -12,7 +12,6 @@
 pub mod access;
 pub mod apic;
 pub mod availability;
-pub mod clock;
 pub mod code;
 pub mod cpu;
 pub mod decode;

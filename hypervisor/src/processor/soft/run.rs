@@ -2,7 +2,6 @@
 //! stop. Interrupts and traps are taken between blocks.
 
 use super::{
-    clock::Clock,
     code::{Block, Blocks},
     cpu::{Cpu, Exception, Exit, segment},
     decode::{self, Decoded, MAX_INSTRUCTION},
@@ -11,6 +10,7 @@ use super::{
     op::Op,
 };
 use crate::{
+    clock::Clock,
     counters::Count,
     flows::Flow,
     memory::{GuestMemory, PAGE_SIZE},
@@ -472,6 +472,11 @@ impl Processor for SoftProcessor {
         let intercept = self.run_until(limit);
         self.cpu.clock.set_instructions(self.cpu.executed);
         intercept
+    }
+
+    /// VMMCALL; RET.
+    fn hypercall_code(&self) -> &'static [u8] {
+        &[0x0F, 0x01, 0xD9, 0xC3]
     }
 
     fn complete(&mut self, completion: Completion) {

@@ -8,10 +8,12 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from teuthis.errors import ConfigurationError, KernelError
 from teuthis.root.loader import acpi, layout
 from teuthis.root.loader.kernel import HOST_IS_SHORT, Kernel, open_kernel
+from teuthis.root.processor import Processor
 
 MAX_COMMAND_LINE = 2047
 """What the kernel keeps of its command line, in bytes."""
@@ -28,9 +30,12 @@ _OPTIONS = (
     "pci=off 8250.nr_uarts=0",
     # A panic ends the VM at once, by the reset register.
     "panic=-1 reboot=acpi",
-    # An interpreter does not speculate on the guest's branches.
-    "mitigations=off",
 )
+_OPTIONS_OF: Final[dict[Processor, str]] = {
+    # An interpreter does not speculate on the guest's branches.
+    "soft": "mitigations=off",
+    "kvm": "",
+}
 
 _ENTRY_RAM = 1
 _ENTRY_RESERVED = 2
@@ -55,9 +60,11 @@ class BootState:
     gdt_limit: int
 
 
-def command_line(*, console: bool = False, extra: str = "") -> str:
+def command_line(*, console: bool = False, processor: Processor = "soft", extra: str = "") -> str:
     """The kernel's command line; with `console` its log goes to the serial port."""
-    return " ".join(filter(None, (_CONSOLE if console else _QUIET, *_OPTIONS, extra)))
+    return " ".join(
+        filter(None, (_CONSOLE if console else _QUIET, *_OPTIONS, _OPTIONS_OF[processor], extra))
+    )
 
 
 def load(memory_fd: int, memory_size: int, kernel: Path, initrd: Path, arguments: str) -> BootState:

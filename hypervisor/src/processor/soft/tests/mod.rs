@@ -7,11 +7,11 @@ mod modes;
 mod paging;
 
 use super::{
-    clock::Clock,
     cpu::{Cpu, Table},
     run::SoftProcessor,
 };
 use crate::{
+    clock::Clock,
     memory::GuestMemory,
     processor::{BootState, Intercept, Processor},
 };

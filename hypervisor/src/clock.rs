@@ -1,4 +1,5 @@
-//! The time a guest sees: nanoseconds since the virtual machine was made, at 1 GHz.
+//! The time a guest sees: nanoseconds since the virtual machine was made, and the time-stamp counter
+//! that goes with them.
 //!
 //! One [`Clock`] is shared by everything that tells or waits for time (time-stamp counter, local
 //! APIC timer, the partition's timers), so that they can never disagree.
@@ -9,8 +10,17 @@ use std::{cell::Cell, rc::Rc, time::Instant};
 #[derive(Clone)]
 pub struct Clock(Rc<Source>);
 
+/// Nanoseconds in a second, and the time-stamp counter's frequency where it is ours to choose.
+const GIGAHERTZ: u64 = 1_000_000_000;
+
 enum Source {
     Host(Instant),
+    /// The host's counter, which a guest on hardware reads too.
+    Counter {
+        read: fn() -> u64,
+        start: u64,
+        hertz: u64,
+    },
     /// A function of the instructions executed, so that the same input gives the same trace.
     Deterministic {
         instructions_per_microsecond: u64,
@@ -24,6 +34,12 @@ impl Clock {
     /// Follows the host's monotonic clock.
     pub fn host() -> Self {
         Self(Rc::new(Source::Host(Instant::now())))
+    }
+
+    /// Follows a counter of `hertz` that was at `start` when the virtual machine was made.
+    pub fn counter(read: fn() -> u64, start: u64, hertz: u64) -> Self {
+        let hertz = hertz.max(1);
+        Self(Rc::new(Source::Counter { read, start, hertz }))
     }
 
     /// Advances with the instructions executed; 0 is taken as 1.
@@ -43,6 +59,7 @@ impl Clock {
     pub fn now(&self) -> u64 {
         match &*self.0 {
             Source::Host(start) => u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX),
+            Source::Counter { hertz, .. } => scale(self.ticks(), GIGAHERTZ, *hertz),
             Source::Deterministic {
                 instructions_per_microsecond,
                 instructions,
@@ -55,6 +72,29 @@ impl Clock {
                     .saturating_add(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
             }
         }
+    }
+
+    /// The time-stamp counter, counted from the start.
+    pub fn ticks(&self) -> u64 {
+        match &*self.0 {
+            Source::Counter { read, start, .. } => read().saturating_sub(*start),
+            _ => self.now(),
+        }
+    }
+
+    /// Frequency of the time-stamp counter.
+    pub fn hertz(&self) -> u64 {
+        match &*self.0 {
+            Source::Counter { hertz, .. } => *hertz,
+            _ => GIGAHERTZ,
+        }
+    }
+
+    /// The first nanosecond at which [`Clock::ticks`] has reached `ticks`.
+    pub fn nanoseconds_at(&self, ticks: u64) -> u64 {
+        let product = u128::from(ticks) * u128::from(GIGAHERTZ);
+        let nanoseconds = product.div_ceil(u128::from(self.hertz()));
+        u64::try_from(nanoseconds).unwrap_or(u64::MAX)
     }
 
     /// Lets the time jump to `deadline` (nanoseconds since the start) when the guest sleeps. Does
@@ -76,7 +116,7 @@ impl Clock {
     /// How many instructions may run until `deadline`; `None` on the host clock.
     pub fn instructions_until(&self, deadline: u64) -> Option<u64> {
         match &*self.0 {
-            Source::Host(_) => None,
+            Source::Host(_) | Source::Counter { .. } => None,
             Source::Deterministic {
                 instructions_per_microsecond,
                 ..
@@ -90,9 +130,24 @@ impl Clock {
     }
 }
 
+fn scale(value: u64, to: u64, from: u64) -> u64 {
+    let scaled = u128::from(value) * u128::from(to) / u128::from(from);
+    u64::try_from(scaled).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_counter_keeps_its_own_frequency() {
+        let clock = Clock::counter(|| 10_000_000_000, 1_000_000_000, 3_000_000_000);
+        assert_eq!((clock.ticks(), clock.now()), (9_000_000_000, 3_000_000_000));
+        assert_eq!(clock.nanoseconds_at(9_000_000_000), 3_000_000_000);
+        assert_eq!(clock.nanoseconds_at(9_000_000_001), 3_000_000_001);
+        assert_eq!(clock.instructions_until(u64::MAX), None);
+        assert_eq!(Clock::host().hertz(), 1_000_000_000);
+    }
 
     #[test]
     fn deterministic_time_follows_instructions_and_sleep() {

@@ -1,0 +1,310 @@
+//! The kvm processor: the host's own, through `/dev/kvm`.
+//!
+//! KVM runs the guest's instructions, translates its memory, and answers for itself what the
+//! register lists with the receiver `host-kernel`: CPUID from our table, the local APIC, HLT, some
+//! MSRs. Everything else of the partition (Hyper-V's MSRs, hypercalls, the SynIC, timers, ports) is
+//! intercepted and answered by the same code as on the software processor.
+//!
+//! [`create`] makes the virtual machine, from [`cpuid`]'s and [`msr`]'s lists; [`kick`] is how a
+//! running guest is interrupted; [`raw`] holds the unsafe rest. [`probe`] tells whether this host's
+//! KVM can do all this.
+
+mod cpuid;
+mod create;
+mod kick;
+mod msr;
+pub mod probe;
+mod raw;
+
+use super::{BootState, Completion, Intercept, Processor};
+use crate::{clock::Clock, counters::Count, flows::Flow, jail, memory::GuestMemory};
+use create::Parts;
+use kick::Kick;
+use kvm_bindings::{KVM_MP_STATE_HALTED, kvm_msi};
+use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd, VmFd};
+use raw::PortAccess;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+pub use create::Unusable;
+
+/// OUT to this port is the hypercall instruction. No device of a PC has it.
+const HYPERCALL_PORT: u8 = 0xB8;
+/// OUT imm8, AL; RET.
+const HYPERCALL_CODE: [u8; 3] = [0xE6, HYPERCALL_PORT, 0xC3];
+const HYPERCALL_LENGTH: u64 = 2;
+/// How long the guest may halt with interrupts disabled until we look: KVM does not tell.
+const PATIENCE: u64 = 200_000_000;
+/// RFLAGS.
+const INTERRUPTS_ENABLED: u64 = 1 << 9;
+const INVALID_OPCODE: u8 = 6;
+/// Local APIC 0 as the destination of a message-signalled interrupt.
+const MSI_ADDRESS: u32 = 0xFEE0_0000;
+
+/// The requests made once the door is locked. Of the virtual machine: KVM_SIGNAL_MSI.
+pub const VM_CALLS: [u64; 1] = [0x4020_AEA5];
+/// Of the processor: KVM_RUN; KVM_GET_MP_STATE; KVM_GET_SREGS; KVM_GET and KVM_SET_VCPU_EVENTS.
+pub const VCPU_CALLS: [u64; 5] = [0xAE80, 0x8004_AE98, 0x8138_AE83, 0x8040_AE9F, 0x4040_AEA0];
+
+/// The intercepted instruction that waits for its completion.
+enum Pending {
+    Nothing,
+    /// Element `index` of a port instruction.
+    Port {
+        access: PortAccess,
+        index: u32,
+    },
+    MsrRead,
+    MsrWrite,
+    Hypercall,
+}
+
+/// The processor of one virtual machine, on KVM.
+pub struct KvmProcessor {
+    vm: VmFd,
+    vcpu: VcpuFd,
+    kick: Kick,
+    clock: Clock,
+    pending: Pending,
+    /// The rest of a string instruction.
+    next: Option<(PortAccess, u32)>,
+    deadline: Option<u64>,
+    holes: Count,
+    notes: Vec<String>,
+    // Last, so that it is unmapped when nothing runs in it any more.
+    memory: GuestMemory,
+}
+
+impl KvmProcessor {
+    /// A processor about to execute its first instruction as `boot` says. `device` is an open
+    /// `/dev/kvm`, which is closed afterwards. Only the calling thread may run the guest.
+    pub fn new(device: OwnedFd, memory: GuestMemory, boot: BootState) -> Result<Self, Unusable> {
+        let Parts {
+            vm,
+            vcpu,
+            kick,
+            clock,
+        } = create::create(device, &memory, boot)?;
+        Ok(Self {
+            vm,
+            vcpu,
+            kick,
+            clock,
+            pending: Pending::Nothing,
+            next: None,
+            deadline: None,
+            holes: Count::default(),
+            notes: vec![],
+            memory,
+        })
+    }
+
+    /// The clock that this processor's time-stamp counter follows.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// From now on the guest is interrupted when `descriptor` becomes readable.
+    pub fn watch(&self, descriptor: &impl AsRawFd) -> std::io::Result<()> {
+        self.kick.watch(descriptor)
+    }
+
+    /// What the jail must leave open.
+    pub fn descriptors(&self) -> jail::Kvm {
+        jail::Kvm {
+            vm: self.vm.as_raw_fd(),
+            vcpu: self.vcpu.as_raw_fd(),
+        }
+    }
+
+    /// After a kick: whether the guest can never run again, or what else there is to do.
+    fn kicked(&mut self) -> Intercept {
+        self.kick.take();
+        if self.vcpu.sync_regs().regs.rflags & INTERRUPTS_ENABLED == 0
+            && let Ok(state) = self.vcpu.get_mp_state()
+            && state.mp_state == KVM_MP_STATE_HALTED
+        {
+            return Intercept::Halt {
+                interruptible: false,
+            };
+        }
+        Intercept::Kicked
+    }
+
+    /// The intercept of element `index` of a port instruction; `None` when that was a hypercall,
+    /// which is the kernel's (TLFS 3.7), and another program made it.
+    fn port(&mut self, access: PortAccess, index: u32) -> Option<Intercept> {
+        let PortAccess { port, size, .. } = access;
+        if !access.is_read && port == HYPERCALL_PORT.into() && size == 1 {
+            if !self.is_in_kernel() {
+                self.refuse_hypercall();
+                return None;
+            }
+            self.pending = Pending::Hypercall;
+            let registers = self.vcpu.sync_regs().regs;
+            return Some(Intercept::Hypercall {
+                control: registers.rcx,
+                input: registers.rdx,
+                output: registers.r8,
+            });
+        }
+        self.pending = Pending::Port { access, index };
+        if access.is_read {
+            return Some(Intercept::PortRead { port, size });
+        }
+        let bytes = self.element(access, index).iter().rev();
+        let value = bytes.fold(0, |value, &byte| value << 8 | u32::from(byte));
+        Some(Intercept::PortWrite { port, size, value })
+    }
+
+    fn element(&mut self, access: PortAccess, index: u32) -> &mut [u8] {
+        let size = usize::from(access.size);
+        let mut elements = raw::port_data(self.vcpu.get_kvm_run()).chunks_exact_mut(size.max(1));
+        elements.nth(index as usize).unwrap_or_default()
+    }
+
+    /// #UD at the hypercall instruction, which is retired first and then taken back.
+    fn refuse_hypercall(&mut self) {
+        self.vcpu.set_kvm_immediate_exit(1);
+        let _ = self.vcpu.run();
+        self.vcpu.set_kvm_immediate_exit(0);
+        let registers = &mut self.vcpu.sync_regs_mut().regs;
+        registers.rip = registers.rip.wrapping_sub(HYPERCALL_LENGTH);
+        self.vcpu.set_sync_dirty_reg(SyncReg::Register);
+        if let Ok(mut events) = self.vcpu.get_vcpu_events() {
+            events.exception.injected = 1;
+            events.exception.nr = INVALID_OPCODE;
+            events.exception.has_error_code = 0;
+            let _ = self.vcpu.set_vcpu_events(&events);
+        }
+    }
+
+    fn is_in_kernel(&self) -> bool {
+        let state = self.vcpu.get_sregs();
+        state.is_ok_and(|state| state.cs.dpl == 0 && state.cs.l == 1)
+    }
+
+    /// KVM cannot go on, and so the guest cannot.
+    fn stuck(&mut self, why: String) -> Intercept {
+        self.notes.push(why);
+        Intercept::Shutdown
+    }
+}
+
+impl Processor for KvmProcessor {
+    fn run(&mut self, _slice: u32) -> Intercept {
+        loop {
+            if let Some((access, index)) = self.next.take() {
+                match self.port(access, index) {
+                    Some(intercept) => return intercept,
+                    None => continue,
+                }
+            }
+            let now = self.clock.now();
+            let patience = now.saturating_add(PATIENCE);
+            self.kick.arm(
+                self.deadline
+                    .map_or(patience, |deadline| deadline.min(patience)),
+                now,
+            );
+            match self.vcpu.run() {
+                Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => {
+                    self.next = Some((raw::port_access(self.vcpu.get_kvm_run()), 0));
+                }
+                Ok(VcpuExit::X86Rdmsr(exit)) => {
+                    let msr = exit.index;
+                    self.pending = Pending::MsrRead;
+                    return Intercept::MsrRead { msr };
+                }
+                Ok(VcpuExit::X86Wrmsr(exit)) => {
+                    let (msr, value) = (exit.index, exit.data);
+                    self.pending = Pending::MsrWrite;
+                    return Intercept::MsrWrite { msr, value };
+                }
+                // A hole reads as all ones and swallows writes.
+                Ok(VcpuExit::MmioRead(_, data)) => {
+                    data.fill(0xFF);
+                    self.holes.rejected += 1;
+                }
+                Ok(VcpuExit::MmioWrite(..)) => self.holes.rejected += 1,
+                Ok(VcpuExit::Intr) => return self.kicked(),
+                Ok(VcpuExit::Shutdown) => return Intercept::Shutdown,
+                Ok(other) => {
+                    let why = format!("KVM cannot run this guest any further: {other:?}");
+                    return self.stuck(why);
+                }
+                Err(error) if error.errno() == libc::EINTR => return self.kicked(),
+                Err(error) => return self.stuck(format!("KVM_RUN failed: {error}")),
+            }
+        }
+    }
+
+    fn wake_at(&mut self, deadline: Option<u64>) {
+        self.deadline = deadline;
+    }
+
+    fn hypercall_code(&self) -> &'static [u8] {
+        &HYPERCALL_CODE
+    }
+
+    fn complete(&mut self, completion: Completion) {
+        let value = match completion {
+            Completion::Done => Some(0),
+            Completion::Value(value) => Some(value),
+            Completion::Cpuid(_) | Completion::GeneralProtection | Completion::InvalidOpcode => {
+                None
+            }
+        };
+        match std::mem::replace(&mut self.pending, Pending::Nothing) {
+            Pending::Nothing => {}
+            Pending::Port { access, index } => {
+                if access.is_read {
+                    let bytes = value.unwrap_or(u64::MAX).to_le_bytes();
+                    for (to, from) in self.element(access, index).iter_mut().zip(bytes) {
+                        *to = from;
+                    }
+                }
+                self.next = (index + 1 < access.count).then_some((access, index + 1));
+            }
+            Pending::MsrRead | Pending::MsrWrite => {
+                raw::complete_msr(self.vcpu.get_kvm_run(), value);
+            }
+            Pending::Hypercall => match value {
+                Some(status) => {
+                    self.vcpu.sync_regs_mut().regs.rax = status;
+                    self.vcpu.set_sync_dirty_reg(SyncReg::Register);
+                }
+                None => self.refuse_hypercall(),
+            },
+        }
+    }
+
+    fn assert_interrupt(&mut self, vector: u8) {
+        // Refused only when the guest has switched its APIC off: then nothing is to arrive.
+        let _ = self.vm.signal_msi(kvm_msi {
+            address_lo: MSI_ADDRESS,
+            data: vector.into(),
+            ..Default::default()
+        });
+    }
+
+    /// Never asked: a halted guest sleeps inside `run`.
+    fn has_deliverable_interrupt(&self) -> bool {
+        true
+    }
+
+    fn next_event(&self) -> Option<u64> {
+        None
+    }
+
+    fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    fn take_counts(&mut self) -> Vec<(Flow, Count)> {
+        vec![(Flow::MemoryHole, std::mem::take(&mut self.holes))]
+    }
+
+    fn take_notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
+    }
+}
