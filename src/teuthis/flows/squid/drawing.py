@@ -12,6 +12,7 @@ from teuthis.flows.counters import Count
 from teuthis.flows.register import FLOWS, RECEIVERS, Flow
 from teuthis.flows.squid import anatomy as place
 from teuthis.flows.squid.anatomy import MIDDLE, WIDTH, Anatomy, Group, Hull, Point, Row
+from teuthis.flows.squid.cables import Cable, Cables, lay, name_length
 from teuthis.flows.squid.style import style
 from teuthis.flows.squid.topology import GUEST, Ends, cables, ends, limbs
 
@@ -19,10 +20,6 @@ _THIN: Final = 1.25
 _THINNEST: Final = 0.7
 _THICKEST: Final = 5.5
 _CABLES_GAP: Final = 34.0
-_CABLE: Final = 15.0
-_CABLES_APART: Final = 10.0
-_SAG: Final = 12.0
-_TURN: Final = 110.0
 
 
 def draw(counts: Mapping[str, Count] | None = None) -> str:
@@ -35,7 +32,7 @@ def draw(counts: Mapping[str, Count] | None = None) -> str:
     flows = list(FLOWS.values())
     widths = {flow.id: _width(flow, counts) for flow in flows}
     upper = place.anatomy(limbs(flows), widths)
-    lower = _Cables(cables(flows), upper, widths)
+    lower = lay(cables(flows), upper.bottom + _CABLES_GAP)
     legend_top = lower.bottom + 46
     height = legend_top + 24 * len(RECEIVERS) + 74
     title = "Teuthis: every way out of a virtual machine"
@@ -59,7 +56,7 @@ def draw(counts: Mapping[str, Count] | None = None) -> str:
         *_body(upper),
         *(line for group in upper.groups for line in _group(group, counts)),
         *_face(upper),
-        *lower.draw(counts),
+        *_cables(lower, widths, counts),
         *(line for hull in upper.hulls for line in _hull(hull)),
         *_legend(legend_top, flows, counts),
         "</svg>\n",
@@ -256,89 +253,41 @@ def _dots(way: Ends, guest: Point, process: Point) -> Iterable[str]:
 
 
 def _hull(hull: Hull) -> Iterable[str]:
-    x = place.MARGIN if hull.side < 0 else WIDTH - place.MARGIN - place.HULL
-    yield from _bar(hull.process, x, hull.top, hull.bottom, -90 if hull.side < 0 else 90)
-
-
-def _bar(process: str, x: float, top: float, bottom: float, turn: int) -> Iterable[str]:
     """A process's edge with its name along it."""
+    x = place.MARGIN if hull.side < 0 else WIDTH - place.MARGIN - place.HULL
     middle = x + place.HULL / 2
-    y = (top + bottom) / 2
-    yield f'<g class="to-{process}">'
+    y = (hull.top + hull.bottom) / 2
+    yield f'<g class="to-{hull.process}">'
     yield (
-        f'<rect class="hull" x="{_number(x)}" y="{_number(top)}" width="{place.HULL:g}" '
-        f'height="{_number(bottom - top)}" rx="4"/>'
+        f'<rect class="hull" x="{_number(x)}" y="{_number(hull.top)}" width="{place.HULL:g}" '
+        f'height="{_number(hull.bottom - hull.top)}" rx="4"/>'
     )
-    if bottom - top >= _name_length(process):
+    if hull.bottom - hull.top >= name_length(hull.process):
         yield (
             f'<text class="hull-name" text-anchor="middle" dominant-baseline="central" '
-            f'transform="translate({_number(middle)} {_number(y)}) rotate({turn})">'
-            f"{process.upper()}</text>"
+            f'transform="translate({_number(middle)} {_number(y)}) rotate({90 * hull.side})">'
+            f"{hull.process.upper()}</text>"
         )
     yield "</g>"
 
 
-def _name_length(process: str) -> float:
-    return 10.5 * len(process) + 6
+def _cables(
+    lower: Cables, widths: Mapping[str, float], counts: Mapping[str, Count] | None
+) -> Iterable[str]:
+    for cable in lower.cables:
+        yield from _cable(cable, widths[cable.flow.id], counts)
+    for hull in lower.hulls:
+        yield from _hull(hull)
 
 
-class _Cables:
-    """Below the animal: the flows between processes.
-
-    The process with the most of them has the right edge to itself; a line between two others turns
-    back to the left one.
-    """
-
-    def __init__(self, flows: Sequence[Flow], upper: Anatomy, widths: Mapping[str, float]) -> None:
-        self._widths = widths
-        ways = [(flow, ends(flow)) for flow in flows]
-        names = [name for _, way in ways for name in (way.source, way.target)]
-        self._hub = max(dict.fromkeys(names), key=names.count)
-        self._partners: dict[str, list[tuple[Flow, Ends]]] = {
-            name: [] for name in dict.fromkeys(names) if name != self._hub
-        }
-        for flow, way in ways:
-            partner = way.target if way.source == self._hub else way.source
-            self._partners[partner].append((flow, way))
-        self._top = y = upper.bottom + _CABLES_GAP
-        self._bars: dict[str, tuple[float, float]] = {}
-        for name, entries in self._partners.items():
-            bottom = y + max(_CABLE * len(entries) + 6, _name_length(name))
-            self._bars[name] = (y, bottom)
-            y = bottom + _CABLES_APART
-        self.bottom = y - _CABLES_APART
-
-    def draw(self, counts: Mapping[str, Count] | None) -> Iterable[str]:
-        """The cables, grouped by the process at their left end."""
-        for partner, entries in self._partners.items():
-            top, bottom = self._bars[partner]
-            y = (top + bottom - _CABLE * (len(entries) - 1)) / 2
-            for flow, way in entries:
-                yield _open(flow, counts, forwards=way.source == partner)
-                yield from self._cable(flow, way, y)
-                yield "</g>"
-                y += _CABLE
-        for partner, (top, bottom) in self._bars.items():
-            yield from _bar(partner, place.MARGIN, top, bottom, -90)
-        right = WIDTH - place.MARGIN - place.HULL
-        yield from _bar(self._hub, right, self._top, self.bottom, 90)
-
-    def _cable(self, flow: Flow, way: Ends, y: float) -> Iterable[str]:
-        left = place.MARGIN + place.HULL + 2.5
-        right = WIDTH - left
-        if self._hub in (way.source, way.target):
-            line = [(left, y), (left + 300, y + _SAG), (right - 300, y + _SAG), (right, y)]
-            end = line[-1 if way.target == self._hub else 0]
-            label = _text(MIDDLE, y + 0.75 * _SAG + 3.6, flow.id, "halo", "middle")
-        else:
-            other = sum(self._bars[way.target]) / 2
-            line = [(left, y), (left + _TURN, y), (left + _TURN, other), (left, other)]
-            end = line[-1]
-            label = _text(left + 0.75 * _TURN + 8, (y + other) / 2 + 3.6, flow.id, "halo")
-        width = _number(self._widths[flow.id])
-        yield f'<path class="arm" stroke-width="{width}" d="{_path(line)}"/>'
-        yield f'<circle cx="{_number(end[0])}" cy="{_number(end[1])}" r="2.4"/>'
-        yield label
+def _cable(cable: Cable, width: float, counts: Mapping[str, Count] | None) -> Iterable[str]:
+    yield _open(cable.flow, counts, forwards=cable.forwards)
+    yield f'<path class="arm" stroke-width="{_number(width)}" d="{_path(cable.line)}"/>'
+    x, y = cable.line[-1 if cable.forwards else 0]
+    yield f'<circle cx="{_number(x)}" cy="{_number(y)}" r="2.4"/>'
+    (x, y), anchor = cable.label, "start" if cable.turns else "middle"
+    yield _text(x, y, cable.flow.id, "halo" if anchor == "middle" else "row-name", anchor)
+    yield "</g>"
 
 
 def _legend(top: float, flows: Sequence[Flow], counts: Mapping[str, Count] | None) -> Iterable[str]:
