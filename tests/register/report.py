@@ -4,8 +4,10 @@ A standard run is made for it. What the tests saw refused is there after `make t
 handler that was covered, when there are coverage files (lcov) in build/coverage.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
+
+import msgspec
 
 import teuthis
 from tests.register import evidence, measure
@@ -13,6 +15,7 @@ from teuthis.flows import FLOWS, Count, Flow
 
 PATH = measure.ROOT / "docs/flows.md"
 COVERAGE = measure.ROOT / "build/coverage"
+FACTS = measure.ROOT / "build/flows-report.json"
 HEAD = """\
 # The flows, and what was seen of them
 
@@ -72,7 +75,7 @@ def _add(hits: Hits, line: int, more: list[int]) -> None:
     hits[line] = [a + b for a, b in zip(longer, shorter + [0] * len(longer), strict=False)]
 
 
-def covered(flow: Flow, hits: dict[Path, Hits]) -> str:
+def covered(flow: Flow, hits: Mapping[Path, Hits]) -> str:
     """The share of the handler's branches that were taken."""
     counts = [
         count
@@ -84,29 +87,32 @@ def covered(flow: Flow, hits: dict[Path, Hits]) -> str:
     return f"{sum(map(bool, counts)) / len(counts):.0%}" if counts else ""
 
 
-def rows(run: dict[str, Count], seen: dict[str, set[str]], hits: dict[Path, Hits]) -> Iterable[str]:
-    """The table, a row for each flow."""
+def facts(
+    run: Mapping[str, Count], seen: Mapping[str, set[str]], hits: Mapping[Path, Hits]
+) -> dict[str, dict[str, str]]:
+    """What is known of each flow, by column."""
+    found = {}
     for flow in FLOWS.values():
         count = run[flow.id]
         tests = {*flow.tests, flow.fuzz} - {""}
-        refused = (
-            f"{len(set(evidence.refusing(flow, seen)))} of {len(tests)}" if flow.rejects else ""
-        )
-        cells = (
-            f"`{flow.id}`",
-            measure.handler_lines(flow),
-            f"{count.count:,}",
-            f"{count.bytes:,}",
-            refused,
-            covered(flow, hits),
-        )
-        yield "| " + " | ".join(map(str, cells)) + " |\n"
+        refusing = f"{len(set(evidence.refusing(flow, seen)))} of {len(tests)}"
+        found[flow.id] = {
+            "lines": str(measure.handler_lines(flow)),
+            "run": f"{count.count:,}",
+            "bytes": f"{count.bytes:,}",
+            "refused_in": refusing if flow.rejects else "",
+            "covered": covered(flow, hits),
+        }
+    return found
 
 
 def main() -> None:
-    """Writes the page."""
-    seen = evidence.read(measure.ROOT)
-    PATH.write_text(HEAD + "".join(rows(standard_run(), seen, coverage(COVERAGE))), "utf-8")
+    """Writes the page, and the same for `teuthis squid --live`."""
+    known = facts(standard_run(), evidence.read(measure.ROOT), coverage(COVERAGE))
+    rows = (f"| `{name}` | {' | '.join(each.values())} |\n" for name, each in known.items())
+    PATH.write_text(HEAD + "".join(rows), encoding="utf-8")
+    FACTS.parent.mkdir(exist_ok=True)
+    FACTS.write_bytes(msgspec.json.encode(known))
     print(f"Wrote {PATH.relative_to(measure.ROOT)}")
 
 
