@@ -104,4 +104,7 @@ fn messages_beyond_the_queue_are_not_taken() {
         taken += 1;
     }
     assert_eq!(taken, 65, "one in the slot, 64 in the queue");
+    guest.deliver(b"one too many");
+    let count = guest.count(Flow::SynicMessage);
+    assert_eq!((count.count, count.rejected), (65, 1));
 }

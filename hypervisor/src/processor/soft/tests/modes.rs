@@ -144,6 +144,20 @@ fn control_registers_refuse_what_is_reserved() {
 }
 
 #[test]
+fn the_local_apic_refuses_what_is_reserved() {
+    // A read-only register, a value that must be zero, one that is not there.
+    for (register, value) in [(0x802_u32, 0_u32), (0x80B, 1), (0x831, 0)] {
+        let mut guest = Guest::new(|a| {
+            a.mov(ecx, register).unwrap();
+            a.mov(eax, value).unwrap();
+            a.xor(edx, edx).unwrap();
+            a.wrmsr().unwrap();
+        });
+        assert_eq!(guest.fault(), (13, 0), "{register:#x}");
+    }
+}
+
+#[test]
 fn umip_hides_the_tables_from_users() {
     let code = |a: &mut CodeAssembler| {
         a.sgdt(fword_ptr(DATA)).unwrap();
