@@ -1,5 +1,6 @@
 """VMs that outlive the command that started them: their life from `start` to `rm`."""
 
+import json
 import os
 import signal
 import socket
@@ -281,6 +282,20 @@ def test_one_of_several_gets_the_name(data: Path) -> None:
     assert sorted(results) == [(0, False)] + [(125, True)] * 4
     assert run("exec", "one", "echo", "here").stdout == b"here\n"
     teuthis.remove("one", force=True)
+
+
+def test_its_processes_and_counters_are_shown(web: str) -> None:
+    processes = json.loads(run("inspect", "--json", web).stdout)["processes"]
+    surfaces = json.loads(run("surface", "--vm", web, "--json").stdout)
+    assert [each["pid"] for each in surfaces] == [processes["worker"], processes["hypervisor"]]
+    assert all(each["no_new_privileges"] and not each["capabilities"] for each in surfaces)
+    assert b"hypervisor" in run("surface", "--vm", web).stdout
+    assert b"agent.hello" in run("flows", web).stdout
+    counts = json.loads(run("flows", web, "--json", "--receiver", "worker").stdout)
+    assert counts["agent.hello"]["count"] == 1
+    assert "agent.exec" not in counts
+    for words in (["surface", "--vm", "nobody"], ["flows", "nobody"]):
+        assert b"no VM" in run(*words).stderr
 
 
 # ---- the socket ----------------------------------------------------------------------------------

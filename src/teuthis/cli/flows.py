@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
 
 
 def main(
+    name: Annotated[
+        str | None, typer.Argument(help="A running VM: its counters, instead of the register.")
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="With a VM: again every second, until it ends.")
+    ] = False,
     receiver: Annotated[
         str | None, typer.Option(help=f"Only what this process parses: {', '.join(RECEIVERS)}.")
     ] = None,
@@ -26,8 +33,12 @@ def main(
     """List every way that data crosses from a VM to the host or back.
 
     The list is the register `flows.toml`, from which the programs themselves are made: what is not
-    in it cannot happen. `teuthis run --flows` counts each flow during a run.
+    in it cannot happen. `teuthis run --flows` counts each flow during a run, `teuthis flows NAME`
+    shows the counters of a VM that was started by name.
     """
+    if name is not None:
+        _live(name, receiver, kind, watch=watch, as_json=as_json)
+        return
     chosen = [
         flow
         for flow in FLOWS.values()
@@ -56,8 +67,29 @@ def main(
     console.print(f"{len(chosen)} flows", highlight=False)
 
 
-def print_counts(counts: Mapping[str, Count]) -> None:
-    """Writes the counters of one run to stderr: the flows that happened or were refused."""
+def _live(name: str, receiver: str | None, kind: str | None, *, watch: bool, as_json: bool) -> None:
+    """Shows the counters of a running VM."""
+    from teuthis.cli import attach
+    from teuthis.root import named
+
+    with attach.verb(), named.connect(name) as vm:
+        while True:
+            counts = {
+                flow: count
+                for flow, count in vm.flows().items()
+                if receiver in (None, FLOWS[flow].receiver) and kind in (None, FLOWS[flow].kind)
+            }
+            if as_json:
+                attach.print_json(counts)
+            else:
+                print_counts(counts, stderr=False)
+            if not watch or vm.closed:
+                return
+            time.sleep(1)
+
+
+def print_counts(counts: Mapping[str, Count], *, stderr: bool = True) -> None:
+    """Writes counters: the flows that happened or were refused."""
     from rich.console import Console
     from rich.table import Table
 
@@ -68,4 +100,4 @@ def print_counts(counts: Mapping[str, Count]) -> None:
         if count:
             numbers = (count.count, count.bytes, count.rejected)
             table.add_row(name, FLOWS[name].receiver, *(f"{number:,}" for number in numbers))
-    Console(stderr=True, highlight=False).print(table)
+    Console(stderr=stderr, highlight=False).print(table)

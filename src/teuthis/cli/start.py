@@ -34,6 +34,29 @@ def main(
             help="A disk: written to, read only, or with what is written kept apart until `rm`.",
         ),
     ] = None,
+    net: Annotated[
+        str | None,
+        typer.Option(
+            metavar="user|switch:NAME",
+            help="A network: the host's, as far as you reach it, or one between VMs.",
+        ),
+    ] = None,
+    publish: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[ADDR:]HOST:GUEST[/udp]",
+            help="Lead a port of this machine's loopback, or of ADDR, to the guest.",
+        ),
+    ] = None,
+    host_port: Annotated[
+        list[int] | None,
+        typer.Option(help="A port of this machine's loopback that the guest may reach."),
+    ] = None,
+    mac: Annotated[str | None, typer.Option(help="The guest's MAC address.")] = None,
+    mtu: Annotated[int | None, typer.Option(help="Largest payload of a network frame.")] = None,
+    net_rate: Annotated[
+        str | None, typer.Option(help="Bytes a second that the guest may send, such as 10M.")
+    ] = None,
     kernel: Annotated[
         Path | None,
         typer.Option(help="A vmlinuz or vmlinux instead of the image's own kernel."),
@@ -53,6 +76,7 @@ def main(
     For example:
 
         teuthis start --name web
+        teuthis start --name site --image debian --net user --publish 8080:80
         teuthis start --name job --memory 1G -- sh -c 'sleep 60; echo done'
         teuthis start web
     """
@@ -67,6 +91,12 @@ def main(
                 memory=memory,
                 image=image,
                 disks=[attach.disk(text) for text in disk or ()],
+                network=net,
+                publish=publish or (),
+                host_ports=host_port or (),
+                mac=mac,
+                mtu=mtu,
+                net_rate=net_rate,
                 kernel=kernel,
                 env=dict(attach.variable(text) for text in env or ()),
                 cwd=workdir,

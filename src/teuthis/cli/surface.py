@@ -4,13 +4,16 @@ from typing import Annotated
 
 import typer
 
-_COLUMNS = 3
+_COLUMNS = 4
 
 
 def main(
     pid: Annotated[
         list[int] | None,
         typer.Option(help="Any process, ours or not; may be repeated. Default: all of our VMs'."),
+    ] = None,
+    vm: Annotated[
+        str | None, typer.Option(metavar="NAME", help="All processes of the VM of that name.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
@@ -19,6 +22,7 @@ def main(
     User, capabilities, system calls, namespaces, descriptors, file systems and limits, for the
     processes of running VMs or for any other, so that both can be put side by side:
 
+        teuthis surface --vm web
         teuthis surface --pid $(pgrep -n qemu-system)
     """
     import msgspec
@@ -27,7 +31,9 @@ def main(
     from teuthis.jail.surface import processes, surface
 
     try:
-        found = [surface(number) for number in pid or processes()]
+        roles = _of_vm(vm) if vm is not None else {}
+        wanted = [*roles, *(pid or ())] if vm or pid else processes()
+        found = [surface(number) for number in wanted]
     except TeuthisError as error:
         typer.echo(f"teuthis: {error}", err=True)
         raise typer.Exit(1) from None
@@ -42,10 +48,20 @@ def main(
 
     console = Console(highlight=False)
     for few in (found[at : at + _COLUMNS] for at in range(0, len(found), _COLUMNS)):
-        table = Table("", *(f"{each.program} {each.pid}" for each in few), box=None)
+        table = Table(
+            "", *(f"{roles.get(each.pid, each.program)} {each.pid}" for each in few), box=None
+        )
         for name in few[0].__struct_fields__[2:]:
             table.add_row(name.replace("_", " "), *(_cell(getattr(each, name)) for each in few))
         console.print(table)
+
+
+def _of_vm(name: str) -> dict[int, str]:
+    """What the processes of a VM are, by process id."""
+    from teuthis.root import named
+
+    with named.connect(name) as vm:
+        return {number: role for role, number in vm.processes.items()}
 
 
 def _cell(value: object) -> str:

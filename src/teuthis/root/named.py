@@ -86,6 +86,12 @@ def start(
     memory: int | str = "256M",
     image: str = "tiny",
     disks: Sequence[Disk] = (),
+    network: str | None = None,
+    publish: Sequence[str] = (),
+    host_ports: Sequence[int] = (),
+    mac: str | None = None,
+    mtu: int | None = None,
+    net_rate: int | str | None = None,
     kernel: str | os.PathLike[str] | None = None,
     env: Mapping[str, str] | None = None,
     cwd: str = "/",
@@ -100,6 +106,12 @@ def start(
         memory: see `VM`, as for all that is not said here.
         image: see `VM`; what the guest writes above it is kept until the VM is removed.
         disks: see `VM`; the same holds for those with `copy_on_write`.
+        network: see `VM`.
+        publish: see `VM`.
+        host_ports: see `VM`.
+        mac: see `VM`.
+        mtu: see `VM`.
+        net_rate: see `VM`.
         kernel: see `VM`.
         env: see `VM`.
         cwd: where the program starts.
@@ -114,6 +126,12 @@ def start(
         memory=memory,
         image=image,
         disks=tuple(PlannedDisk.of(disk) for disk in disks),
+        network=network,
+        publish=tuple(publish),
+        host_ports=tuple(host_ports),
+        mac=mac,
+        mtu=mtu,
+        net_rate=net_rate,
         kernel=host_path(kernel),
         env=settings.environment(env),
         allow_missing_walls=tuple(allow_missing_walls),

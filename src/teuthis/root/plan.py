@@ -53,6 +53,12 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     memory: int | str = "256M"
     image: str = "tiny"
     disks: tuple[PlannedDisk, ...] = ()
+    network: str | None = None
+    publish: tuple[str, ...] = ()
+    host_ports: tuple[int, ...] = ()
+    mac: str | None = None
+    mtu: int | None = None
+    net_rate: int | str | None = None
     kernel: str | None = None
     env: dict[str, str] = {}
     allow_missing_walls: tuple[str, ...] = ()
@@ -77,6 +83,12 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
                 disk.disk(directory / f"disk-{number}.layer")
                 for number, disk in enumerate(self.disks, 1)
             ],
+            network=self.network,
+            publish=self.publish,
+            host_ports=self.host_ports,
+            mac=self.mac,
+            mtu=self.mtu,
+            net_rate=self.net_rate,
             kernel=self.kernel,
             env=self.env,
             allow_missing_walls=self.allow_missing_walls,

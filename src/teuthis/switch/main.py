@@ -38,7 +38,8 @@ def main(arguments: Sequence[str]) -> int:
         return _USAGE
 
     # A named network outlives the VM that it was started for: its switch is nobody's child.
-    if config.listener is not None and os.fork():
+    if config.listener is not None and (pid := os.fork()):
+        os.write(1, b"%d" % pid)
         os._exit(0)
 
     # 2. Drop everything else that somebody may have left.

@@ -19,7 +19,7 @@ class Attachment:
         prefix: the length of its network's prefix.
         gateway: the IPv4 address of the way out, where there is one.
         name_servers: IPv4 addresses.
-        processes: those that serve this VM's network alone, by name.
+        processes: those that serve it, by name, as process ids; a named network's switch is shared.
     """
 
     address: str
@@ -77,5 +77,6 @@ def attach(
             processes,
         )
         return attachment, config
-    address = named.join(wanted, wanted.name, switch, counters, allow_missing_walls)
-    return Attachment(str(address), named.SUBNET.prefixlen, wanted.mtu), config
+    address, pid = named.join(wanted, wanted.name, switch, counters, allow_missing_walls)
+    prefix = named.SUBNET.prefixlen
+    return Attachment(str(address), prefix, wanted.mtu, processes={"switch": pid}), config

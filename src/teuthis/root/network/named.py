@@ -43,8 +43,8 @@ _WHY: Final = {
 
 def join(
     wanted: Wanted, name: str, frames: int, counters: int, allow_missing_walls: frozenset[str]
-) -> ipaddress.IPv4Address:
-    """Plugs a VM into network `name`; the address that it has there.
+) -> tuple[ipaddress.IPv4Address, int]:
+    """Plugs a VM into network `name`; the address that it has there, and the switch's process id.
 
     Raises:
         ConfigurationError: the network does not take it.
@@ -64,9 +64,10 @@ def join(
         if answer is None:
             _start(path, allow_missing_walls)
             answer = _ask(path, request, [frames, counters])
+        pid = int(path.with_suffix(".pid").read_text()) if answer else 0
     if answer is None:
         raise HostError(f"the switch of network {name} did not start: see `teuthis doctor`")
-    return _judged(answer, name, counters)
+    return _judged(answer, name, counters), pid
 
 
 def _judged(answer: Answer, name: str, page: int) -> ipaddress.IPv4Address:
@@ -151,7 +152,7 @@ def _start(path: Path, allow_missing_walls: frozenset[str]) -> None:
         starter = subprocess.Popen(
             [sys.executable, "-I", "-m", "teuthis.switch", "--config-fd", str(document)],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=None if os.environ.get("TEUTHIS_DEBUG") else subprocess.DEVNULL,
             pass_fds=(document, listener.fileno()),
             start_new_session=True,
@@ -159,3 +160,6 @@ def _start(path: Path, allow_missing_walls: frozenset[str]) -> None:
             cwd="/",
         )
         starter.wait(_PATIENCE)
+        assert starter.stdout is not None
+        with starter.stdout as says:
+            path.with_suffix(".pid").write_bytes(os.read(says.fileno(), 16))
