@@ -15,7 +15,7 @@ TEST_PACKAGES := acpica-tools chromium cpio strace fdisk iproute2 iperf3 passt
 BENCH_PACKAGES := qemu-system-x86
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup programs prisoner image update run test test-rust test-python test-kvm evidence lint walls-matter \
+.PHONY: help setup programs prisoner image update run test test-rust test-python test-kvm test-debian evidence lint walls-matter \
 	attacks-report docs flows-lock flows-report bench hostile fuzz clean
 
 help: ## this list
@@ -81,6 +81,9 @@ test-kvm: setup ## test the kvm processor on a genuine kvm_amd inside QEMU's emu
 # Of what both test suites saw: each flow's refusals must have been raised by a test of its entry.
 evidence: test-rust test-python
 	@$(BIN)/python -m tests.register.evidence
+
+test-debian: setup $(STAMPS)/test-packages.stamp ## minutes of work in a Debian guest: Python's own tests, stress-ng, fio
+	@$(BIN)/python -m pytest -q tests/debian
 
 lint: $(STAMPS)/venv.stamp ## formatting, types, lints
 	@echo "Lints and types"

@@ -1,0 +1,1 @@
+"""A Debian machine at work, for minutes: `make test-debian`."""
