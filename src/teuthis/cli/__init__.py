@@ -4,6 +4,7 @@ import typer
 
 from teuthis.cli import (
     attach,
+    console,
     cp,
     doctor,
     exec,
@@ -14,6 +15,7 @@ from teuthis.cli import (
     ls,
     rm,
     run,
+    shell,
     squid,
     start,
     stop,
@@ -27,6 +29,7 @@ _HELP = """Runs programs in virtual machines whose every way out is listed, coun
 teuthis run -- uname -a
 teuthis run --timeout 30s -- sh -c 'echo hello from inside'
 teuthis run -- sha256sum < some-file
+teuthis shell
 teuthis flows
 ```
 """
@@ -45,9 +48,11 @@ app.command("run", cls=attach.Command, context_settings=_RUN_SETTINGS)(run.main)
 app.command("start", cls=attach.Command, context_settings=_RUN_SETTINGS)(start.main)
 app.command("exec", cls=attach.Command, context_settings=_RUN_SETTINGS)(exec.main)
 app.command("cp")(cp.main)
+app.command("shell")(shell.main)
 app.command("ls")(ls.main)
 app.command("inspect")(inspect.main)
 app.command("logs")(logs.main)
+app.command("console")(console.main)
 app.command("stop")(stop.main)
 app.command("rm")(rm.main)
 app.command("flows")(flows.main)

@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from teuthis.cli import attach
+from teuthis.cli import attach, terminal
+from teuthis.flows import Counters
 
 
 def main(
@@ -18,6 +19,9 @@ def main(
         typer.Option(metavar="NAME=VALUE", help="An environment variable; may be repeated."),
     ] = None,
     workdir: Annotated[str, typer.Option(help="Working directory in the guest.")] = "/",
+    tty: Annotated[
+        bool, typer.Option("--tty", "-t", help="Give the program a terminal: this one.")
+    ] = False,
 ) -> None:
     """Run a program in a virtual machine that was started by name.
 
@@ -37,5 +41,8 @@ def main(
         limit = None if timeout is None else settings.duration(timeout)
         variables = dict(attach.variable(text) for text in env or ())
         with named.connect(name) as vm:
-            code = attach.run(vm, command, workdir, limit, variables)
+            if tty:
+                code = terminal.run(vm, command, workdir, limit, Counters(), variables)
+            else:
+                code = attach.run(vm, command, workdir, limit, variables)
         raise typer.Exit(code)

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from teuthis.cli import attach
+from teuthis.cli import attach, terminal
 from teuthis.errors import ConfigurationError
+from teuthis.flows import Count, Counters
 from teuthis.root.disks import Disk
 from teuthis.root.vm import VM
 
@@ -62,6 +63,12 @@ def main(
     net_rate: Annotated[
         str | None, typer.Option(help="Bytes a second that the guest may send, such as 10M.")
     ] = None,
+    tty: Annotated[
+        bool, typer.Option("--tty", "-t", help="Give the program a terminal: this one.")
+    ] = False,
+    on_hang: Annotated[
+        str, typer.Option(metavar="report|kill", help="What becomes of a guest that hangs.")
+    ] = "report",
     kernel: Annotated[
         Path | None,
         typer.Option(help="A vmlinuz or vmlinux instead of the image's own kernel."),
@@ -113,8 +120,15 @@ def main(
     with attach.verb(brief=console):
         limit = None if timeout is None else settings.duration(timeout)
         variables = dict(attach.variable(text) for text in env or ())
+        if tty:
+            terminal.check()
+            if console:
+                raise ConfigurationError("--console would write over what --tty shows: choose one")
+        if on_hang not in ("report", "kill"):
+            raise ConfigurationError(f"--on-hang {on_hang}: say report or kill")
         log = attach.Log() if console else None
         disks = [attach.disk(text) for text in disk or ()]
+        shown = Counters()
         with VM(
             memory,
             image=image,
@@ -129,11 +143,15 @@ def main(
             kernel=kernel,
             console=log,
             env=variables,
+            on_hang="kill" if on_hang == "kill" else "report",
             allow_missing_walls=allow_missing_wall or (),
             processor=processor,
         ) as vm:
             try:
-                code = attach.run(vm, command, workdir, limit)
+                if tty:
+                    code = terminal.run(vm, command, workdir, limit, shown)
+                else:
+                    code = attach.run(vm, command, workdir, limit)
                 if not vm.closed and (keep is not None or any(map(_is_kept, disks))):
                     vm.run(["sync"])  # what is written to be kept must not stay in the guest
             finally:
@@ -141,9 +159,9 @@ def main(
                 if flows:
                     from teuthis.cli.flows import print_counts
 
-                    print_counts(vm.flows())
+                    print_counts(_flows(vm, shown))
                 if counts is not None:
-                    _write_counts(counts, vm)
+                    _write_counts(counts, _flows(vm, shown))
         raise typer.Exit(code)
 
 
@@ -151,10 +169,16 @@ def _is_kept(disk: Disk) -> bool:
     return not disk.read_only and (disk.layer is not None or not disk.copy_on_write)
 
 
-def _write_counts(path: Path, vm: VM) -> None:
+def _flows(vm: VM, shown: Counters) -> dict[str, Count]:
+    """The VM's counters, and ours."""
+    ours = shown.snapshot()
+    return {flow: count + ours[flow] for flow, count in vm.flows().items()}
+
+
+def _write_counts(path: Path, counts: dict[str, Count]) -> None:
     from teuthis.flows.counts import write
 
     try:
-        write(path, vm.flows())
+        write(path, counts)
     except OSError as error:
         raise ConfigurationError(f"--counts {path}: {error.strerror}") from error
