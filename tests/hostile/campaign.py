@@ -22,6 +22,7 @@ from tests.guests.processes import children
 from teuthis.flows import Count
 from teuthis.protocol import Exec, Stop
 from teuthis.root import loader
+from teuthis.root.disks import Disk
 from teuthis.root.loader import BootState
 from teuthis.root.machine import Machine
 
@@ -32,6 +33,7 @@ _MAX_PRIVATE: Final = 256 << 20
 """Bytes of memory of its own that no process of a VM exceeds, whatever the guest does: most of it
 are two million decoded instructions, then the code cache starts anew."""
 
+_DISK: Final = bytes(range(256)) * 8192  # 2 MiB
 _MAX_CLOSING: Final = 8.0
 _PATIENCE: Final = 10.0
 
@@ -75,6 +77,8 @@ class Verdict:
     """Whether the VM did not end when it was asked to."""
     closing: float = 0.0
     """Seconds that ending the VM took."""
+    disks: str = ""
+    """What became of files that the guest must not change."""
     flows: dict[str, Count] = field(default_factory=dict)
 
     @property
@@ -82,6 +86,8 @@ class Verdict:
         """What a guest must never bring about, or nothing."""
         if defect(self.ending):
             return self.ending
+        if self.disks:
+            return self.disks
         if self.private > _MAX_PRIVATE:
             return f"a process grew to {self.private >> 20} MiB"
         if self.stuck:
@@ -89,6 +95,29 @@ class Verdict:
         if self.closing > _MAX_CLOSING:
             return f"the VM took {self.closing:.1f} s to end"
         return ""
+
+
+class Disks:
+    """The guest's disks: one that it may write to, one that it may not, a layer over a base."""
+
+    def __init__(self, directory: Path) -> None:
+        self._written = directory / "written.img"
+        self._locked = [directory / "read-only.img", directory / "base.img"]
+        for path in (self._written, *self._locked):
+            path.write_bytes(_DISK)
+        self.given = [
+            Disk(self._written),
+            Disk(self._locked[0], read_only=True),
+            Disk(self._locked[1], copy_on_write=True, layer_limit="64K"),
+        ]
+
+    @property
+    def damage(self) -> str:
+        """What is not as it must be, or nothing."""
+        if self._written.stat().st_size != len(_DISK):
+            return "a disk has another size"
+        changed = [path.name for path in self._locked if path.read_bytes() != _DISK]
+        return f"{changed[0]} was changed" if changed else ""
 
 
 class Neighbour:
@@ -217,8 +246,9 @@ def attack(guest: Path, initrd: Path, seed: int, seconds: float, *, scribble: bo
         memory.append(os.dup(descriptor))
         return loader.load(descriptor, size, guest, initrd, arguments)
 
+    disks = Disks(guest.parent)
     before = children(os.getpid())
-    machine = Machine(MEMORY, load, None)
+    machine = Machine(MEMORY, load, None, disks=disks.given)
     pids = children(os.getpid()) - before
     client = _Client(machine)
     deadline = time.monotonic() + seconds + 5
@@ -234,6 +264,7 @@ def attack(guest: Path, initrd: Path, seed: int, seconds: float, *, scribble: bo
         machine.close()
         verdict.closing = time.monotonic() - began
         client.close()
+    verdict.disks = disks.damage
     verdict.commands = client.commands
     verdict.flows = machine.flows()
     return verdict

@@ -26,6 +26,21 @@ def test_a_hostile_kernel(seed: int, guest: Path, initrd: Path, neighbour: Neigh
     assert neighbour.failure is None
 
 
+def test_a_hostile_disk_driver(guest: Path, initrd: Path, neighbour: Neighbour) -> None:
+    """Attacks until every kind was refused, and disks were read and written nevertheless."""
+    refused = {"storvsp.execute-srb", "ring.gpa-direct", "scsi.read", "scsi.write", "scsi.unknown"}
+    served = {"storvsp.execute-srb", "ring.gpa-direct", "scsi.read", "scsi.write"}
+    for seed in range(100, 130):
+        verdict = attack(guest, initrd, seed, SECONDS, scribble=False)
+        assert not verdict.defect, verdict
+        refused -= {flow for flow, count in verdict.flows.items() if count.rejected}
+        served -= {flow for flow, count in verdict.flows.items() if count.count}
+        if not refused and not served:
+            break
+    assert (refused, served) == (set(), set())
+    assert neighbour.failure is None
+
+
 def test_a_minute_of_memory_that_changes_while_it_is_read(
     guest: Path, initrd: Path, neighbour: Neighbour
 ) -> None:

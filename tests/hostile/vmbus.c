@@ -5,7 +5,7 @@
 
 static struct channel {
     u32 relid, gpadl;
-    u8 open, from_host, greeted, started;
+    u8 open, from_host, greeted, started, storage;
     u32 write;
     u8 *ring;
 } channels[CHANNELS];
@@ -92,7 +92,7 @@ static void open_channel(struct channel *channel)
     static u8 body[240];
     u32 *words = (u32 *)body;
     u64 *pages = (u64 *)(body + 28);
-    u32 count = 2 * RING_PAGES, lie = rarely(6) ? 1 + below(6) : 0;
+    u32 count = 2 * RING_PAGES, lie = rarely(channel->storage ? 30 : 6) ? 1 + below(6) : 0;
     channel->gpadl = gpadls++;
     channel->write = 0;
     for (u32 i = 0; i < sizeof(rings[0]); i += 8)
@@ -135,6 +135,7 @@ static void offered(u32 *body)
             continue;
         channel->relid = body[2 + 176 / 4];
         channel->from_host = bytes[8 + 52 + 4];
+        channel->storage = body[2] == 0xBA6163D9;
         channel->ring = rings[i][0];
         channel->greeted = channel->started = 0;
         open_channel(channel);
@@ -241,9 +242,64 @@ static void send_frame(struct channel *channel, u8 kind, u32 length, u32 first, 
     *(volatile u32 *)channel->ring = lie == 7 ? value() : channel->write;
 }
 
+/* One packet of a disk driver: a step of the handshake, or a SCSI command with its page list. */
+static void send_request(struct channel *channel)
+{
+    static const u8 handshake[] = {7, 9, 10, 8};
+    static const u8 commands[] = {0x00, 0x08, 0x0A, 0x12, 0x1A, 0x25, 0x28, 0x28, 0x2A, 0x2A,
+                                  0x35, 0x42, 0x88, 0x8A, 0x93, 0x9E, 0xA0};
+    int lie = rarely(6) ? 1 + below(12) : 0;
+    u32 start = channel->write, greeting = channel->started < LENGTH(handshake);
+    u8 operation = greeting ? handshake[channel->started++] : rarely(100) ? below(16) : 3;
+    u32 pages = operation == 3 && !rarely(4) ? 1 + below(4) : 0, length = pages * PAGE;
+    u32 offset = pages && rarely(4) ? below(PAGE) : 0, count = 1, sectors = (length - offset) / 512;
+    u64 type = pages ? 9 : 6, head = 2 + (pages ? 2 + pages : 0), words = head + 8, flags = 1;
+    u8 code = rarely(20) ? any() : commands[below(LENGTH(commands))], size = 16;
+    u8 direction = pages ? code == 0x0A || code == 0x2A || code == 0x8A ? 0 : 1 : 2;
+    u32 data = sectors * 512, sector = rarely(4) ? value() : below(5000), srb = 52;
+    switch (lie) {
+    case 1: if (rarely(20)) type = value(); break; /* these four end the channel */
+    case 2: if (rarely(20)) head = below(words + 4); break;
+    case 3: if (rarely(20)) words = below(64); break;
+    case 4: if (rarely(20)) flags = below(4); break;
+    case 5: count = value(); break;
+    case 6: length = value(); break;
+    case 7: offset = value(); break;
+    case 8: data = value(); break;
+    case 9: srb = value(); break;
+    case 10: size = any(); break;
+    case 11: direction = any(); break;
+    case 12: sectors = value(); break;
+    }
+    ring_put(channel, (u16)type | (u16)head << 16 | (u64)(u16)words << 32 | flags << 48, 8);
+    ring_put(channel, any(), 8);
+    if (pages) {
+        ring_put(channel, (u64)count << 32, 8);
+        ring_put(channel, (u32)(length - (lie ? 0 : offset)) | (u64)offset << 32, 8);
+    }
+    for (u32 i = 0; i < pages; i++)
+        ring_put(channel, rarely(30) ? value() : pool_page() >> 12, 8);
+    ring_put(channel, operation | 1ul << 32, 8);
+    ring_put(channel, (u64)(u16)(operation == 9 ? 0x602 : srb) << 32, 8);
+    ring_put(channel, (u64)(rarely(20) ? any() : below(4)) << 24 | (u64)size << 32
+                      | (u64)direction << 48, 8);
+    /* The sector and the number of sectors are where the 10-byte commands have them. */
+    ring_put(channel, data | (u64)code << 32 | (u64)(sector >> 24) << 48
+                      | (u64)(u8)(sector >> 16) << 56, 8);
+    ring_put(channel, (u8)(sector >> 8) | (sector & 0xFF) << 8 | (u64)(u8)(sectors >> 8) << 24
+                      | (u64)(u8)sectors << 32, 8);
+    for (int i = 0; i < 3; i++)
+        ring_put(channel, 0, 8);
+    ring_put(channel, (u64)start << 32, 8);
+    *(volatile u32 *)channel->ring = channel->write;
+}
+
 void talk(void)
 {
     struct channel *channel = &channels[below(CHANNELS)];
+    for (u32 i = 0; i < CHANNELS && rarely(3); i++)
+        if (channels[i].storage)
+            channel = &channels[i];
     if (!channel->open)
         return;
     volatile u32 *back = (volatile u32 *)(channel->ring + RING_PAGES * PAGE);
@@ -257,7 +313,9 @@ void talk(void)
         signal(channel->relid);
         return;
     }
-    if (!channel->from_host && !channel->greeted) {
+    if (channel->storage) {
+        send_request(channel);
+    } else if (!channel->from_host && !channel->greeted) {
         channel->greeted = 1;
         send_frame(channel, 0x80, 4, 1, 0);
     } else if (!channel->from_host) {
