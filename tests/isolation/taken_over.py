@@ -4,6 +4,7 @@
 up to and including the walls is the real program; see `test_vm.py`. Never part of a package.
 """
 
+import errno
 import os
 import sys
 import time
@@ -11,6 +12,7 @@ from collections.abc import Callable
 
 from teuthis.protocol import Status, StatusKind
 from teuthis.worker import main as program
+from teuthis.worker.devices.storage.backend import File
 from teuthis.worker.machine import Machine
 
 
@@ -69,6 +71,29 @@ def floods_the_console(machine: Machine) -> None:
     os._exit(0)
 
 
+def writes_to_a_read_only_disk(machine: Machine) -> None:
+    locked = machine._disks[1]
+    assert isinstance(locked, File)
+    os.pwritev(locked._descriptor, [b"x"], 0)
+
+
+def syncs_a_read_only_disk(machine: Machine) -> None:
+    locked = machine._disks[1]
+    assert isinstance(locked, File)
+    os.fdatasync(locked._descriptor)
+
+
+def writes_behind_its_disk(machine: Machine) -> None:
+    disk = machine._disks[0]
+    assert isinstance(disk, File)
+    try:
+        os.pwritev(disk._descriptor, [b"x"], disk.size)
+    except OSError as error:
+        if error.errno == errno.EFBIG:
+            opens_a_file(machine)  # that it was refused is seen by this ending
+    lies_to_the_root(machine)
+
+
 STORIES: dict[str, Callable[[Machine], None]] = {
     story.__name__: story
     for story in (
@@ -82,6 +107,9 @@ STORIES: dict[str, Callable[[Machine], None]] = {
         says_too_much_to_the_root,
         answers_what_nobody_asked,
         floods_the_console,
+        writes_to_a_read_only_disk,
+        syncs_a_read_only_disk,
+        writes_behind_its_disk,
     )
 }
 

@@ -38,12 +38,12 @@ def taken_over(monkeypatch: pytest.MonkeyPatch, story: str) -> None:
     monkeypatch.setattr(launch, "Child", start)
 
 
-def fails(monkeypatch: pytest.MonkeyPatch, story: str) -> str:
+def fails(monkeypatch: pytest.MonkeyPatch, story: str, disks: Sequence[teuthis.Disk] = ()) -> str:
     """What the user of a VM is told whose worker runs `story`; nothing is left behind."""
     taken_over(monkeypatch, story)
     before = children(os.getpid())
     with pytest.raises(TeuthisError) as caught:
-        teuthis.VM("128M", boot_timeout=20)
+        teuthis.VM("128M", boot_timeout=20, disks=disks)
     await_true(lambda: children(os.getpid()) <= before)
     return str(caught.value)
 
@@ -61,6 +61,20 @@ def test_a_call_that_is_not_on_the_list_ends_the_vm(
     monkeypatch: pytest.MonkeyPatch, story: str
 ) -> None:
     assert "SIGSYS" in fails(monkeypatch, story)
+
+
+@pytest.mark.parametrize(
+    "story", ["writes_to_a_read_only_disk", "syncs_a_read_only_disk", "writes_behind_its_disk"]
+)
+def test_disks_are_written_to_as_they_may_be(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, story: str
+) -> None:
+    written, locked = tmp_path / "written", tmp_path / "locked"
+    for path in (written, locked):
+        path.write_bytes(bytes(1 << 20))
+    disks = [teuthis.Disk(written), teuthis.Disk(locked, read_only=True)]
+    assert "SIGSYS" in fails(monkeypatch, story, disks)
+    assert written.read_bytes() == locked.read_bytes() == bytes(1 << 20)
 
 
 @pytest.mark.parametrize("story", ["forges_a_link_message", "starts_the_guest_twice"])
@@ -123,7 +137,11 @@ def test_the_surface_of_a_vm_is_told() -> None:
 
 WORKLOAD = """
 import signal, teuthis
-with teuthis.VM("192M") as vm:
+disks = {disks}
+with teuthis.VM("192M", disks=disks) as vm:
+    if disks:
+        vm.run(["sh", "-c", "echo x | dd of=/dev/sda conv=fsync; blkdiscard /dev/sda"], check=True)
+        vm.run(["cat", "/dev/sda"], check=True)
     assert vm.run(["cat"], input=bytes(1 << 20)).stdout == bytes(1 << 20)
     vm.write_file("/tmp/x", bytes(1 << 20))
     assert len(vm.read_file("/tmp/x")) == 1 << 20
@@ -142,19 +160,29 @@ NOT_ALWAYS = {
 }
 
 
+STORAGE = {"preadv2", "pwritev2", "fdatasync", "fallocate"}
+"""What the worker of a VM with a writable disk keeps besides."""
+
+
 @needs_root
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
-def test_no_filter_allows_what_is_never_used(tmp_path: Path) -> None:
-    command = ["strace", "-ff", "-qq", "-o", str(tmp_path / "trace"), sys.executable, "-c"]
-    subprocess.run([*command, WORKLOAD], check=True, timeout=280)
+@pytest.mark.parametrize("with_disk", [False, True], ids=["no-disk", "disk"])
+def test_no_filter_allows_what_is_never_used(tmp_path: Path, with_disk: bool) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    (tmp_path / "traces").mkdir()
+    workload = WORKLOAD.format(disks=f"[teuthis.Disk({str(disk)!r})]" if with_disk else "[]")
+    command = ["strace", "-ff", "-qq", "-o", str(tmp_path / "traces/trace"), sys.executable, "-c"]
+    subprocess.run([*command, workload], check=True, timeout=280)
+    allowed = WORKER | (STORAGE if with_disk else set())
     used: dict[str, set[str]] = {"worker": set(), "hypervisor": set()}
-    for file in tmp_path.iterdir():
+    for file in (tmp_path / "traces").iterdir():
         text = file.read_text(errors="replace")
         before, locked, after = text.partition("\nseccomp(")
         if locked:
             process = "worker" if "teuthis.worker" in before else "hypervisor"
             used[process] |= set(re.findall(r"^(\w+)\(", after, re.MULTILINE)) - {"seccomp"}
-    assert used["worker"] <= WORKER
+    assert used["worker"] <= allowed
     assert used["hypervisor"] <= HYPERVISOR
-    assert WORKER - used["worker"] <= NOT_ALWAYS.keys()
+    assert allowed - used["worker"] <= NOT_ALWAYS.keys()
     assert HYPERVISOR - used["hypervisor"] <= NOT_ALWAYS.keys()
