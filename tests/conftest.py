@@ -2,7 +2,13 @@
 
 import signal
 
+from hypothesis import settings
+
 pytest_plugins = ["tests.register.recorder"]
+
+# How long an example takes says nothing on a busy host; pytest-timeout ends what hangs.
+settings.register_profile("teuthis", deadline=None)
+settings.load_profile("teuthis")
 
 
 def pytest_configure() -> None:

@@ -18,7 +18,7 @@ HEAD = """\
 # The attack surface as it was last agreed to; the tests compare it with what there is. Growth fails
 # until this file is changed in the same commit: make flows-lock REASON="what grew and why it must".
 """
-TOLERANCE = {"bytes": 1.03, "lines": 1.1}
+TOLERANCE = {"bytes": 1.05, "lines": 1.1}
 """By how much a number may grow unnoticed: the compiler's moods, a line or two of a handler."""
 LINES_SPARE = 4
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 
@@ -16,7 +17,8 @@ class Recorder:
     def __init__(self) -> None:
         self.test: str | None = None
         self.refused: dict[str, set[str]] = {}
-        self._pages: dict[Counters, dict[str, int]] = {}
+        self._pages: WeakKeyDictionary[Counters, dict[str, int]] = WeakKeyDictionary()
+        self._held: list[Counters] = []
 
     def refuse(self, flow: str) -> None:
         if self.test is not None:
@@ -25,13 +27,20 @@ class Recorder:
     def watch(self, page: Counters) -> None:
         """Looks from now on at what another process counts in `page`."""
         self._pages[page] = dict.fromkeys(page.snapshot(), 0)
+        self._held.append(page)
 
     def look(self) -> None:
-        for page, before in self._pages.items():
+        for page, before in list(self._pages.items()):
             for flow, count in page.snapshot().items():
                 if count.rejected > before[flow]:
                     self.refuse(flow)
                     before[flow] = count.rejected
+
+    def finish(self) -> None:
+        """The test is over: what nobody else holds, and with it a descriptor, is let go."""
+        self.look()
+        self._held.clear()
+        self.test = None
 
     def forget(self, page: Counters) -> None:
         if page in self._pages:
@@ -70,8 +79,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     RECORDER.test = item.nodeid.partition("[")[0]
     RECORDER.refused.setdefault(RECORDER.test, set())
     result = yield
-    RECORDER.look()
-    RECORDER.test = None
+    RECORDER.finish()
     return result
 
 

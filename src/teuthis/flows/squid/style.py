@@ -4,10 +4,10 @@ from typing import Final
 
 from teuthis.flows.register import RECEIVERS
 
-_LIGHT: Final = ("#6c7a80", "#14708c", "#a9660b", "#8f3f86", "#4d7a2f", "#5a3ea0")
-_DARK: Final = ("#8c9ea6", "#5cc0dc", "#eab054", "#e08fd4", "#9ccc74", "#b39cff")
-_LIGHT_WORST: Final = "#b3201f"
-_DARK_WORST: Final = "#ff6f61"
+_LIGHT: Final = ("#6c7a80", "#14708c", "#a9660b", "#8f3f86", "#4d7a2f", "#5a3ea0", "#d2452a")
+_DARK: Final = ("#8c9ea6", "#5cc0dc", "#eab054", "#e08fd4", "#9ccc74", "#b39cff", "#ff9466")
+_LIGHT_WORST: Final = "#8a0f24"
+_DARK_WORST: Final = "#ff4f64"
 
 _STYLE: Final = """
 svg { --paper: #f6f1e4; --ink: #1f2d36; --faint: #1f2d3622; --soft: #55636b; --flesh: #ece3cd;
