@@ -1,4 +1,4 @@
-"""Starts attackers behind the walls of both processes, as root and as an ordinary user.
+"""Starts attackers behind the walls of each process of a VM, as root and as an ordinary user.
 
 An attacker makes system calls from inside a jail that was raised by the very code of the worker or
 of the hypervisor. `TEUTHIS_TEST_WITHOUT` names a wall to leave out (`make walls-matter`).
@@ -36,8 +36,8 @@ def build_prisoner() -> list[str]:
     return [str(target / "debug/examples/prisoner")]
 
 
-def _worker() -> list[str]:
-    return [sys.executable, str(Path(__file__).with_name("prisoner.py"))]
+def _ours(process: str) -> list[str]:
+    return [sys.executable, str(Path(__file__).with_name("prisoner.py")), "--process", process]
 
 
 def call(name: str, *arguments: object) -> str:
@@ -59,9 +59,10 @@ class Prison:
     @contextmanager
     def _command(self, without: Iterable[str]) -> Iterator[list[str]]:
         with identity.lease() as own:
-            command = list(_worker() if self.process == "worker" else build_prisoner())
+            of_rust = self.process == "hypervisor"
+            command = list(build_prisoner() if of_rust else _ours(self.process))
             if self.user == "root":
-                uid = own.worker if self.process == "worker" else own.hypervisor
+                uid = own.hypervisor if of_rust else own.worker
                 command += ["--uid", str(uid)]
             elif IS_ROOT:
                 command += ["--as", str(NOBODY)]
@@ -112,6 +113,6 @@ class Prison:
 
 PRISONS: Final = [
     Prison(process, user)
-    for process in ("worker", "hypervisor")
+    for process in ("worker", "hypervisor", "switch")
     for user in (("root", "user") if IS_ROOT else ("user",))
 ]

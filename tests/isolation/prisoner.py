@@ -1,7 +1,7 @@
-"""An attacker inside the worker's jail. Run by `prison.py`; never part of a package.
+"""An attacker inside the jail of a worker or a switch. Run by `prison.py`; never part of a package.
 
 The same program as `hypervisor/examples/prisoner.rs`, whose head explains options and input, with
-the worker's walls, limits and list of system calls.
+their walls, limits and lists of system calls.
 """
 
 import ctypes
@@ -10,10 +10,14 @@ import select
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
 
 from teuthis.errors import MissingWall
-from teuthis.jail import walls, worker
+from teuthis.jail import switch, walls, worker
+from teuthis.jail.walls import Jail
 from teuthis.protocol import WorkerConfig
+from teuthis.switch.protocol import SwitchConfig
 
 GUEST_MEMORY = 256 << 20
 
@@ -25,6 +29,7 @@ _libc.syscall.restype = ctypes.c_long
 
 def main(options: list[str]) -> None:
     uid = None
+    process = "worker"
     without = set()
     for option, value in zip(options[::2], options[1::2], strict=True):
         match option:
@@ -34,22 +39,24 @@ def main(options: list[str]) -> None:
                 os.setresuid(int(value), int(value), int(value))
             case "--uid":
                 uid = int(value)
+            case "--process":
+                process = value
             case "--without":
                 without.add(value)
             case _:
                 raise ValueError(option)
     with os.fdopen(0, closefd=False) as attacks:
         while line := attacks.readline():
-            print(attempt(line.rstrip("\n"), uid, without), flush=True)
+            print(attempt(line.rstrip("\n"), process, uid, without), flush=True)
 
 
-def attempt(line: str, uid: int | None, without: set[str]) -> str:
+def attempt(line: str, process: str, uid: int | None, without: set[str]) -> str:
     answers, answer = os.pipe()
     calls = [parse(call) for call in line.split(" ; ")] if line != "wait" else []
     child = os.fork()
     if child == 0:
         os.close(answers)
-        text = attack(line, calls, answer, uid, without)
+        text = attack(line, calls, answer, JAILS[process](uid, answer), without)
         os.write(answer, text.encode())
         os._exit(0)
     os.close(answer)
@@ -64,10 +71,16 @@ def attempt(line: str, uid: int | None, without: set[str]) -> str:
     return f"killed {-status}" if status < 0 else said.decode()
 
 
-def attack(
-    line: str, calls: list[Callable[[list[int]], int]], answer: int, uid: int | None, out: set[str]
-) -> str:
-    pid = os.getpid()
+class Cell(NamedTuple):
+    """A jail as its process's own code makes it."""
+
+    before: Jail
+    after: Callable[[int], Jail]
+    """From the descriptor of its epoll."""
+
+
+def of_worker(uid: int | None, answer: int) -> Cell:
+    """As in `teuthis.worker.main`."""
     link, control = (socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2))
     config = WorkerConfig(
         memory=0,
@@ -81,12 +94,43 @@ def attack(
         console=answer,
         uid=uid,
     )
+    _alive.extend((*link, *control))
+
+    def after(epoll: int) -> Jail:
+        return worker.worker(config, worker.system_calls(epoll, config.link, config.control))
+
+    return Cell(worker.worker(config, {}), after)
+
+
+def of_switch(uid: int | None, answer: int) -> Cell:
+    """As in `teuthis.switch.main`, for a named network; this one has a parent, though."""
+    requests = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    _alive.append(requests)
+    config = SwitchConfig(requests=requests.fileno(), uid=uid)
+    descriptors = [*config.descriptors(), answer]
+
+    def after(epoll: int) -> Jail:
+        calls = switch.system_calls(epoll, config.requests)
+        return replace(switch.switch(config, calls), descriptors=descriptors)
+
+    return Cell(replace(switch.switch(config, {}), descriptors=descriptors), after)
+
+
+JAILS = {"worker": of_worker, "switch": of_switch}
+
+
+def attack(
+    line: str,
+    calls: list[Callable[[list[int]], int]],
+    answer: int,
+    cell: Cell,
+    out: set[str],
+) -> str:
+    pid = os.getpid()
     try:
-        # As in `teuthis.worker.main`.
-        walls.enter(worker.worker(config, {}), kept(walls.FIRST, out))
+        walls.enter(cell.before, kept(walls.FIRST, out))
         epoll = select.epoll()
-        allowed = worker.system_calls(epoll.fileno(), config.link, config.control)
-        walls.enter(worker.worker(config, allowed), kept(walls.REST, out))
+        walls.enter(cell.after(epoll.fileno()), kept(walls.REST, out))
     except MissingWall as missing:
         return str(missing)
     if line == "wait":
@@ -94,7 +138,7 @@ def attack(
         while os.read(0, 1):
             pass
         os._exit(0)
-    _alive.extend((*link, *control, epoll))  # taking Python's objects down is not on the list
+    _alive.append(epoll)  # taking Python's objects down is not on the list
     results: list[int] = []
     for call in calls:
         result = call(results)

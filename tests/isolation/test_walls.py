@@ -122,7 +122,8 @@ def test_limits(prison: Prison) -> None:
         "Max pending signals",
     ]
     assert {name: said[name] for name in nothing} == dict.fromkeys(nothing, "0")
-    assert int(said["Max address space"]) == (256 + 1024) << 20
+    space = 768 if prison.process == "switch" else 256 + 1024
+    assert int(said["Max address space"]) == space << 20
     assert int(said["Max open files"]) == (2 if prison.process == "hypervisor" else 1024)
 
 

@@ -11,51 +11,50 @@ from teuthis.jail.seccomp import integer, null, only, without
 from teuthis.jail.walls import Jail, Wall
 from teuthis.switch.protocol import SwitchConfig
 
+_PROT_READ_WRITE: Final = 3
 _PROT_EXEC: Final = 4
 _MAP_SHARED: Final = 1
 _MAP_PRIVATE_ANONYMOUS: Final = 0x22
 _MREMAP_MAYMOVE: Final = 1
 _FIONBIO: Final = 0x5421
-_SOL_SOCKET: Final = 1
-_SO_PEERCRED: Final = 17
-_F_GETFD_TO_DUPFD_CLOEXEC: Final = 1030
+_F_DUPFD_CLOEXEC: Final = 1030
+
+_PRIVATE: Final = (without(2, _PROT_EXEC), only(3, _MAP_PRIVATE_ANONYMOUS))
+_COUNTERS: Final = (integer(2, _PROT_READ_WRITE), integer(3, _MAP_SHARED), null(0))
 
 _MEMORY: Final = 768 * MIB
 _DESCRIPTORS: Final = 1024
 
 
-def system_calls(epoll: int) -> AllowList:
-    """The calls that forwarding frames takes."""
+def system_calls(epoll: int, requests: int | None) -> AllowList:
+    """The calls that forwarding frames takes, and with `requests` those for VMs that join."""
     return {
         "epoll_wait": ((integer(0, epoll),),),
         "epoll_ctl": ((integer(0, epoll),),),
-        # Frames, which are packets of sockets that the root side has connected.
+        # Frames: packets of sockets that the root side has connected.
         "read": (),
         "write": (),
-        # Who asks to join: only the root side can reach the listening socket.
-        "accept4": (),
-        "getsockname": (),
-        "getsockopt": ((integer(1, _SOL_SOCKET), integer(2, _SO_PEERCRED)),),
-        "recvmsg": (),
-        "sendto": ((null(4),),),
-        "poll": (),
-        "ioctl": ((integer(1, _FIONBIO),),),
         "close": (),
-        # A page of counters for each VM, and the allocator; never executable.
-        "fcntl": ((integer(1, _F_GETFD_TO_DUPFD_CLOEXEC),),),
-        "fstat": (),
-        "newfstatat": (),
-        "mmap": (
-            (without(2, _PROT_EXEC), only(3, _MAP_PRIVATE_ANONYMOUS)),
-            (without(2, _PROT_EXEC), only(3, _MAP_SHARED)),
-        ),
+        # The allocator: private memory that is never executable.
+        "mmap": (_PRIVATE,) if requests is None else (_PRIVATE, _COUNTERS),
         "mremap": ((integer(3, _MREMAP_MAYMOVE),),),
         "munmap": (),
         "brk": (),
         "getrandom": (),
         "clock_gettime": (),
         "exit_group": (),
-        "rt_sigaction": (),
+        **({} if requests is None else _joining(requests)),
+    }
+
+
+def _joining(requests: int) -> AllowList:
+    """A VM brings a socket, a page of counters to be mapped, and a socket for the answer."""
+    return {
+        "recvmsg": ((integer(0, requests),),),
+        "ioctl": ((integer(1, _FIONBIO),),),
+        "fcntl": ((integer(1, _F_DUPFD_CLOEXEC),),),
+        "fstat": (),
+        "newfstatat": (),
     }
 
 

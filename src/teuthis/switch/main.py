@@ -6,7 +6,6 @@ import struct
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Final
 
 import msgspec
@@ -25,8 +24,9 @@ _USAGE = 64
 _PATIENCE: Final = 30.0
 """Seconds for the first VM to join."""
 _CREDENTIALS = struct.Struct("iII")
-_REQUESTS_MAX = 16
+_TURN = 16
 _JOIN_DESCRIPTORS = 2
+_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPACE(4 * 4)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
         return _USAGE
 
     # A named network outlives the VM that it was started for: its switch is nobody's child.
-    if config.listener is not None and (pid := os.fork()):
+    if config.requests is not None and (pid := os.fork()):
         os.write(1, b"%d" % pid)
         os._exit(0)
 
@@ -50,11 +50,14 @@ def main(arguments: Sequence[str]) -> int:
     loop = Loop()
     switch = Switch(loop, time.monotonic)
     uplink = None if config.uplink is None else _uplink(switch, config.uplink)
-    entrance = None if config.listener is None else Entrance(switch, config.listener, config.uid)
+    entrance = None if config.requests is None else Entrance(switch, config.requests, config.uid)
 
     # 4. The door is locked: no path, no network, no other process, no privilege.
     try:
-        walls.enter(jail.switch(config, jail.system_calls(loop.fileno())), jail.walls_of(config))
+        walls.enter(
+            jail.switch(config, jail.system_calls(loop.fileno(), config.requests)),
+            jail.walls_of(config),
+        )
     except MissingWall as missing:
         return walls.exit_status(missing.name)
 
@@ -69,11 +72,10 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         if entrance is not None and not entrance.joined and time.monotonic() < give_up:
             continue
-        if switch.ports or (entrance is not None and entrance.busy):
-            continue
         if entrance is not None:
-            entrance.close()
-        return 0
+            entrance.serve()
+        if not switch.ports:
+            return 0
 
 
 def _read_config(arguments: Sequence[str]) -> SwitchConfig:
@@ -94,63 +96,55 @@ def _uplink(switch: Switch, config: UplinkConfig) -> Uplink:
 
 
 class Entrance:
-    """Where the root sides of VMs ask to join.
+    """Where the root sides of VMs ask to join: one datagram each, answered on a socket in it.
 
-    Who may connect at all the file system decides: the socket lies in a directory of the user's
-    own. Started by an ordinary user we see who asks; in the namespace that root's switch has, all
+    Who may send at all the file system decides: the socket lies in a directory of the user's own.
+    Started by an ordinary user we see who asks; in the namespace that root's switch has, all
     others look alike.
     """
 
-    def __init__(self, switch: Switch, listener: int, uid: int | None) -> None:
+    def __init__(self, switch: Switch, requests: int, uid: int | None) -> None:
         self.joined = False
         """Whether a VM ever did."""
         self._switch = switch
-        self._listener = socket.socket(fileno=listener)
-        self._listener.setblocking(False)
+        self._requests = socket.socket(fileno=requests)
+        self._requests.setblocking(False)
+        self._requests.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._owner = os.geteuid() if uid is None else None
-        self._requests: dict[int, socket.socket] = {}
-        switch.loop.watch(listener, READ, self._accept)
-
-    @property
-    def busy(self) -> bool:
-        """Whether somebody is about to join."""
-        self._accept()
-        return bool(self._requests)
+        switch.loop.watch(requests, READ, self.serve)
 
     def close(self) -> None:
         """Lets nobody in any more."""
-        self._switch.loop.unwatch(self._listener.fileno())
-        self._listener.close()
+        self._switch.loop.unwatch(self._requests.fileno())
+        self._requests.close()
 
-    def _accept(self) -> None:
-        while len(self._requests) < _REQUESTS_MAX:
+    def serve(self) -> None:
+        """Answers the requests that are there."""
+        for _ in range(_TURN):
             try:
-                request, _ = self._listener.accept()
-            except OSError:
+                packet, ancillary, _, _ = self._requests.recvmsg(MAX_REQUEST + 1, _ANCILLARY_BYTES)
+            except BlockingIOError:
                 return
-            request.setblocking(False)
-            raw = request.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            _, uid, _ = _CREDENTIALS.unpack(raw)
-            if self._owner is not None and uid != self._owner:
-                request.close()
-                continue
-            number = request.fileno()
-            self._requests[number] = request
-            self._switch.loop.watch(number, READ, partial(self._serve, number))
+            self._answer(packet, ancillary)
 
-    def _serve(self, number: int) -> None:
-        request = self._requests.pop(number)
-        self._switch.loop.unwatch(number)
-        with request:
-            try:
-                packet, descriptors, _, _ = socket.recv_fds(
-                    request, MAX_REQUEST + 1, _JOIN_DESCRIPTORS
-                )
-                answer = self._join(packet, descriptors)
-                self.joined |= answer.outcome is Outcome.JOINED
-                request.send(answer.encode())
-            except OSError:
-                return
+    def _answer(self, packet: bytes, ancillary: list[tuple[int, int, bytes]]) -> None:
+        descriptors: list[int] = []
+        uid: int | None = None
+        for _, kind, data in ancillary:
+            if kind == socket.SCM_RIGHTS:
+                descriptors += struct.unpack(f"{len(data) // 4}i", data[: len(data) // 4 * 4])
+            elif kind == socket.SCM_CREDENTIALS:
+                _, uid, _ = _CREDENTIALS.unpack(data)
+        *given, reply = descriptors or [-1]
+        if reply >= 0 and self._owner in (None, uid):
+            answer = self._join(packet, given)
+            self.joined |= answer.outcome is Outcome.JOINED
+            with suppress(OSError):  # it has not waited
+                os.write(reply, answer.encode())
+            given = []
+        for descriptor in (*given, reply):
+            if descriptor >= 0:
+                os.close(descriptor)
 
     def _join(self, packet: bytes, descriptors: list[int]) -> Answer:
         """Plugs a VM in; what it does not need of the descriptors is closed."""

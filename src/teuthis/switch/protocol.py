@@ -1,8 +1,8 @@
 """What the root side tells a switch: its configuration, and which VMs join.
 
 The root side is trusted; requests are decoded strictly all the same. A request to join is one JSON
-document in one packet, with two descriptors: the VM's frame socket and its page of counters. The
-answer is 8 bytes.
+document in one datagram, with three descriptors: the VM's frame socket, its page of counters, and
+the socket for the answer, which is 8 bytes.
 """
 
 import enum
@@ -60,9 +60,14 @@ class Uplink(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SwitchConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What `python -m teuthis.switch --config-fd N` is given: one of listener and uplink."""
+    """What `python -m teuthis.switch --config-fd N` is given: one of the two.
 
-    listener: Descriptor | None = None
+    Attributes:
+        requests: the datagram socket on which VMs join a named network.
+        uplink: the way out of the user's network.
+    """
+
+    requests: Descriptor | None = None
     uplink: Uplink | None = None
     uid: Annotated[int, msgspec.Meta(ge=1, lt=1 << 32)] | None = None
     allow_missing_walls: frozenset[str] = frozenset()
@@ -71,7 +76,7 @@ class SwitchConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """All descriptors in here."""
         if self.uplink is not None:
             return [self.uplink.stream, self.uplink.frames, self.uplink.counters]
-        return [] if self.listener is None else [self.listener]
+        return [] if self.requests is None else [self.requests]
 
 
 class Outcome(enum.IntEnum):

@@ -233,25 +233,26 @@ class Door:
     """An entrance with somebody in front of it."""
 
     def __init__(self, world: World, path: Path) -> None:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        listener.bind(str(path))
-        listener.listen(16)
+        requests = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        requests.bind(str(path))
         self.world = world
         self.path = path
-        self.entrance = Entrance(world.switch, listener.detach(), None)
+        self.entrance = Entrance(world.switch, requests.detach(), None)
 
     def ask(self, request: bytes, count: int = 2) -> tuple[Answer | None, socket.socket]:
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        mine, reply = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         page = counters_page()
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-            connection.settimeout(5)
-            connection.connect(str(self.path))
-            descriptors = ([near.fileno(), page] * 2)[:count]
-            socket.send_fds(connection, [request], descriptors)
+        with mine, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as requests:
+            requests.connect(str(self.path))
+            descriptors = [*([near.fileno(), page] * 2)[:count], reply.fileno()]
+            socket.send_fds(requests, [request], descriptors)
             near.close()
+            reply.close()
             os.close(page)
             self.world.turn()
-            packet = connection.recv(64)
+            mine.settimeout(5)
+            packet = mine.recv(64)
         return (Answer.decode(packet) if packet else None), far
 
 
@@ -269,6 +270,28 @@ def test_join_by_socket(world: World, tmp_path: Path) -> None:
     b.close()
     world.turn()
     assert world.switch.ports == []
+
+
+def test_requests_without_descriptors_harm_nobody(world: World, tmp_path: Path) -> None:
+    door = world.door(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as requests:
+        requests.connect(str(door.path))
+        for request in (b"", b"{}", msgspec.json.encode(member(MAC_A))):
+            requests.send(request)
+            world.turn()
+    answer, far = door.ask(msgspec.json.encode(member(MAC_A)))
+    assert answer == Answer(Outcome.JOINED, A)
+    far.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_another_user_is_not_answered(world: World, tmp_path: Path) -> None:
+    door = world.door(tmp_path / "socket")
+    door.entrance._owner = 65534
+    answer, far = door.ask(msgspec.json.encode(member(MAC_A)))
+    assert answer is None
+    assert world.switch.ports == []
+    far.close()
 
 
 @pytest.mark.parametrize(
@@ -296,10 +319,8 @@ def test_malformed_requests(world: World, tmp_path: Path, request_: bytes, count
 def test_any_request_is_answered(request_: bytes) -> None:
     world = World()
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listener.bind("")  # a name that the kernel picks
-    listener.listen()
-    entrance = Entrance(world.switch, listener.detach(), None)
+    requests = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    entrance = Entrance(world.switch, requests.detach(), None)
     answer = entrance._join(request_, [near.detach(), counters_page()])
     assert answer.outcome in (Outcome.MALFORMED, Outcome.JOINED)
     far.close()

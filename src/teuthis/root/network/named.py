@@ -31,7 +31,6 @@ __all__ = ["SUBNET", "join"]
 
 _PATIENCE: Final = 20.0
 """Seconds for a switch to start and to answer."""
-_BACKLOG: Final = 16
 _WHY: Final = {
     Outcome.MALFORMED: "its switch did not understand the request: is it of another version?",
     Outcome.MAC_TAKEN: "another VM there has this MAC address: choose another, or none",
@@ -120,12 +119,15 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _ask(path: Path, request: bytes, descriptors: list[int]) -> Answer | None:
     """Asks the switch at `path`; None: there is none, or it is just ending."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-        connection.settimeout(_PATIENCE)
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with near, far, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as requests:
+        requests.settimeout(_PATIENCE)
+        near.settimeout(_PATIENCE)
         try:
-            connection.connect(str(path))
-            socket.send_fds(connection, [request], descriptors)
-            packet = connection.recv(2 * ANSWER_BYTES)
+            requests.connect(str(path))
+            socket.send_fds(requests, [request], [*descriptors, far.fileno()])
+            far.close()
+            packet = near.recv(2 * ANSWER_BYTES)
         except (FileNotFoundError, ConnectionError):
             return None
     if not packet:
@@ -137,15 +139,14 @@ def _ask(path: Path, request: bytes, descriptors: list[int]) -> Answer | None:
 
 
 def _start(path: Path, allow_missing_walls: frozenset[str]) -> None:
-    """Starts a switch that listens at `path`. The lock is held."""
+    """Starts a switch that takes VMs at `path`. The lock is held."""
     with Descriptors() as given, identity.lease() as own:
         with suppress(FileNotFoundError):
             path.unlink()
-        listener = given.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-        listener.bind(str(path))
-        listener.listen(_BACKLOG)
+        requests = given.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        requests.bind(str(path))
         config = SwitchConfig(
-            listener=listener.fileno(), uid=own.worker, allow_missing_walls=allow_missing_walls
+            requests=requests.fileno(), uid=own.worker, allow_missing_walls=allow_missing_walls
         )
         document = given.document("switch", msgspec.json.encode(config))
         # It becomes nobody's child at once: it may outlive us, as long as a VM needs it.
@@ -154,7 +155,7 @@ def _start(path: Path, allow_missing_walls: frozenset[str]) -> None:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=None if os.environ.get("TEUTHIS_DEBUG") else subprocess.DEVNULL,
-            pass_fds=(document, listener.fileno()),
+            pass_fds=(document, requests.fileno()),
             start_new_session=True,
             env={},
             cwd="/",
