@@ -16,6 +16,7 @@ from teuthis.jail import switch as jail
 from teuthis.jail import walls
 from teuthis.switch.protocol import MAX_REQUEST, Answer, Member, Outcome, SwitchConfig
 from teuthis.switch.protocol import Uplink as UplinkConfig
+from teuthis.switch.rules import arp_request
 from teuthis.switch.switch import Switch
 from teuthis.switch.uplink import Destinations, Uplink
 from teuthis.worker.loop import READ, Loop
@@ -92,7 +93,11 @@ def _uplink(switch: Switch, config: UplinkConfig) -> Uplink:
     switch.join(config.member, config.frames, counters)
     (port,) = switch.ports
     destinations = Destinations(config.gateway, config.refused, config.host_ports)
-    return Uplink(switch, config.stream, destinations, counters, port.deliver)
+    uplink = Uplink(switch, config.stream, destinations, counters, port.deliver)
+    if config.member.address is not None:
+        # passt learns the guest's MAC address from its frames: callers need not wait for one.
+        uplink.send(arp_request(config.member.mac, config.member.address, config.gateway), port)
+    return uplink
 
 
 class Entrance:

@@ -54,6 +54,12 @@ def sender(mac: bytes, address: ipaddress.IPv4Address) -> Sender:
     return Sender(mac, frozenset({address.packed, link_local(mac)}))
 
 
+def arp_request(mac: bytes, address: bytes, target: bytes) -> bytes:
+    """Asks who has the IPv4 address `target`, and so says who asks."""
+    ethernet = BROADCAST + mac + _ARP
+    return ethernet + _ARP_HEAD + _ARP_REQUEST + mac + address + bytes(6) + target
+
+
 def check(frame: bytes, who: Sender, max_frame: int) -> None:
     """Lets a frame of `who`'s pass. Raises `Refused`."""
     if not ETHERNET_BYTES <= len(frame) <= max_frame:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teuthis.switch.rules import Refused, check, ipv4, link_local, sender
+from teuthis.switch.rules import Refused, arp_request, check, ipv4, link_local, sender
 
 from . import frames as f
 from .frames import A6, ANY, ANY6, B6, MAC_A, MAC_B, A, B
@@ -141,6 +141,10 @@ def test_malformed_frames(frame: bytes) -> None:
 def test_the_ipv6_address_follows_from_the_mac() -> None:
     assert link_local(MAC_A) == A6
     assert link_local(MAC_B) == B6
+
+
+def test_our_own_question_may_pass() -> None:
+    check(arp_request(MAC_A, A, B), WHO, MTU + 14)
 
 
 def test_ports_of_a_fragment_are_not_believed() -> None:
