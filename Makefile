@@ -52,14 +52,23 @@ prisoner: $(STAMPS)/host.stamp
 
 image: $(STAMPS)/venv.stamp programs
 	@$(BIN)/python -m teuthis.images
+	@$(BIN)/teuthis image build debian >/dev/null
 
-update: $(STAMPS)/venv.stamp programs ## take the distribution's newest guest kernel
+update: $(STAMPS)/venv.stamp programs ## take the distribution's newest guest kernel and packages
 	@$(BIN)/python -m teuthis.images --update
+	@$(BIN)/teuthis image build debian --update
 
 setup: $(STAMPS)/venv.stamp programs image ## everything that `teuthis run` needs
 
-run: setup ## run a command inside a virtual machine
-	@$(BIN)/teuthis run -- sh -c 'uname -a; echo hello from inside'
+define HELLO
+import platform
+print("hello from Python", platform.python_version(), "in", platform.freedesktop_os_release()["PRETTY_NAME"])
+print("on", platform.uname().version)
+endef
+export HELLO
+
+run: setup ## run a Python program in Debian inside a virtual machine
+	@$(BIN)/teuthis run --image debian -- python3 -c "$$HELLO"
 
 test: test-rust test-python evidence lint ## all tests and checks
 

@@ -13,7 +13,10 @@ from teuthis.root.vm import VM
 
 
 def main(
-    command: Annotated[list[str], typer.Argument(help="The program and its arguments.")],
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(help="The program and its arguments; the image's own unless given."),
+    ] = None,
     memory: Annotated[str, typer.Option(help="Guest memory: 256M, 2G, …")] = "256M",
     timeout: Annotated[
         str | None,
@@ -23,7 +26,9 @@ def main(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="An environment variable; may be repeated."),
     ] = None,
-    workdir: Annotated[str, typer.Option(help="Working directory in the guest.")] = "/",
+    workdir: Annotated[
+        str | None, typer.Option(help="Working directory in the guest; the image's, or /.")
+    ] = None,
     image: Annotated[
         str, typer.Option(metavar="NAME", help="The image to boot; its disk is never changed.")
     ] = "tiny",
@@ -115,9 +120,16 @@ def main(
         teuthis run --image debian --keep work.layer -- apt-get clean
         teuthis run --disk data.img --disk more.img,ro -- cat /proc/partitions
     """
+    from teuthis.images import store
     from teuthis.root import settings
 
     with attach.verb(brief=console):
+        defaults = store.find(image).defaults
+        program = command or [*defaults.entrypoint, *defaults.command]
+        if not program:
+            raise ConfigurationError(
+                f"the image {image!r} names no program of its own: name one after `--`"
+            )
         limit = None if timeout is None else settings.duration(timeout)
         variables = dict(attach.variable(text) for text in env or ())
         if tty:
@@ -148,10 +160,11 @@ def main(
             processor=processor,
         ) as vm:
             try:
+                directory = workdir or defaults.workdir
                 if tty:
-                    code = terminal.run(vm, command, workdir, limit, shown)
+                    code = terminal.run(vm, program, directory, limit, shown)
                 else:
-                    code = attach.run(vm, command, workdir, limit)
+                    code = attach.run(vm, program, directory, limit)
                 if not vm.closed and (keep is not None or any(map(_is_kept, disks))):
                     vm.run(["sync"])  # what is written to be kept must not stay in the guest
             finally:

@@ -10,13 +10,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from teuthis.errors import ConfigurationError, ImageError, KernelError
+from teuthis.errors import ConfigurationError, HostError, ImageError, KernelError
 from teuthis.images import debian, ext4, host, store, tar
 from teuthis.images.kernel import GuestKernel, default_kernel, release
 from teuthis.images.store import DISK, INITRD, KERNEL, MODULES, Defaults, Image, Pin, Record
 from teuthis.images.tree import Content, Node, Tree
 
 DEFAULT_SIZE: Final = 2 << 30
+_DISK_SPACE: Final = 2 << 30
+"""What a Debian image needs while it is made: packages, their archive, the disk."""
 _MAX_STATUS: Final = 64 << 20
 _MAX_BOOT_FILE: Final = 512 << 20
 _CHUNK: Final = 1 << 20
@@ -57,6 +59,12 @@ def build(
     if not update:
         with suppress(ConfigurationError, ImageError):
             return store.find(name)
+    free = shutil.disk_usage(store.directory()).free
+    if free < _DISK_SPACE:
+        raise HostError(
+            f"only {free >> 20} MiB are free in {store.directory()}; {_DISK_SPACE >> 20} MiB are "
+            "needed: make room, or set TEUTHIS_DATA to a directory elsewhere"
+        )
     time = debian.epoch()
     kernel = None if kind.own_kernel else default_kernel()
     with new_image(name) as home:

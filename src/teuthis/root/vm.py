@@ -80,7 +80,8 @@ class VM(Guest):
             kernel: a `vmlinuz` or `vmlinux` instead of the image's own kernel.
             console: a binary file that the kernel's log is written to as it comes; the guest's own
                 bytes, so look at them with care.
-            env: environment variables of all programs; nothing of this process's own is passed on.
+            env: environment variables of all programs, beside those that the image brings along;
+                nothing of this process's own is passed on.
             boot_timeout: seconds that the boot may take.
             on_hang: what becomes of a guest whose kernel answers no heartbeats: "report" leaves
                 it alone (`health` says so), "kill" ends it.
@@ -117,7 +118,7 @@ class VM(Guest):
             )
             return loader.load(descriptor, size, boot.kernel, boot.initrd, arguments)
 
-        variables = settings.environment(DEFAULT_ENVIRONMENT, env)
+        variables = settings.environment(DEFAULT_ENVIRONMENT, chosen.defaults.env, env)
         if on_hang not in ("report", "kill"):
             raise ConfigurationError(f"on_hang={on_hang!r}: say 'report' or 'kill'")
         machine = Machine(
