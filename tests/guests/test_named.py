@@ -306,7 +306,8 @@ def raw(name: str) -> socket.socket:
     record = store.find(name)
     client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     client.settimeout(30)
-    client.connect(str(record.socket))
+    with remote.address(record) as path:
+        client.connect(path)
     packet, pages, _, _ = socket.recv_fds(client, 4096, remote.MAX_PAGES)
     assert packet
     for page in pages:

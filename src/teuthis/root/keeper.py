@@ -339,15 +339,13 @@ class Connection:
 
 def _listen(record: Record) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    directory = os.open(record.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        listener.bind(f"/proc/self/fd/{directory}/{record.socket.name}")
+        with remote.address(record) as path:
+            listener.bind(path)
         listener.listen()
     except BaseException:
         listener.close()
         raise
-    finally:
-        os.close(directory)
     return listener
 
 

@@ -11,7 +11,8 @@ import os
 import select
 import socket
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import msgspec
@@ -130,6 +131,16 @@ def why(record: Record) -> TeuthisError:
     return kind(f"the VM {name!r} {state}: {record.reason}; `teuthis start {name}` starts it again")
 
 
+@contextmanager
+def address(record: Record) -> Iterator[str]:
+    """The path of a keeper's socket, by a descriptor: it must not be longer than 107 bytes."""
+    directory = os.open(record.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{record.socket.name}"
+    finally:
+        os.close(directory)
+
+
 def _enter(control: socket.socket, record: Record) -> tuple[list[Counters], dict[str, int]]:
     """Connects, and takes the welcome."""
     if not record.live:
@@ -138,12 +149,8 @@ def _enter(control: socket.socket, record: Record) -> tuple[list[Counters], dict
         raise VMError(f"the VM {record.name!r} is still starting: wait for it")
     control.settimeout(_PATIENCE)
     try:
-        # By a descriptor of its directory, as a socket's path must not be longer than 107 bytes.
-        directory = os.open(record.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            control.connect(f"/proc/self/fd/{directory}/{record.socket.name}")
-        finally:
-            os.close(directory)
+        with address(record) as path:
+            control.connect(path)
         packet, descriptors, _, _ = socket.recv_fds(
             control, _MAX_WELCOME, MAX_PAGES, socket.MSG_CMSG_CLOEXEC
         )
