@@ -66,7 +66,11 @@ def facts(machine: Caller) -> dict[str, str]:
         raise NoFacts(f"the guest says nothing about itself: {reason}")
     if not complete:
         raise NoFacts("the guest says more about itself than anybody wants to know")
-    return decode_facts(exchange.output(sink))
+    try:
+        return decode_facts(exchange.output(sink))
+    except NoFacts:
+        machine.count("client.facts", rejected=True)
+        raise
 
 
 def decode_facts(data: bytes) -> dict[str, str]:

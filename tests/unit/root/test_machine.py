@@ -4,14 +4,15 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pytest
 
 from teuthis import errors
 from teuthis.flows import Counters
-from teuthis.protocol import Ended, Exec, ReadFile, Status, StatusKind, decode_request
-from teuthis.root import caller
+from teuthis.protocol import Ended, Exec, Facts, ReadFile, Status, StatusKind, decode_request
+from teuthis.root import caller, integration
 from teuthis.root import machine as module
 from teuthis.root.console import Console
 from teuthis.root.descriptors import Descriptors
@@ -152,3 +153,19 @@ def test_closing_while_others_ask(worker: Played) -> None:
     for thread in threads:
         thread.join(20)
     assert [type(error) for error in seen] == [errors.VMClosed] * 4
+
+
+def test_facts_that_cannot_be_read_are_refused_and_counted(worker: Played) -> None:
+    worker.say(StatusKind.READY)
+    worker.machine.ready.result(5)
+    with ThreadPoolExecutor() as pool:
+        facts = pool.submit(integration.facts, worker.machine)
+        packet, descriptors, _, _ = socket.recv_fds(worker.control, 1 << 17, 3)
+        request = decode_request(packet, len(descriptors))
+        assert isinstance(request, Facts)
+        os.write(descriptors[0], b"\xff\xff")
+        os.close(descriptors[0])
+        worker.say(StatusKind.DONE, request.id, 2)
+        with pytest.raises(errors.NoFacts):
+            facts.result(20)
+    assert worker.machine.flows()["client.facts"].rejected == 1
