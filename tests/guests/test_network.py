@@ -347,6 +347,18 @@ def test_the_guest_has_its_address_and_a_way_out(user: tuple[teuthis.VM, int, in
 
 
 @needs_passt
+def test_a_guest_without_our_agent_may_ask_by_dhcp(user: tuple[teuthis.VM, int, int]) -> None:
+    vm, _, _ = user
+    vm.write_file("/tmp/lease", b'#!/bin/sh\n[ "$1" != bound ] || env\n', mode=0o755)
+    said = sh(vm, "udhcpc -i eth0 -n -q -s /tmp/lease 2>/dev/null")
+    lease = dict(line.partition("=")[::2] for line in said.splitlines())
+    assert (lease["ip"], lease["mask"], lease["mtu"]) == ("10.126.7.2", "24", "65520")
+    assert lease["router"] == "10.126.7.1"
+    servers = re.findall(r"nameserver (\S+)", sh(vm, "cat /etc/resolv.conf"))
+    assert lease.get("dns", "").split() == servers
+
+
+@needs_passt
 @needs_root
 def test_a_host_beyond_this_one_is_reached_and_this_one_is_not(
     user: tuple[teuthis.VM, int, int],

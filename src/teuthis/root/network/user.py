@@ -11,7 +11,7 @@ import re
 import shutil
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -61,7 +61,7 @@ def start(
     uplink, stream = given.enter_context(near).fileno(), given.enter_context(far).fileno()
     for each in wanted.publish:
         _check_free(each)
-    passt = _start_passt(program, wanted, stream, given, held, own.hypervisor)
+    passt = _start_passt(program, wanted, servers, stream, given, held, own.hypervisor)
     config = SwitchConfig(
         uplink=Uplink(
             stream=uplink,
@@ -93,6 +93,7 @@ def start(
 def _start_passt(
     program: str,
     wanted: Wanted,
+    servers: Sequence[str],
     stream: int,
     given: Descriptors,
     held: Descriptors,
@@ -105,9 +106,11 @@ def _start_passt(
     # The interface only has to exist: addresses and ways out do not depend on it.
     arguments = f"""
         --foreground --ipv4-only --interface lo --address {GUEST} --netmask {SUBNET.netmask}
-        --gateway {GATEWAY} --mac-addr {PASST_MAC} --mtu {wanted.mtu} --dns none --search none
+        --gateway {GATEWAY} --mac-addr {PASST_MAC} --mtu {wanted.mtu} --search none
         --fd {stream} --pid /proc/self/fd/{ready_write}
     """.split()
+    for server in servers or ("none",):
+        arguments += ["--dns", server]  # for guests that ask by DHCP
     if not wanted.host_ports:
         arguments.append("--no-map-gw")
     if uid is not None:
