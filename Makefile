@@ -121,6 +121,7 @@ flows-report: setup ## write docs/flows.md: what stands behind each flow, and wh
 bench: setup ## measure speed side by side with QEMU
 	@sh scripts/packages $(BENCH_PACKAGES)
 	@$(BIN)/python benches/bench.py
+	@$(BIN)/python benches/devices.py
 
 MINUTES ?= 5
 hostile: setup ## attack from inside a guest for MINUTES=n (5)

@@ -1,12 +1,16 @@
 //! Workloads of the benchmark: the same static program runs natively, in Teuthis and in QEMU.
 //!
 //! `bench-work NAME` prints one line: `NAME ITEMS NANOSECONDS`, where an item is an instruction
-//! (`integer`), a byte (`copy`, `hash`), a process (`spawn`) or a system call (`syscall`).
+//! (`integer`), a byte (`copy`, `hash`, `disk-read`, `disk-write`, `net-send`, `net-receive`), a
+//! process (`spawn`), a system call (`syscall`) or a request (`disk-random`). Disks are read and
+//! written past the guest's cache; `disk-… DEVICE`, `net-… ADDRESS:PORT`.
 
 use std::{
     env, fs,
     hint::black_box,
     io::{Read, Write},
+    net::{Shutdown, TcpStream},
+    os::unix::fs::{FileExt, OpenOptionsExt},
     process::{Command, ExitCode, Stdio},
     time::Instant,
 };
@@ -91,13 +95,97 @@ fn syscall() -> Result<u64, Box<dyn std::error::Error>> {
     Ok(TURNS * 2)
 }
 
-fn run(name: &str) -> Result<u64, Box<dyn std::error::Error>> {
+const DIRECT: i32 = 0o40000; // O_DIRECT
+const SPAN: u64 = 128 << 20;
+
+/// What direct input and output take: memory aligned to pages.
+#[derive(Clone)]
+#[repr(align(4096))]
+struct Page([u8; 4096]);
+
+fn disk(name: &str, write: bool) -> Result<fs::File, Box<dyn std::error::Error>> {
+    let mut options = fs::OpenOptions::new();
+    Ok(options
+        .read(true)
+        .write(write)
+        .custom_flags(DIRECT)
+        .open(name)?)
+}
+
+/// 128 MiB from the start of a disk, 256 KiB at a time.
+fn disk_sequential(name: &str, write: bool) -> Result<u64, Box<dyn std::error::Error>> {
+    const PIECE: u64 = 256 << 10;
+    let disk = disk(name, write)?;
+    let mut pages = vec![Page([0x5A; 4096]); PIECE as usize / 4096];
+    // SAFETY: pages are plain bytes without padding, and `pages` outlives the slice.
+    let buffer =
+        unsafe { std::slice::from_raw_parts_mut(pages.as_mut_ptr().cast::<u8>(), PIECE as usize) };
+    for at in (0..SPAN).step_by(PIECE as usize) {
+        if write {
+            disk.write_all_at(buffer, at)?;
+        } else {
+            disk.read_exact_at(buffer, at)?;
+        }
+    }
+    if write {
+        disk.sync_all()?;
+    }
+    Ok(SPAN)
+}
+
+/// 4 KiB reads all over the same 128 MiB, one at a time.
+fn disk_random(name: &str) -> Result<u64, Box<dyn std::error::Error>> {
+    const REQUESTS: u64 = 4000;
+    let disk = disk(name, false)?;
+    let mut page = Page([0; 4096]);
+    let mut state = 1u64;
+    for _ in 0..REQUESTS {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        disk.read_exact_at(&mut page.0, (state >> 33) % (SPAN / 4096) * 4096)?;
+    }
+    Ok(REQUESTS)
+}
+
+/// Sends 64 MiB and waits until the other side has them all.
+fn net_send(to: &str) -> Result<u64, Box<dyn std::error::Error>> {
+    const BYTES: usize = 64 << 20;
+    let mut stream = TcpStream::connect(to)?;
+    let data = vec![0x5Au8; 64 << 10];
+    for _ in 0..BYTES / data.len() {
+        stream.write_all(&data)?;
+    }
+    stream.shutdown(Shutdown::Write)?;
+    stream.read_exact(&mut [0])?;
+    Ok(BYTES as u64)
+}
+
+/// Takes all that the other side sends.
+fn net_receive(from: &str) -> Result<u64, Box<dyn std::error::Error>> {
+    let mut stream = TcpStream::connect(from)?;
+    let mut data = vec![0; 256 << 10];
+    let mut total = 0;
+    loop {
+        match stream.read(&mut data)? {
+            0 => return Ok(total),
+            count => total += count as u64,
+        }
+    }
+}
+
+fn run(name: &str, place: &str) -> Result<u64, Box<dyn std::error::Error>> {
     Ok(match name {
         "integer" => integer(),
         "copy" => copy(),
         "hash" => hash(),
         "spawn" => spawn()?,
         "syscall" => syscall()?,
+        "disk-read" => disk_sequential(place, false)?,
+        "disk-write" => disk_sequential(place, true)?,
+        "disk-random" => disk_random(place)?,
+        "net-send" => net_send(place)?,
+        "net-receive" => net_receive(place)?,
         "nothing" => 0,
         other => return Err(format!("unknown workload {other}").into()),
     })
@@ -105,8 +193,9 @@ fn run(name: &str) -> Result<u64, Box<dyn std::error::Error>> {
 
 fn main() -> ExitCode {
     let name = env::args().nth(1).unwrap_or_default();
+    let place = env::args().nth(2).unwrap_or_default();
     let start = Instant::now();
-    match run(&name) {
+    match run(&name, &place) {
         Ok(0) => ExitCode::SUCCESS,
         Ok(items) => {
             println!("{name} {items} {}", start.elapsed().as_nanos());
