@@ -15,6 +15,8 @@ struct PoolInfo {
 }
 
 mod ioctl {
+    // RNDRESEEDCRNG is _IO('R', 7).
+    nix::ioctl_none!(reseed, b'R', 7);
     // RNDADDENTROPY is _IOW('R', 3, int[2]): the size in its number is that of the two counts.
     nix::ioctl_write_ptr_bad!(
         add_entropy,
@@ -35,5 +37,14 @@ pub fn add(bytes: &[u8]) -> io::Result<()> {
     let pool = OpenOptions::new().write(true).open("/dev/urandom")?;
     // SAFETY: the kernel reads two counts and `buffer_size` bytes, all inside `info`.
     unsafe { ioctl::add_entropy(pool.as_raw_fd(), &raw const info) }?;
+    Ok(())
+}
+
+/// Makes the kernel's generator draw a new key from the pool at once: copies of a machine would
+/// otherwise give the same numbers until the next time it does so by itself.
+pub fn reseed() -> io::Result<()> {
+    let pool = OpenOptions::new().write(true).open("/dev/urandom")?;
+    // SAFETY: this call takes no argument.
+    unsafe { ioctl::reseed(pool.as_raw_fd()) }?;
     Ok(())
 }

@@ -2,7 +2,7 @@
 //!
 //! The numbers are those of the register of flows (`flows.toml`, `agent.*`).
 
-use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf};
+use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf, time::Duration};
 
 use crate::terminal::Size;
 
@@ -14,6 +14,7 @@ pub const PORT: u32 = 0x7E07;
 pub const INITIAL_CREDIT: u32 = 65536;
 pub const MAX_EXEC_BYTES: usize = 65536;
 pub const MAX_DATA_BYTES: usize = 16384;
+const RESUMED_ENTROPY_BYTES: usize = 64;
 const MAX_ERROR_TEXT: usize = 256;
 
 /// What the host asks for.
@@ -23,11 +24,23 @@ pub enum Request {
     Stdin(Vec<u8>),
     StdinEof,
     Signal(u32),
-    Window { stream: Stream, credit: u32 },
+    Window {
+        stream: Stream,
+        credit: u32,
+    },
     ReadFile(PathBuf),
-    WriteFile { mode: u32, path: PathBuf },
+    WriteFile {
+        mode: u32,
+        path: PathBuf,
+    },
     Resize(Size),
     Entropy(Vec<u8>),
+    /// The machine goes on after it stood still, perhaps as one of several copies.
+    Resumed {
+        entropy: Vec<u8>,
+        /// Time of day, since 1970.
+        time: Duration,
+    },
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -171,6 +184,10 @@ fn parse(number: u8, payload: &[u8]) -> Option<Request> {
             path: OsString::from_vec(fields.rest()).into(),
         },
         0x0A => Request::Entropy(fields.rest()),
+        0x0D => Request::Resumed {
+            entropy: fields.bytes(RESUMED_ENTROPY_BYTES)?,
+            time: Duration::new(fields.u64()?, fields.nanoseconds()?),
+        },
         _ => return None,
     };
     fields.0.is_empty().then_some(request)
@@ -200,6 +217,22 @@ impl Fields<'_> {
         let (bytes, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
         Some(u16::from_le_bytes(*bytes))
+    }
+
+    fn bytes(&mut self, length: usize) -> Option<Vec<u8>> {
+        let (bytes, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(bytes.to_vec())
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        let (bytes, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(u64::from_le_bytes(*bytes))
+    }
+
+    fn nanoseconds(&mut self) -> Option<u32> {
+        self.u32().filter(|&count| count < 1_000_000_000)
     }
 
     fn u32(&mut self) -> Option<u32> {
@@ -321,6 +354,13 @@ mod tests {
             request(0x0A, b"random"),
             Request::Entropy(b"random".to_vec())
         );
+        let resumed = Request::Resumed {
+            entropy: vec![7; 64],
+            time: Duration::new(5, 6),
+        };
+        let mut payload = vec![7; 64];
+        payload.extend([5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0]);
+        assert_eq!(request(0x0D, &payload), resumed);
     }
 
     #[test]
@@ -328,6 +368,8 @@ mod tests {
         let exec = exec();
         for bytes in [
             frame(0x05, b""),                         // unknown
+            frame(0x0D, &[0; 75]),                    // cut
+            frame(0x0D, &[0xFF; 76]),                 // more than a second of nanoseconds
             frame(0x03, b"x"),                        // more than it takes
             frame(0x04, b"abc"),                      // less than it needs
             frame(0x06, &[3, 0, 0, 0, 1, 0, 0, 0]),   // no such stream
@@ -415,6 +457,7 @@ mod tests {
             ("agent.entropy", 0x0A),
             ("agent.exec-terminal", 0x0B),
             ("agent.resize", 0x0C),
+            ("agent.resumed", 0x0D),
         ];
         for (id, value) in requests {
             assert_eq!(value, number(id, "number"), "{id}");

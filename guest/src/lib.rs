@@ -5,6 +5,7 @@
 #![deny(unsafe_code)]
 
 pub mod agent;
+mod clock;
 mod command;
 mod disks;
 mod entropy;

@@ -13,6 +13,7 @@ use nix::{
 };
 
 use crate::{
+    clock,
     command::Command,
     entropy,
     file::{Receiving, Sending},
@@ -147,6 +148,14 @@ impl Session {
             (_, Request::Entropy(bytes)) => {
                 if let Err(error) = entropy::add(&bytes) {
                     log::line(&format!("entropy from the host: {error}"));
+                }
+            }
+            (_, Request::Resumed { entropy, time }) => {
+                if let Err(error) = entropy::add(&entropy).and_then(|()| entropy::reseed()) {
+                    log::line(&format!("entropy from the host: {error}"));
+                }
+                if let Err(error) = clock::set(time) {
+                    log::line(&format!("time from the host: {error}"));
                 }
             }
             (Work::Waiting, Request::Exec(exec)) => match Command::start(&exec) {

@@ -34,6 +34,18 @@ pub enum ProcessorChoice {
     Kvm(RawFd),
 }
 
+/// Where the guest begins.
+#[derive(Clone, Copy, Debug)]
+pub enum Start {
+    Boot(BootState),
+    /// Where a saved machine stopped: descriptors of its state, of its memory, of the page file.
+    Restore {
+        state: RawFd,
+        template: RawFd,
+        pages: RawFd,
+    },
+}
+
 #[derive(Debug)]
 pub struct Arguments {
     pub memory_size: u64,
@@ -43,7 +55,7 @@ pub struct Arguments {
     pub to_worker: RawFd,
     pub to_hypervisor: RawFd,
     pub counters: RawFd,
-    pub boot: BootState,
+    pub start: Start,
     pub clock: ClockChoice,
     pub processor: ProcessorChoice,
     /// This process's own user id, when root starts it.
@@ -84,13 +96,20 @@ impl Arguments {
             to_worker: take(&mut values, "to-worker-fd")?,
             to_hypervisor: take(&mut values, "to-hypervisor-fd")?,
             counters: take(&mut values, "counters-fd")?,
-            boot: BootState {
-                rip: take(&mut values, "rip")?,
-                rsi: take(&mut values, "rsi")?,
-                rsp: take(&mut values, "rsp")?,
-                cr3: take(&mut values, "cr3")?,
-                gdt_base: take(&mut values, "gdt-base")?,
-                gdt_limit: take(&mut values, "gdt-limit")?,
+            start: match values.contains_key("state-fd") {
+                true => Start::Restore {
+                    state: take(&mut values, "state-fd")?,
+                    template: take(&mut values, "template-fd")?,
+                    pages: take(&mut values, "pages-fd")?,
+                },
+                false => Start::Boot(BootState {
+                    rip: take(&mut values, "rip")?,
+                    rsi: take(&mut values, "rsi")?,
+                    rsp: take(&mut values, "rsp")?,
+                    cr3: take(&mut values, "cr3")?,
+                    gdt_base: take(&mut values, "gdt-base")?,
+                    gdt_limit: take(&mut values, "gdt-limit")?,
+                }),
             },
             clock,
             processor,
@@ -120,6 +139,18 @@ impl Arguments {
             self.to_hypervisor,
             self.counters,
         ]
+    }
+
+    /// Those of the saved machine: state, template, page file.
+    pub fn saved(&self) -> Option<[RawFd; 3]> {
+        match self.start {
+            Start::Boot(_) => None,
+            Start::Restore {
+                state,
+                template,
+                pages,
+            } => Some([state, template, pages]),
+        }
     }
 }
 
@@ -176,7 +207,8 @@ mod tests {
         let arguments = parse(GOOD).unwrap();
         assert_eq!(arguments.memory_size, 256 << 20);
         assert_eq!(arguments.descriptors(), [3, 4, 5, 6, 7, 8]);
-        assert_eq!(arguments.boot.rip, 0x100_0000);
+        assert!(matches!(arguments.start, Start::Boot(boot) if boot.rip == 0x100_0000));
+        assert_eq!(arguments.saved(), None);
         assert_eq!(arguments.clock, ClockChoice::Host);
         let arguments = parse(&format!("{GOOD} --clock deterministic:100")).unwrap();
         let expected = ClockChoice::Deterministic {
@@ -191,6 +223,16 @@ mod tests {
         let arguments = parse(&text).unwrap();
         assert_eq!(arguments.uid, Some(0x7E07_0001));
         assert_eq!(arguments.allow_missing_walls, ["landlock", "keyring"]);
+    }
+
+    #[test]
+    fn a_saved_machine_needs_no_registers() {
+        let (common, _) = GOOD.split_once("--rip").unwrap();
+        let saved = format!("{common} --state-fd 9 --template-fd 10 --pages-fd 11");
+        assert_eq!(parse(&saved).unwrap().saved(), Some([9, 10, 11]));
+        let message = |text: &str| parse(text).unwrap_err().to_string();
+        assert!(message(&saved.replace("--pages-fd 11", "")).contains("pages-fd"));
+        assert!(message(&format!("{saved} --rip 1")).contains("rip"));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! One [`Clock`] is shared by everything that tells or waits for time (time-stamp counter, local
 //! APIC timer, the partition's timers), so that they can never disagree.
 
+use crate::record::{Malformed, Record, check};
 use std::{cell::Cell, rc::Rc, time::Instant};
 
 /// A handle to a virtual machine's clock; clones share it.
@@ -14,7 +15,11 @@ pub struct Clock(Rc<Source>);
 const GIGAHERTZ: u64 = 1_000_000_000;
 
 enum Source {
-    Host(Instant),
+    /// Nanoseconds that passed until it was last set going, and when that was; `None`: it stands.
+    Host {
+        passed: Cell<u64>,
+        since: Cell<Option<Instant>>,
+    },
     /// The host's counter, which a guest on hardware reads too.
     Counter {
         read: fn() -> u64,
@@ -33,7 +38,10 @@ enum Source {
 impl Clock {
     /// Follows the host's monotonic clock.
     pub fn host() -> Self {
-        Self(Rc::new(Source::Host(Instant::now())))
+        Self(Rc::new(Source::Host {
+            passed: Cell::new(0),
+            since: Cell::new(Some(Instant::now())),
+        }))
     }
 
     /// Follows a counter of `hertz` that was at `start` when the virtual machine was made.
@@ -58,7 +66,12 @@ impl Clock {
     /// Nanoseconds since the start.
     pub fn now(&self) -> u64 {
         match &*self.0 {
-            Source::Host(start) => u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX),
+            Source::Host { passed, since } => {
+                let running = since.get().map_or(0, |since| since.elapsed().as_nanos());
+                passed
+                    .get()
+                    .saturating_add(u64::try_from(running).unwrap_or(u64::MAX))
+            }
             Source::Counter { hertz, .. } => scale(self.ticks(), GIGAHERTZ, *hertz),
             Source::Deterministic {
                 instructions_per_microsecond,
@@ -97,6 +110,67 @@ impl Clock {
         u64::try_from(nanoseconds).unwrap_or(u64::MAX)
     }
 
+    /// Stops the time. The deterministic clock stands anyway when no instruction runs.
+    pub fn pause(&self) {
+        let now = self.now();
+        if let Source::Host { passed, since } = &*self.0 {
+            passed.set(now);
+            since.set(None);
+        }
+    }
+
+    /// Lets the time go on from where it was stopped.
+    pub fn resume(&self) {
+        if let Source::Host { since, .. } = &*self.0 {
+            since.set(since.get().or_else(|| Some(Instant::now())));
+        }
+    }
+
+    /// Saves the time; or restores it, and stops it there.
+    pub fn state(&self, record: &mut Record) -> Result<(), Malformed> {
+        let mut rate = 0;
+        if let Source::Deterministic {
+            instructions_per_microsecond,
+            ..
+        } = &*self.0
+        {
+            rate = *instructions_per_microsecond;
+        }
+        let mut saved = rate;
+        record.field(&mut saved)?;
+        check(saved == rate, "a clock of another kind")?;
+        let mut time = match &*self.0 {
+            Source::Counter { .. } => return Err(Malformed::Unsupported),
+            Source::Host { .. } => [self.now(), 0],
+            Source::Deterministic {
+                instructions,
+                skipped,
+                ..
+            } => [instructions.get(), skipped.get()],
+        };
+        record.field(&mut time)?;
+        // A hundred years: no deadline computed from it comes near the end of the numbers.
+        check(time[0] < 1 << 62 && time[1] < 1 << 62, "the time")?;
+        if record.is_restoring() {
+            match &*self.0 {
+                Source::Counter { .. } => {}
+                Source::Host { passed, since } => {
+                    passed.set(time[0]);
+                    since.set(None);
+                }
+                Source::Deterministic {
+                    instructions,
+                    skipped,
+                    ..
+                } => {
+                    instructions.set(time[0]);
+                    skipped.set(time[1]);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Lets the time jump to `deadline` (nanoseconds since the start) when the guest sleeps. Does
     /// nothing on the host clock, nor when that time has passed.
     pub fn advance_to(&self, deadline: u64) {
@@ -116,7 +190,7 @@ impl Clock {
     /// How many instructions may run until `deadline`; `None` on the host clock.
     pub fn instructions_until(&self, deadline: u64) -> Option<u64> {
         match &*self.0 {
-            Source::Host(_) | Source::Counter { .. } => None,
+            Source::Host { .. } | Source::Counter { .. } => None,
             Source::Deterministic {
                 instructions_per_microsecond,
                 ..
@@ -160,6 +234,19 @@ mod tests {
         assert_eq!(clock.now(), 50_000);
         clock.advance_to(40_000);
         assert_eq!(clock.now(), 50_000);
+    }
+
+    #[test]
+    fn the_hosts_time_stands_still_while_it_is_stopped() {
+        let clock = Clock::host();
+        clock.pause();
+        let stopped = clock.now();
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        assert_eq!(clock.now(), stopped);
+        clock.resume();
+        clock.resume();
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        assert!(clock.now() >= stopped + 2_000_000);
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub struct Jail<'a> {
     pub to_worker: BorrowedFd<'a>,
     pub to_hypervisor: BorrowedFd<'a>,
     pub kvm: Option<Kvm>,
-    /// Bytes of guest RAM that it maps.
+    /// Bytes of guest RAM, and of the template behind it, that it maps.
     pub memory: u64,
     /// Its user id, when root starts it.
     pub uid: Option<u32>,

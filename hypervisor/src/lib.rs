@@ -18,5 +18,7 @@ pub mod machine;
 pub mod memory;
 pub mod ports;
 pub mod processor;
+pub mod record;
 pub mod shared;
+pub mod template;
 pub mod tlfs;

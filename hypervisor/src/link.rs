@@ -46,6 +46,8 @@ pub enum End {
     Halted,
     WorkerViolation,
     Stopped,
+    /// The saved state that it was to go on from is none.
+    StateRefused,
     /// The worker is gone: there is nobody to tell.
     WorkerGone,
 }
@@ -59,6 +61,7 @@ impl End {
             End::GuestCrash(_) => values::LINK_END_GUEST_CRASH,
             End::Halted => values::LINK_END_HALTED,
             End::WorkerViolation => values::LINK_END_WORKER_VIOLATION,
+            End::StateRefused => values::LINK_END_STATE_REFUSED,
             End::Stopped | End::WorkerGone => values::LINK_END_STOPPED,
         }
     }
@@ -74,6 +77,12 @@ pub enum ToWorker<'a> {
     Console(&'a [u8]),
     End(End),
     Note(&'a str),
+    Paused,
+    /// A piece of the saved state, and how many bytes follow after it.
+    State {
+        piece: &'a [u8],
+        left: u64,
+    },
 }
 
 impl ToWorker<'_> {
@@ -98,6 +107,8 @@ impl ToWorker<'_> {
             }
             ToWorker::End(end) => (values::LINK_END, end.reason(), &[]),
             ToWorker::Note(text) => (values::LINK_NOTE, 0, cut(text).as_bytes()),
+            ToWorker::Paused => (values::LINK_PAUSED, 0, &[]),
+            ToWorker::State { piece, left } => (values::LINK_STATE, left, piece),
         };
         let length = payload.len().min(PAYLOAD_BYTES);
         let mut message = [0; MESSAGE_BYTES];
@@ -160,6 +171,9 @@ pub enum FromWorker {
     ClosePort {
         channel: u16,
     },
+    Pause,
+    Resume,
+    Save,
 }
 
 impl FromWorker {
@@ -179,6 +193,9 @@ impl FromWorker {
             values::LINK_DELIVER_MESSAGE => Flow::LinkDeliverMessage,
             values::LINK_OPEN_PORT => Flow::LinkOpenPort,
             values::LINK_CLOSE_PORT => Flow::LinkClosePort,
+            values::LINK_PAUSE => Flow::LinkPause,
+            values::LINK_RESUME => Flow::LinkResume,
+            values::LINK_SAVE => Flow::LinkSave,
             _ => return Err(Flow::LinkUnknown),
         };
         let length = usize::try_from(length).map_err(|_| flow)?;
@@ -190,6 +207,9 @@ impl FromWorker {
         match flow {
             Flow::LinkStart if empty && value == 0 => Ok(FromWorker::Start),
             Flow::LinkStop if empty && value == 0 => Ok(FromWorker::Stop),
+            Flow::LinkPause if empty && value == 0 => Ok(FromWorker::Pause),
+            Flow::LinkResume if empty && value == 0 => Ok(FromWorker::Resume),
+            Flow::LinkSave if empty && value == 0 => Ok(FromWorker::Save),
             // value = SINT | VP << 8 | message type << 32; there is only VP 0.
             Flow::LinkDeliverMessage if value & 0xFFFF_FFF0 == 0 && value >> 32 != 0 => {
                 Ok(FromWorker::DeliverMessage {
@@ -217,6 +237,9 @@ impl FromWorker {
             FromWorker::DeliverMessage { .. } => Flow::LinkDeliverMessage,
             FromWorker::OpenPort { .. } => Flow::LinkOpenPort,
             FromWorker::ClosePort { .. } => Flow::LinkClosePort,
+            FromWorker::Pause => Flow::LinkPause,
+            FromWorker::Resume => Flow::LinkResume,
+            FromWorker::Save => Flow::LinkSave,
         }
     }
 
@@ -355,6 +378,9 @@ mod tests {
         };
         assert_eq!(decode(16, 0, b""), Ok(Start));
         assert_eq!(decode(17, 0, b""), Ok(Stop));
+        assert_eq!(decode(21, 0, b""), Ok(Pause));
+        assert_eq!(decode(22, 0, b""), Ok(Resume));
+        assert_eq!(decode(23, 0, b""), Ok(Save));
         assert_eq!(decode(19, 0x2007, b""), Ok(OpenPort { channel: 7 }));
         assert_eq!(decode(20, 0x27FF, b""), Ok(ClosePort { channel: 2047 }));
         let Ok(DeliverMessage {
@@ -376,7 +402,7 @@ mod tests {
         assert_eq!(refused(&message(16, 0, 0, &[])[..271]), Flow::LinkUnknown);
         assert_eq!(refused(&[0; 273]), Flow::LinkUnknown);
         assert_eq!(refused(&message(0, 0, 0, &[])), Flow::LinkUnknown);
-        assert_eq!(refused(&message(21, 0, 0, &[])), Flow::LinkUnknown);
+        assert_eq!(refused(&message(24, 0, 0, &[])), Flow::LinkUnknown);
         let mut version = message(16, 0, 0, &[]);
         version[0] = 2;
         assert_eq!(refused(&version), Flow::LinkUnknown);
@@ -384,6 +410,9 @@ mod tests {
             (16, 1, 0, &b"x"[..], Flow::LinkStart),
             (16, 0, 1, b"", Flow::LinkStart),
             (17, 0, 0, b"not zero", Flow::LinkStop),
+            (21, 0, 1, b"", Flow::LinkPause),
+            (22, 1, 0, b"x", Flow::LinkResume),
+            (23, 0, 1 << 32, b"", Flow::LinkSave),
             (18, 0, 2, b"", Flow::LinkDeliverMessage), // type 0
             (18, 0, 16 | 1 << 32, b"", Flow::LinkDeliverMessage), // SINT 16
             (18, 0, 2 | 1 << 8 | 1 << 32, b"", Flow::LinkDeliverMessage), // VP 1

@@ -5,10 +5,11 @@ use crate::{
     clock::Clock,
     counters::Counters,
     doorbells::Doorbells,
-    flows::Flow,
+    flows::{Flow, values},
     jail::{Jail, Kvm},
     link::{End, FromWorker, Link, ToWorker},
     processor::{Intercept, Processor},
+    record::{Malformed, Record},
     tlfs::{Message, Outcome, Partition, Worker},
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -21,6 +22,8 @@ const SLICE: u32 = 20_000;
 const HOUSEKEEPING: Duration = Duration::from_millis(20);
 /// Most messages of the worker taken at once, so that it cannot keep the guest from running.
 const MESSAGES_AT_ONCE: usize = 64;
+/// Bytes of the saved state in one message.
+const STATE_PIECE: usize = values::LINK_STATE_PIECE as usize;
 /// On the deterministic clock a sleep takes no time; but the worker gets this long to answer.
 const DETERMINISTIC_SLEEP: u64 = 1_000_000;
 
@@ -84,16 +87,20 @@ impl Machine {
             to_worker: self.connection.doorbells.to_worker(),
             to_hypervisor: self.connection.doorbells.descriptor(),
             kvm,
-            memory: self.processor.memory().size(),
+            memory: self.processor.memory().mapped(),
             uid,
             allow_missing,
         }
     }
 
-    /// Waits for the worker's START, runs the guest to its end and tells the worker.
-    pub fn run(&mut self) {
+    /// Waits for the worker's START, runs the guest to its end and tells the worker. The guest
+    /// begins where `saved` stopped, if that is given.
+    pub fn run(&mut self, saved: Option<&[u8]>) {
         let end = match self.connection.link.wait() {
-            Ok(FromWorker::Start) => self.run_guest(),
+            Ok(FromWorker::Start) => match saved {
+                None => self.run_guest(),
+                Some(state) => self.run_saved(state),
+            },
             Ok(FromWorker::Stop) => End::Stopped,
             Ok(_) => End::WorkerViolation,
             Err(end) => end,
@@ -106,6 +113,21 @@ impl Machine {
                 self.connection.link.send_last(&ToWorker::Console(output));
             }
             self.connection.link.send_last(&ToWorker::End(end));
+        }
+    }
+
+    /// A saved machine begins standing still: the worker hears that its state is good, and says
+    /// when to go on.
+    fn run_saved(&mut self, state: &[u8]) -> End {
+        if let Err(error) = self.restore(state) {
+            self.counters.reject(Flow::StateHypervisor);
+            let note = error.to_string();
+            self.connection.link.send_last(&ToWorker::Note(&note));
+            return End::StateRefused;
+        }
+        match self.pause() {
+            Ok(()) => self.run_guest(),
+            Err(end) => end,
         }
     }
 
@@ -180,36 +202,16 @@ impl Machine {
 
     /// Takes in what the worker rang and sent.
     fn take_input(&mut self) -> Result<(), End> {
-        let memory = self.processor.memory();
-        let Connection { link, doorbells } = &self.connection;
-        doorbells.take(|channel| self.partition.signal_event(channel, memory));
+        self.take_doorbells();
         self.backlog = true;
         for _ in 0..MESSAGES_AT_ONCE {
             // A guest that does not take its messages holds the worker back, not our memory.
             if !self.partition.takes_messages() {
                 break;
             }
-            match link.receive()? {
-                Some(FromWorker::DeliverMessage {
-                    sint,
-                    kind,
-                    payload,
-                }) => {
-                    let message = Message {
-                        sint,
-                        kind,
-                        payload,
-                    };
-                    self.partition.deliver_message(message, memory);
-                }
-                Some(FromWorker::OpenPort { channel }) => {
-                    self.partition.set_channel_open(channel, true);
-                }
-                Some(FromWorker::ClosePort { channel }) => {
-                    self.partition.set_channel_open(channel, false);
-                }
-                Some(FromWorker::Stop) => return Err(End::Stopped),
-                Some(FromWorker::Start) => return Err(End::WorkerViolation),
+            match self.connection.link.receive()? {
+                Some(FromWorker::Pause) => self.pause()?,
+                Some(message) => self.take_message(message)?,
                 None => {
                     self.backlog = false;
                     break;
@@ -217,6 +219,104 @@ impl Machine {
             }
         }
         Ok(())
+    }
+
+    /// Takes in a message that may come at any time.
+    fn take_message(&mut self, message: FromWorker) -> Result<(), End> {
+        match message {
+            FromWorker::DeliverMessage {
+                sint,
+                kind,
+                payload,
+            } => {
+                let message = Message {
+                    sint,
+                    kind,
+                    payload,
+                };
+                let memory = self.processor.memory();
+                self.partition.deliver_message(message, memory);
+            }
+            FromWorker::OpenPort { channel } => self.partition.set_channel_open(channel, true),
+            FromWorker::ClosePort { channel } => self.partition.set_channel_open(channel, false),
+            FromWorker::Stop => return Err(End::Stopped),
+            FromWorker::Start | FromWorker::Pause | FromWorker::Resume | FromWorker::Save => {
+                return Err(End::WorkerViolation);
+            }
+        }
+        Ok(())
+    }
+
+    /// Stands still, the guest's time with it, until the worker says to go on.
+    fn pause(&mut self) -> Result<(), End> {
+        self.clock.pause();
+        self.flush_console();
+        self.merge_counts();
+        self.connection.link.send_last(&ToWorker::Paused);
+        loop {
+            match self.connection.link.wait()? {
+                FromWorker::Resume => break,
+                FromWorker::Save => self.save()?,
+                // Of those that came too late for the pause. A worker has no more than a few.
+                FromWorker::DeliverMessage { .. } if !self.partition.takes_messages() => {
+                    return Err(End::WorkerViolation);
+                }
+                message => self.take_message(message)?,
+            }
+        }
+        self.clock.resume();
+        Ok(())
+    }
+
+    /// Sends the state of processor and partition to the worker.
+    fn save(&mut self) -> Result<(), End> {
+        self.take_doorbells();
+        let mut record = Record::saving(self.processor.memory().size());
+        let state = match self.state(&mut record) {
+            Ok(()) => record.finish(),
+            Err(error) => {
+                self.connection
+                    .link
+                    .send_last(&ToWorker::Note(&error.to_string()));
+                Vec::new()
+            }
+        };
+        let mut left = state.len();
+        for piece in state.chunks(STATE_PIECE) {
+            left -= piece.len();
+            let left = left as u64;
+            self.connection
+                .link
+                .send_last(&ToWorker::State { piece, left });
+        }
+        if state.is_empty() {
+            let (piece, left) = (&[][..], 0);
+            self.connection
+                .link
+                .send_last(&ToWorker::State { piece, left });
+        }
+        Ok(())
+    }
+
+    fn state(&mut self, record: &mut Record) -> Result<(), Malformed> {
+        self.processor.state(record)?;
+        self.partition.state(record, self.processor.memory())
+    }
+
+    /// Replaces the state of a machine that has not run yet by a saved one.
+    fn restore(&mut self, state: &[u8]) -> Result<(), Malformed> {
+        let mut record = Record::restoring(state, self.processor.memory().size())?;
+        self.state(&mut record)?;
+        record.end()?;
+        self.counters
+            .accept(Flow::StateHypervisor, state.len() as u64);
+        Ok(())
+    }
+
+    fn take_doorbells(&mut self) {
+        let memory = self.processor.memory();
+        let doorbells = &self.connection.doorbells;
+        doorbells.take(|channel| self.partition.signal_event(channel, memory));
     }
 
     /// The guest has halted: sleeps until an interrupt is deliverable.

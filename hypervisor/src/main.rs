@@ -4,9 +4,17 @@
 //! instruction runs: guest RAM, a socket and two eventfds to the VM's worker, two shared pages, and
 //! on the host's processor the virtual machine that `/dev/kvm` made.
 
-use std::{convert::Infallible, env, io, os::fd::RawFd, process::ExitCode, time::SystemTime};
+use std::{
+    convert::Infallible,
+    env,
+    fs::File,
+    io::{self, Read},
+    os::fd::{OwnedFd, RawFd},
+    process::ExitCode,
+    time::SystemTime,
+};
 use teuthis_hypervisor::{
-    arguments::{self, Arguments, ClockChoice, ProcessorChoice},
+    arguments::{self, Arguments, ClockChoice, ProcessorChoice, Start},
     clock::Clock,
     counters::Counters,
     doorbells::Doorbells,
@@ -15,10 +23,12 @@ use teuthis_hypervisor::{
     machine::{Connection, Machine},
     memory::GuestMemory,
     processor::{
-        Processor,
+        BootState, Processor,
         kvm::{self, KvmProcessor},
         soft::SoftProcessor,
     },
+    record,
+    template::Template,
     tlfs::Partition,
 };
 
@@ -38,7 +48,9 @@ enum Error {
     #[error("cannot use /dev/kvm: {0}")]
     Kvm(#[from] kvm::Unusable),
     #[error("the worker cannot interrupt the guest: {0}")]
-    Watch(#[from] io::Error),
+    Watch(io::Error),
+    #[error("could not read the saved state: {0}")]
+    State(io::Error),
 }
 
 fn main() -> ExitCode {
@@ -60,10 +72,15 @@ fn run() -> Result<Infallible, Error> {
         ProcessorChoice::Soft => None,
         ProcessorChoice::Kvm(device) => Some(device),
     };
-    let ([memory, link, doorbells, to_worker, to_hypervisor, counters], device) =
-        jail::adopt(arguments.descriptors(), device)?;
+    let (given, device, saved) = jail::adopt(arguments.descriptors(), device, arguments.saved())?;
+    let [memory, link, doorbells, to_worker, to_hypervisor, counters] = given;
 
-    let memory = GuestMemory::map(memory, arguments.memory_size)?;
+    let mut memory = GuestMemory::map(memory, arguments.memory_size)?;
+    let mut state = None;
+    if let Some([record, template, pages]) = saved {
+        memory = memory.with_template(Template::map(template, pages, arguments.memory_size)?);
+        state = Some(read(record).map_err(Error::State)?);
+    }
     let counters = Counters::map(counters)?;
     let connection = Connection {
         doorbells: Doorbells::map(doorbells, to_worker, to_hypervisor, counters.clone())?,
@@ -79,15 +96,23 @@ fn run() -> Result<Infallible, Error> {
             DETERMINISTIC_WALL_CLOCK,
         ),
     };
+    let boot = match arguments.start {
+        Start::Boot(boot) => boot,
+        Start::Restore { .. } => BootState::default(),
+    };
     let (processor, clock, kvm): (Box<dyn Processor>, _, _) = match device {
         None => {
-            let processor = SoftProcessor::new(memory, arguments.boot, clock.clone());
+            let processor = SoftProcessor::new(memory, boot, clock.clone());
             (Box::new(processor), clock, None)
         }
         Some(device) => {
-            let processor = KvmProcessor::new(device, memory, arguments.boot)?;
-            processor.watch(&connection.link.descriptor())?;
-            processor.watch(&connection.doorbells.descriptor())?;
+            let processor = KvmProcessor::new(device, memory, boot)?;
+            for each in [
+                connection.link.descriptor(),
+                connection.doorbells.descriptor(),
+            ] {
+                processor.watch(&each).map_err(Error::Watch)?;
+            }
             let (clock, kvm) = (processor.clock().clone(), processor.descriptors());
             (Box::new(processor), clock, Some(kvm))
         }
@@ -101,15 +126,15 @@ fn run() -> Result<Infallible, Error> {
     let jail = machine.jail(kvm, arguments.uid, &arguments.allow_missing_walls);
     jail::enter(&jail, &jail::WALLS)?;
 
-    // Only now is anything read that a guest may have made.
-    machine.run();
+    // Only now is anything judged that a guest may have made.
+    machine.run(state.as_deref());
     jail::leave()
 }
 
 /// Says whether the `/dev/kvm` at hand can run a guest, for the root side.
 fn probe(device: RawFd) -> ExitCode {
-    let answer = match jail::adopt([device], None) {
-        Ok(([device], _)) => kvm::probe::probe(device).map_err(|failure| failure.to_string()),
+    let answer = match jail::adopt([device], None, None) {
+        Ok(([device], ..)) => kvm::probe::probe(device).map_err(|failure| failure.to_string()),
         Err(error) => Err(error.to_string()),
     };
     match answer {
@@ -119,6 +144,15 @@ fn probe(device: RawFd) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What a descriptor gives, up to a little more than a saved state can be.
+fn read(fd: OwnedFd) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::from(fd)
+        .take(record::MAX_BYTES as u64 + 1)
+        .read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Seconds since 1970.

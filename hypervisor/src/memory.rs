@@ -5,7 +5,7 @@
 //! validate the copy and use only the copy.
 #![allow(unsafe_code)]
 
-use crate::flows::values;
+use crate::{flows::values, template::Template};
 use std::{os::fd::AsFd, ptr::NonNull};
 
 /// Where RAM stops below 4 GiB; the rest continues at [`HIGH_BASE`].
@@ -48,9 +48,14 @@ struct Unaligned<T: Copy>(T);
 
 /// The mapping of one virtual machine's RAM. Offsets are into the memory file; guest physical
 /// addresses are translated by [`GuestMemory::offset`].
+///
+/// In a restored machine a page may still be in the template only. What reads or writes single
+/// values has called [`GuestMemory::touch`] for the page before (the translation of a load or store
+/// does, [`PageRegister`](crate::tlfs) does); code and page tables are read where they are.
 pub struct GuestMemory {
     base: NonNull<u8>,
     size: u64,
+    template: Option<Template>,
 }
 
 // SAFETY: the mapping lives as long as the value and is only accessed by volatile copies.
@@ -77,7 +82,48 @@ impl GuestMemory {
             )?
         };
         let base = NonNull::new(base.cast()).ok_or(rustix::io::Errno::FAULT)?;
-        Ok(Self { base, size })
+        Ok(Self {
+            base,
+            size,
+            template: None,
+        })
+    }
+
+    /// Takes what is not here yet from `template`.
+    pub fn with_template(mut self, template: Template) -> Self {
+        self.template = Some(template);
+        self
+    }
+
+    /// Bytes of address space that it takes.
+    pub fn mapped(&self) -> u64 {
+        let files = if self.template.is_some() { 2 } else { 1 };
+        self.size.saturating_mul(files)
+    }
+
+    /// Makes sure that the page of `offset` is here, to be read and written.
+    #[inline]
+    pub fn touch(&self, offset: u64) {
+        if let Some(template) = &self.template
+            && !template.is_present(offset / PAGE_SIZE)
+        {
+            template.fill(offset / PAGE_SIZE, |data| {
+                let _ = self.write_bytes(offset & !(PAGE_SIZE - 1), data);
+            });
+        }
+    }
+
+    /// Reads a value that lies within a page, wherever the page is.
+    #[inline]
+    pub fn peek(&self, offset: u64) -> Option<u64> {
+        match &self.template {
+            Some(template) if !template.is_present(offset / PAGE_SIZE) => {
+                let mut bytes = [0; 8];
+                template.read_bytes(offset, &mut bytes)?;
+                Some(u64::from_le_bytes(bytes))
+            }
+            _ => self.read(offset),
+        }
     }
 
     /// Anonymous memory of the same shape, for tests and fuzz targets.
@@ -156,10 +202,34 @@ impl GuestMemory {
         Some(())
     }
 
-    /// Copies bytes out of RAM. `None` (nothing copied) when the range leaves RAM.
+    /// Copies bytes out of RAM, wherever the pages are. `None` (nothing copied) when the range
+    /// leaves RAM.
     pub fn read_bytes(&self, offset: u64, into: &mut [u8]) -> Option<()> {
         let end = offset.checked_add(into.len() as u64)?;
         if end > self.size {
+            return None;
+        }
+        let Some(template) = &self.template else {
+            return self.copy_out(offset, into);
+        };
+        let mut at = offset;
+        let mut rest = into;
+        while !rest.is_empty() {
+            let length = ((PAGE_SIZE - at % PAGE_SIZE) as usize).min(rest.len());
+            let (part, after) = rest.split_at_mut(length);
+            if template.is_present(at / PAGE_SIZE) {
+                self.copy_out(at, part)?;
+            } else {
+                template.read_bytes(at, part)?;
+            }
+            at += length as u64;
+            rest = after;
+        }
+        Some(())
+    }
+
+    fn copy_out(&self, offset: u64, into: &mut [u8]) -> Option<()> {
+        if offset.checked_add(into.len() as u64)? > self.size {
             return None;
         }
         // SAFETY: the range was checked; the destination is ours. The source may change while it
@@ -228,5 +298,88 @@ impl Drop for GuestMemory {
     fn drop(&mut self) {
         // SAFETY: the mapping was made in `map` and nothing refers to it any more.
         let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.size as usize) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shared::Shared;
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+    use std::{
+        os::fd::OwnedFd,
+        sync::atomic::{AtomicU8, Ordering},
+    };
+
+    const PAGES: u64 = 16;
+
+    fn file(size: u64) -> OwnedFd {
+        let fd = memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&fd, size).unwrap();
+        fd
+    }
+
+    /// RAM over a template in which each byte of page n is n + 1, and the page file.
+    fn restored() -> (GuestMemory, GuestMemory, Shared<AtomicU8>) {
+        let (data, pages) = (file(PAGES * PAGE_SIZE), file(PAGE_SIZE + PAGES));
+        let template = GuestMemory::map(&data, PAGES * PAGE_SIZE).unwrap();
+        for page in 0..PAGES {
+            template
+                .fill(page * PAGE_SIZE, PAGE_SIZE, page as u8 + 1)
+                .unwrap();
+        }
+        let cells = Shared::map(&pages, (PAGE_SIZE + PAGES) as usize).unwrap();
+        let memory = GuestMemory::anonymous(PAGES * PAGE_SIZE).unwrap();
+        let source = Template::map(&data, &pages, PAGES * PAGE_SIZE).unwrap();
+        (memory.with_template(source), template, cells)
+    }
+
+    #[test]
+    fn pages_come_from_the_template_when_they_are_touched() {
+        let (memory, template, cells) = restored();
+        assert_eq!(memory.peek(0x3008), Some(0x0404_0404_0404_0404));
+        let mut bytes = [0; 4];
+        memory.read_bytes(0x3FFE, &mut bytes).unwrap();
+        assert_eq!(bytes, [4, 4, 5, 5]);
+        assert!(
+            cells[PAGE_SIZE as usize..]
+                .iter()
+                .all(|cell| cell.load(Ordering::Relaxed) == 0)
+        );
+        memory.touch(0x3123);
+        memory.write(0x3FFF, 0xAAu8).unwrap();
+        assert_eq!(memory.read::<u8>(0x3123), Some(4));
+        memory.touch(0x3000);
+        memory.read_bytes(0x3FFE, &mut bytes).unwrap();
+        assert_eq!(bytes, [4, 0xAA, 5, 5]);
+        assert_eq!(
+            template.read::<u8>(0x3FFF),
+            Some(4),
+            "the template is never written"
+        );
+        // A page that is said to be here is not fetched: new memory reads as zero.
+        cells[PAGE_SIZE as usize + 7].store(1, Ordering::Relaxed);
+        memory.touch(0x7000);
+        assert_eq!(memory.peek(0x7000), Some(0));
+        memory.touch(PAGES * PAGE_SIZE);
+        memory.touch(u64::MAX);
+    }
+
+    #[test]
+    fn the_lock_is_taken_in_turn() {
+        let (memory, _, cells) = restored();
+        // The worker holds it, and lets go after a while.
+        cells[1].store(1, Ordering::SeqCst);
+        cells[2].store(0, Ordering::SeqCst);
+        let toucher = std::thread::spawn(move || {
+            memory.touch(0x2000);
+            memory
+        });
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        cells[PAGE_SIZE as usize + 2].store(1, Ordering::SeqCst);
+        cells[1].store(0, Ordering::SeqCst);
+        let memory = toucher.join().unwrap();
+        assert_eq!(memory.peek(0x2000), Some(0), "the worker was faster");
+        assert_eq!(cells[0].load(Ordering::SeqCst), 0, "it is free again");
     }
 }

@@ -4,6 +4,7 @@
     ├── ConfigurationError (also ValueError)   the caller asked for something that cannot be
     ├── KernelError                            the kernel or initrd cannot be booted
     ├── ImageError                             an image is damaged, not safe to import, or in use
+    ├── SnapshotError                          a machine cannot be saved, or a saved one not be used
     ├── HostError                              this host lacks something, or refused it
     │   └── MissingWall                        … one of the walls around a VM's processes
     ├── VMError                                the virtual machine is no more
@@ -67,6 +68,10 @@ class KernelError(TeuthisError):
 
 class ImageError(TeuthisError):
     """An image is damaged, not safe to import, or in use."""
+
+
+class SnapshotError(TeuthisError):
+    """A machine cannot be saved now, or a saved one is damaged, newer, or another program's."""
 
 
 class HostError(TeuthisError):

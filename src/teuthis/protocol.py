@@ -24,7 +24,7 @@ class ProtocolError(ValueError):
 
 
 class Ended(enum.IntEnum):
-    """Why a VM ended. 1 to 7 are the hypervisor's own reasons (END on the partition link)."""
+    """Why a VM ended. 1 to 8 are the hypervisor's own reasons (END on the partition link)."""
 
     POWER_OFF = 1
     RESET = 2
@@ -35,6 +35,8 @@ class Ended(enum.IntEnum):
     """Halted with interrupts disabled: nothing can wake it."""
     WORKER_VIOLATION = 6
     STOPPED = 7
+    STATE_REFUSED = 8
+    """The saved machine that it was to go on from is damaged, or another program's."""
     AGENT_VIOLATION = 32
     MESSAGES_NOT_TAKEN = 33
     """The guest does not take its synthetic-interrupt messages."""
@@ -109,6 +111,16 @@ class NetworkConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mtu: Annotated[int, msgspec.Meta(ge=576, le=65520)]
 
 
+class SavedMachine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a restored VM goes on: descriptors of the worker's state and of the memory."""
+
+    state: Descriptor
+    template: Descriptor
+    """The saved memory, which many VMs read and none writes."""
+    pages: Descriptor
+    """Which pages are in the VM's own memory: see `teuthis.worker.template`."""
+
+
 class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What `python -m teuthis.worker --config-fd N` is given: a JSON document of fd numbers."""
 
@@ -128,10 +140,13 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The worker's own user id, when root starts it."""
     allow_missing_walls: frozenset[str] = frozenset()
     disks: tuple[DiskConfig, ...] = ()
+    saved: SavedMachine | None = None
 
     def descriptors(self) -> list[int]:
         """All descriptors in here."""
+        saved = self.saved
         return [
+            *([] if saved is None else [saved.state, saved.template, saved.pages]),
             self.memory,
             self.link,
             self.doorbells,
@@ -214,7 +229,31 @@ class Stop(msgspec.Struct, tag="stop", frozen=True, forbid_unknown_fields=True):
     """End the VM now, without asking the guest. Answer: ENDED(STOPPED)."""
 
 
-Request = Exec | Signal | Resize | WriteFile | ReadFile | Shutdown | Facts | Stop
+class Pause(msgspec.Struct, tag="pause", frozen=True, forbid_unknown_fields=True):
+    """Let the guest stand still, its time with it. Answer: DONE or FAILED."""
+
+    id: RequestId
+
+
+class Resume(msgspec.Struct, tag="resume", frozen=True, forbid_unknown_fields=True):
+    """Let the guest go on. Answer: DONE or FAILED."""
+
+    id: RequestId
+
+
+class Save(msgspec.Struct, tag="save", frozen=True, forbid_unknown_fields=True):
+    """Write the state of a guest that stands still, but for its memory.
+
+    Descriptors: pipes for the hypervisor's state and for the worker's. Answer: DONE or FAILED.
+    """
+
+    id: RequestId
+
+
+ForGuest = Exec | Signal | Resize | WriteFile | ReadFile | Shutdown | Facts
+"""What a guest is asked for."""
+
+Request = ForGuest | Stop | Pause | Resume | Save
 
 DESCRIPTORS: Final[dict[type[Request], int]] = {
     Exec: 3,
@@ -225,6 +264,9 @@ DESCRIPTORS: Final[dict[type[Request], int]] = {
     Shutdown: 0,
     Facts: 1,
     Stop: 0,
+    Pause: 0,
+    Resume: 0,
+    Save: 2,
 }
 """How many descriptors travel with each request."""
 

@@ -12,12 +12,20 @@ use std::{
 #[error("descriptor {0} was not given, or was given twice")]
 pub struct NotGiven(RawFd);
 
-/// Takes possession of the descriptors `given`, and of `device`.
+/// What [`adopt`] has taken, in the order it was given.
+pub type Adopted<const N: usize> = ([OwnedFd; N], Option<OwnedFd>, Option<[OwnedFd; 3]>);
+
+/// Takes possession of the descriptors `given`, of `device` and of those of a saved machine.
 pub fn adopt<const N: usize>(
     given: [RawFd; N],
     device: Option<RawFd>,
-) -> Result<([OwnedFd; N], Option<OwnedFd>), NotGiven> {
-    let mut sorted: Vec<_> = given.into_iter().chain(device).collect();
+    saved: Option<[RawFd; 3]>,
+) -> Result<Adopted<N>, NotGiven> {
+    let mut sorted: Vec<_> = given
+        .into_iter()
+        .chain(device)
+        .chain(saved.into_iter().flatten())
+        .collect();
     sorted.sort_unstable();
     let mut next = 3;
     for fd in sorted {
@@ -30,7 +38,11 @@ pub fn adopt<const N: usize>(
     // SAFETY: each is open, differs from the others, and is owned by nothing else: this runs
     // before anything in this process has opened a descriptor.
     let own = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
-    Ok((given.map(own), device.map(own)))
+    Ok((
+        given.map(own),
+        device.map(own),
+        saved.map(|fds| fds.map(own)),
+    ))
 }
 
 /// Closes all but the link, the two eventfds, what KVM made and 0 to 2, which are /dev/null.

@@ -1,6 +1,11 @@
 //! A read-only battery-backed clock (MC146818) at ports 0x70 and 0x71: without one Linux waits a
 //! second for it and starts in 1970.
 
+use crate::{
+    clock::Clock,
+    record::{Malformed, Record, check},
+};
+
 /// Register B: 24-hour mode, values in BCD.
 const STATUS_B: u8 = 0x02;
 /// Register D: the time is valid.
@@ -17,6 +22,21 @@ impl Cmos {
             index: 0,
             wall_clock,
         }
+    }
+
+    /// Saves or restores the index and the time; on the host's clock the time is
+    /// the host's own again.
+    pub fn state(&mut self, record: &mut Record, clock: &Clock) -> Result<(), Malformed> {
+        record.field(&mut self.index)?;
+        check(self.index < 0x80, "an index of the clock")?;
+        let mut wall_clock = self.wall_clock;
+        record.field(&mut wall_clock)?;
+        if clock.is_deterministic() {
+            self.wall_clock = wall_clock;
+        } else if record.is_restoring() {
+            self.wall_clock = self.wall_clock.saturating_sub(clock.now() / 1_000_000_000);
+        }
+        Ok(())
     }
 
     /// Bit 7 of the index port masks NMIs on a PC; here it means nothing.

@@ -8,9 +8,11 @@ pub use cmos::Cmos;
 pub use serial::Serial;
 
 use crate::{
+    clock::Clock,
     counters::Counters,
     flows::{Flow, values},
     link::End,
+    record::{Malformed, Record},
 };
 
 const CMOS_INDEX: u16 = values::PORT_CMOS_INDEX as u16;
@@ -38,6 +40,12 @@ impl Ports {
             serial: Serial::default(),
             counters,
         }
+    }
+
+    /// `clock`: the VM's, restored before.
+    pub fn state(&mut self, record: &mut Record, clock: &Clock) -> Result<(), Malformed> {
+        self.cmos.state(record, clock)?;
+        self.serial.state(record)
     }
 
     /// `now`: nanoseconds of the VM's clock. The result is cut to `size` bytes by its reader.

@@ -1,5 +1,7 @@
 //! A 16550 serial port that only transmits and never interrupts: the kernel's console.
 
+use crate::record::{Malformed, Record, check};
+
 /// How much output is held until somebody takes it.
 const BUFFER: usize = 256;
 
@@ -36,6 +38,20 @@ pub struct Serial {
 }
 
 impl Serial {
+    /// Saves or restores the registers and the output that nobody has taken.
+    pub fn state(&mut self, record: &mut Record) -> Result<(), Malformed> {
+        record.field(&mut self.divisor)?;
+        record.fields([
+            &mut self.ier,
+            &mut self.lcr,
+            &mut self.mcr,
+            &mut self.scratch,
+        ])?;
+        record.field(&mut self.fifo)?;
+        record.field(&mut self.output)?;
+        check(self.output.len() <= BUFFER, "too much serial output")
+    }
+
     pub fn read(&self, register: u16) -> u8 {
         let divisor = self.lcr & DIVISOR_ACCESS != 0;
         match register {

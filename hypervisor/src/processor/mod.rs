@@ -4,7 +4,12 @@
 pub mod kvm;
 pub mod soft;
 
-use crate::{counters::Count, flows::Flow, memory::GuestMemory};
+use crate::{
+    counters::Count,
+    flows::Flow,
+    memory::GuestMemory,
+    record::{Malformed, Record},
+};
 
 /// Why a virtual processor stopped running guest instructions.
 ///
@@ -111,6 +116,12 @@ pub trait Processor {
 
     /// What it dealt with by itself since the last call, for the counters of the register.
     fn take_counts(&mut self) -> Vec<(Flow, Count)>;
+
+    /// Saves all that the guest could ever see of this processor, between two calls of `run`; or
+    /// restores it, before the first one. Interrupts that were raised are part of it.
+    fn state(&mut self, _record: &mut Record) -> Result<(), Malformed> {
+        Err(Malformed::Unsupported)
+    }
 
     /// Short texts for the log since the last call, bounded in number: what it did not know.
     fn take_notes(&mut self) -> Vec<String>;

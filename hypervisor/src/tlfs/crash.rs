@@ -1,7 +1,10 @@
 //! Crash MSRs: five parameters and a control register by which a guest tells that it panicked.
 //! The text they point at is read and validated by the worker, not here.
 
-use crate::link::End;
+use crate::{
+    link::End,
+    record::{Malformed, Record},
+};
 
 /// The guest asks to notify the host; all 0 to 4 parameters are valid.
 const NOTIFY: u64 = 1 << 63;
@@ -14,6 +17,10 @@ pub struct Crash {
 }
 
 impl Crash {
+    pub fn state(&mut self, record: &mut Record) -> Result<(), Malformed> {
+        record.field(&mut self.parameters)
+    }
+
     /// Parameter `index`; 0 when there is no such parameter.
     pub fn parameter(&self, index: usize) -> Option<u64> {
         self.parameters.get(index).copied()

@@ -7,6 +7,7 @@ use crate::{
     flows::{Flow, values},
     link::{SYNIC_PAYLOAD, channel_of},
     memory::{GuestMemory, PAGE_SIZE},
+    record::{Malformed, Record},
 };
 
 const POST_MESSAGE: u32 = values::HYPERCALL_POST_MESSAGE;
@@ -39,6 +40,10 @@ pub enum Status {
 pub struct Channels([u64; 32]);
 
 impl Channels {
+    pub fn state(&mut self, record: &mut Record) -> Result<(), Malformed> {
+        record.field(&mut self.0)
+    }
+
     pub fn set(&mut self, channel: u16, open: bool) {
         if let Some(word) = self.0.get_mut(usize::from(channel / 64)) {
             let bit = 1 << (channel % 64);

@@ -24,6 +24,7 @@ use crate::{
     memory::GuestMemory,
     ports::Ports,
     processor::{Completion, Intercept},
+    record::{Malformed, Record},
 };
 use crash::Crash;
 use hypercall::Channels;
@@ -119,6 +120,21 @@ impl Partition {
             channels: Channels::default(),
             vectors: Vectors::default(),
         }
+    }
+
+    /// Saves or restores all that the guest or the worker could see, after the processor, whose
+    /// state has the clock. `memory` is the guest's RAM, in which the pages of the registers lie.
+    pub fn state(&mut self, record: &mut Record, memory: &GuestMemory) -> Result<(), Malformed> {
+        self.ports.state(record, &self.clock)?;
+        record.field(&mut self.guest_os_id)?;
+        self.hypercall.state(record, memory)?;
+        self.vp_assist.state(record, memory)?;
+        self.reference.state(record, memory)?;
+        self.synic.state(record, memory)?;
+        self.timer.state(record)?;
+        self.crash.state(record)?;
+        self.channels.state(record)?;
+        record.field(&mut self.vectors.0)
     }
 
     /// Answers one intercept.

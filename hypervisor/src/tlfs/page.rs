@@ -1,6 +1,9 @@
 //! The layout that all MSRs which place a page in guest memory share.
 
-use crate::memory::{GuestMemory, PAGE_SIZE};
+use crate::{
+    memory::{GuestMemory, PAGE_SIZE},
+    record::{Malformed, Record, check},
+};
 
 /// Bit 0 enables the page, bits 12 and up are its number; the rest is kept as written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,6 +18,15 @@ impl PageRegister {
         (!register.is_enabled() || register.page(memory).is_some()).then_some(register)
     }
 
+    /// Saves or restores the register; the page's content is guest memory.
+    pub fn state(&mut self, record: &mut Record, memory: &GuestMemory) -> Result<(), Malformed> {
+        record.field(&mut self.0)?;
+        check(
+            Self::checked(self.0, memory).is_some(),
+            "a page outside RAM",
+        )
+    }
+
     pub fn value(self) -> u64 {
         self.0
     }
@@ -23,13 +35,16 @@ impl PageRegister {
         self.0 & Self::ENABLE != 0
     }
 
-    /// Offset in guest memory of the page, when it is enabled and RAM.
+    /// Offset in guest memory of the page, ready to be read and written, when it is enabled and
+    /// RAM.
     pub fn page(self, memory: &GuestMemory) -> Option<u64> {
         if !self.is_enabled() {
             return None;
         }
         // RAM consists of whole pages: the first byte's place decides for all.
-        memory.offset(self.0 & !(PAGE_SIZE - 1))
+        let offset = memory.offset(self.0 & !(PAGE_SIZE - 1))?;
+        memory.touch(offset);
+        Some(offset)
     }
 }
 

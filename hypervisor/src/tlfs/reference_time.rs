@@ -2,7 +2,10 @@
 //! compute it from its time-stamp counter (TLFS 12.3, 12.4, 12.7).
 
 use super::page::PageRegister;
-use crate::memory::{GuestMemory, PAGE_SIZE};
+use crate::{
+    memory::{GuestMemory, PAGE_SIZE},
+    record::{Malformed, Record},
+};
 
 /// The guest's APIC timer runs at 1 GHz.
 pub const APIC_HZ: u64 = 1_000_000_000;
@@ -34,6 +37,11 @@ impl ReferenceTime {
     pub fn tsc_at(&self, time: u64) -> u64 {
         let tsc = (u128::from(time) << 64).div_ceil(u128::from(self.scale));
         u64::try_from(tsc).unwrap_or(u64::MAX)
+    }
+
+    /// Saves or restores where the page lies.
+    pub fn state(&mut self, record: &mut Record, memory: &GuestMemory) -> Result<(), Malformed> {
+        self.page.state(record, memory)
     }
 
     pub fn read(&self) -> u64 {

@@ -1,5 +1,7 @@
 //! Synthetic timer 0 in direct mode: it raises an interrupt at a reference time (TLFS 12.5).
 
+use crate::record::{Malformed, Record, check};
+
 /// CONFIG: enable, periodic, lazy, auto-enable, vector in bits 4-11, direct mode, SINT in 16-19.
 const ENABLE: u64 = 1;
 const PERIODIC: u64 = 1 << 1;
@@ -11,6 +13,12 @@ const fn vector(config: u64) -> u8 {
     (config >> 4) as u8
 }
 
+/// No reserved bits; when it can run, direct mode and no exception's vector.
+const fn is_known(config: u64) -> bool {
+    let enabled = config & (ENABLE | AUTO_ENABLE) != 0;
+    config & !KNOWN == 0 && !(enabled && (config & DIRECT == 0 || vector(config) < 16))
+}
+
 #[derive(Default)]
 pub struct SyntheticTimer {
     config: u64,
@@ -20,6 +28,13 @@ pub struct SyntheticTimer {
 }
 
 impl SyntheticTimer {
+    /// Saves or restores both registers and the time that is waited for.
+    pub fn state(&mut self, record: &mut Record) -> Result<(), Malformed> {
+        record.fields([&mut self.config, &mut self.count])?;
+        record.field(&mut self.deadline)?;
+        check(is_known(self.config), "a timer that is not offered")
+    }
+
     pub fn config(&self) -> u64 {
         self.config
     }
@@ -30,8 +45,7 @@ impl SyntheticTimer {
 
     /// `None`: reserved bits, message mode (not offered), or an exception's vector.
     pub fn set_config(&mut self, value: u64, now: u64) -> Option<()> {
-        let enabled = value & (ENABLE | AUTO_ENABLE) != 0;
-        if value & !KNOWN != 0 || enabled && (value & DIRECT == 0 || vector(value) < 16) {
+        if !is_known(value) {
             return None;
         }
         self.config = value;

@@ -6,6 +6,7 @@ use crate::{
     flows::values,
     link::{Payload, SYNIC_PAYLOAD},
     memory::GuestMemory,
+    record::{Malformed, Record, check},
 };
 use std::collections::VecDeque;
 
@@ -67,7 +68,54 @@ impl Default for Synic {
     }
 }
 
+impl Message {
+    /// As it stands in a saved machine: SINT, type, payload.
+    fn saved(&self) -> (u8, u32, Vec<u8>) {
+        (self.sint, self.kind, self.payload.as_slice().to_vec())
+    }
+
+    fn restored(sint: u8, kind: u32, payload: &[u8]) -> Option<Self> {
+        let payload = Payload::new(payload)?;
+        (sint < 16 && kind != 0).then_some(Self {
+            sint,
+            kind,
+            payload,
+        })
+    }
+}
+
+/// Which bits of a SINT register a guest may set together.
+fn is_sint(value: u64) -> bool {
+    // AutoEOI is deprecated by our hints and not offered; exceptions have vectors below 16.
+    let raises = value & (MASKED | POLLING) == 0;
+    !(value & MASKED == 0 && value & AUTO_EOI != 0 || raises && value as u8 <= 15)
+}
+
 impl Synic {
+    /// Saves or restores the registers and the messages that wait.
+    pub fn state(&mut self, record: &mut Record, memory: &GuestMemory) -> Result<(), Malformed> {
+        record.field(&mut self.control)?;
+        self.siefp.state(record, memory)?;
+        self.simp.state(record, memory)?;
+        record.field(&mut self.sints)?;
+        check(self.sints.into_iter().all(is_sint), "a SINT register")?;
+        let mut waiting = self.queue.len() as u16;
+        record.field(&mut waiting)?;
+        check(usize::from(waiting) <= QUEUE_MAX, "too many messages")?;
+        let mut queue = std::mem::take(&mut self.queue).into_iter();
+        for _ in 0..waiting {
+            let message = queue.next().map(|message| message.saved());
+            let (mut sint, mut kind, mut payload) = message.unwrap_or_default();
+            record.field(&mut sint)?;
+            record.field(&mut kind)?;
+            record.field(&mut payload)?;
+            let message = Message::restored(sint, kind, &payload);
+            self.queue
+                .push_back(message.ok_or(Malformed::Value("a message"))?);
+        }
+        Ok(())
+    }
+
     pub fn read(&self, msr: u32) -> Option<u64> {
         Some(match msr {
             SCONTROL => self.control,
@@ -94,10 +142,7 @@ impl Synic {
             SIMP => self.simp = PageRegister::checked(value, memory)?,
             EOM => {}
             SINT0..=SINT15 => {
-                // AutoEOI is deprecated by our hints and not offered; exceptions have vectors
-                // below 16.
-                let raises = value & (MASKED | POLLING) == 0;
-                if value & MASKED == 0 && value & AUTO_EOI != 0 || raises && value as u8 <= 15 {
+                if !is_sint(value) {
                     return None;
                 }
                 *self.sints.get_mut((msr - SINT0) as usize)? = value;

@@ -13,6 +13,7 @@ use teuthis_hypervisor::{
     link::{End, Payload},
     memory::GuestMemory,
     processor::{BootState, Intercept, Processor, kvm::KvmProcessor, soft::SoftProcessor},
+    record::{Malformed, Record},
     tlfs::{Message, Outcome, Partition, Worker},
 };
 
@@ -123,6 +124,10 @@ impl Guest {
             gdt_base: GDT,
             gdt_limit: 31,
         };
+        Self::of(memory, boot, kind)
+    }
+
+    fn of(memory: GuestMemory, boot: BootState, kind: Kind) -> Self {
         let (processor, clock): (Box<dyn Processor>, _) = match kind {
             Kind::Soft => {
                 let clock = Clock::deterministic(INSTRUCTIONS_PER_MICROSECOND);
@@ -154,12 +159,12 @@ impl Guest {
     pub fn run(&mut self) -> Stop {
         let mut kicks = 0;
         for _ in 0..MOST_STEPS {
-            self.raise_interrupts();
             let next_event = self.partition.next_event();
             self.processor.wake_at(next_event);
-            let intercept = self.processor.run(self.slice());
-            let memory = self.processor.memory();
-            let outcome = self.partition.handle(intercept, memory, &mut self.worker);
+            let (intercept, stop) = self.advance();
+            if let Some(stop) = stop {
+                return stop;
+            }
             if intercept == Intercept::Kicked && next_event.is_none() {
                 kicks += 1;
                 if kicks == KICKS_ASLEEP {
@@ -167,24 +172,6 @@ impl Guest {
                 }
             } else {
                 kicks = 0;
-            }
-            if !matches!(intercept, Intercept::SliceEnd | Intercept::Kicked) {
-                self.trace.push((self.clock.now(), intercept, outcome));
-            }
-            match outcome {
-                Outcome::Complete(completion) => self.processor.complete(completion),
-                Outcome::Continue => {}
-                Outcome::End(end) => return Stop::End(end),
-                Outcome::Sleep => {
-                    while !self.processor.has_deliverable_interrupt() {
-                        let events = [self.processor.next_event(), self.partition.next_event()];
-                        let Some(next) = events.into_iter().flatten().min() else {
-                            return Stop::Asleep;
-                        };
-                        self.clock.advance_to(next);
-                        self.raise_interrupts();
-                    }
-                }
             }
         }
         panic!("the guest does not come to an end");
@@ -205,6 +192,67 @@ impl Guest {
         let mut word = [0xCC; 8];
         word[..code.len()].copy_from_slice(code);
         u64::from_le_bytes(word)
+    }
+
+    /// Runs to the next intercept and answers it; why the run stopped, if it did.
+    pub fn step(&mut self) -> Option<Stop> {
+        self.advance().1
+    }
+
+    fn advance(&mut self) -> (Intercept, Option<Stop>) {
+        self.raise_interrupts();
+        let intercept = self.processor.run(self.slice());
+        let memory = self.processor.memory();
+        let outcome = self.partition.handle(intercept, memory, &mut self.worker);
+        if !matches!(intercept, Intercept::SliceEnd | Intercept::Kicked) {
+            self.trace.push((self.clock.now(), intercept, outcome));
+        }
+        let stop = match outcome {
+            Outcome::Complete(completion) => {
+                self.processor.complete(completion);
+                None
+            }
+            Outcome::Continue => None,
+            Outcome::End(end) => Some(Stop::End(end)),
+            Outcome::Sleep => self.sleep(),
+        };
+        (intercept, stop)
+    }
+
+    fn sleep(&mut self) -> Option<Stop> {
+        while !self.processor.has_deliverable_interrupt() {
+            let events = [self.processor.next_event(), self.partition.next_event()];
+            let Some(next) = events.into_iter().flatten().min() else {
+                return Some(Stop::Asleep);
+            };
+            self.clock.advance_to(next);
+            self.raise_interrupts();
+        }
+        None
+    }
+
+    /// The state of processor and partition, and a copy of the memory.
+    pub fn save(&mut self) -> (Vec<u8>, Vec<u8>) {
+        let mut record = Record::saving(MEMORY);
+        self.processor.state(&mut record).unwrap();
+        let memory = self.processor.memory();
+        self.partition.state(&mut record, memory).unwrap();
+        let mut bytes = vec![0; MEMORY as usize];
+        memory.read_bytes(0, &mut bytes).unwrap();
+        (record.finish(), bytes)
+    }
+
+    /// Another guest with the state of one that was saved.
+    pub fn restore(state: &[u8], bytes: &[u8]) -> Result<Self, Malformed> {
+        let mut record = Record::restoring(state, MEMORY)?;
+        let memory = GuestMemory::anonymous(MEMORY).unwrap();
+        memory.write_bytes(0, bytes).unwrap();
+        let mut guest = Self::of(memory, BootState::default(), Kind::Soft);
+        guest.processor.state(&mut record)?;
+        let memory = guest.processor.memory();
+        guest.partition.state(&mut record, memory)?;
+        record.end()?;
+        Ok(guest)
     }
 
     pub fn deliver(&mut self, text: &[u8]) {

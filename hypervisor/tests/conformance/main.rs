@@ -8,6 +8,7 @@ mod interrupts;
 mod power;
 mod program;
 mod registers;
+mod snapshots;
 mod time;
 
 use guest::{Guest, Kind, Stop};

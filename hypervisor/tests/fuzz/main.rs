@@ -6,6 +6,7 @@ mod code;
 mod doorbells;
 mod link;
 mod partition;
+mod record;
 
 use std::{fs, path::Path};
 
@@ -49,4 +50,9 @@ fn any_packet_of_the_worker_is_decoded_or_refused() {
 #[test]
 fn any_page_of_doorbells_is_taken() {
     try_many("doorbells", doorbells::run, 100);
+}
+
+#[test]
+fn any_saved_machine_is_taken_or_refused() {
+    try_many("record", record::run, 500);
 }

@@ -1,6 +1,8 @@
 //! The program as the root side starts it: a tiny guest inside, a played worker at the other end of
 //! its link.
 
+mod snapshots;
+
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
     fs::{MemfdFlags, ftruncate, memfd_create},
@@ -31,6 +33,7 @@ const LONG: Duration = Duration::from_secs(10);
 
 struct Vm {
     child: Child,
+    ram: OwnedFd,
     link: OwnedFd,
     doorbells: Shared<AtomicU8>,
     counters: Shared<AtomicU64>,
@@ -57,7 +60,28 @@ impl Vm {
         memory.write(0x5010, 0x00AF_9B00_0000_FFFFu64).unwrap();
         memory.write(0x5018, 0x00CF_9300_0000_FFFFu64).unwrap();
         memory.write_bytes(CODE, code).unwrap();
+        let start = [
+            ("rip", CODE.to_string()),
+            ("rsi", "0".into()),
+            ("rsp", "0x20000".into()),
+            ("cr3", "0x1000".into()),
+            ("gdt-base", "0x5000".into()),
+            ("gdt-limit", "31".into()),
+        ];
+        Self::with(ram, &start)
+    }
 
+    /// Where a saved machine stopped; its own RAM is empty.
+    fn restored(state: &OwnedFd, template: &OwnedFd, pages: &OwnedFd) -> Self {
+        let start = [
+            ("state-fd", inherited(state)),
+            ("template-fd", inherited(template)),
+            ("pages-fd", inherited(pages)),
+        ];
+        Self::with(file("ram", MEMORY), &start)
+    }
+
+    fn with(ram: OwnedFd, start: &[(&str, String)]) -> Self {
         let kind = SocketType::SEQPACKET;
         let (link, theirs) =
             socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
@@ -75,22 +99,17 @@ impl Vm {
             ("to-worker-fd", inherited(&to_worker)),
             ("to-hypervisor-fd", inherited(&to_hypervisor)),
             ("counters-fd", inherited(&counts)),
-            ("rip", CODE.to_string()),
-            ("rsi", "0".into()),
-            ("rsp", "0x20000".into()),
-            ("cr3", "0x1000".into()),
-            ("gdt-base", "0x5000".into()),
-            ("gdt-limit", "31".into()),
             // Whether the walls stand is another test's question; here none may be in the way.
             ("allow-missing-walls", walls),
         ];
-        for (option, value) in options {
+        for (option, value) in options.iter().chain(start) {
             command.arg(format!("--{option}")).arg(value);
         }
         command.env_clear().stdin(Stdio::null());
         let child = command.spawn().unwrap();
         Self {
             child,
+            ram,
             link,
             doorbells: Shared::map(&page, 4096).unwrap(),
             counters: Shared::map(&counts, Flow::COUNT * 3).unwrap(),

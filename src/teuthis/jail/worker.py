@@ -80,7 +80,10 @@ def worker(config: WorkerConfig, calls: AllowList) -> Jail:
         system_calls=calls,
         limits={
             **NOTHING,
-            resource.RLIMIT_AS: config.memory_size + _OWN_MEMORY + sum(map(_maps, config.disks)),
+            # A restored VM maps its template beside its own memory.
+            resource.RLIMIT_AS: config.memory_size * (2 if config.saved else 1)
+            + _OWN_MEMORY
+            + sum(map(_maps, config.disks)),
             resource.RLIMIT_NOFILE: _DESCRIPTORS,
             # Streams are pipes: it writes no file but those of writable disks, within their size.
             resource.RLIMIT_FSIZE: max(map(_written_bytes, config.disks), default=0),

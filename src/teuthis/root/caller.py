@@ -4,20 +4,39 @@ The socket is a worker's own, or a keeper's that passes requests on (`keeper`): 
 `teuthis.protocol`. A thread of the subclass reads the statuses until the VM has ended.
 """
 
+import errno
 import os
 import socket
 import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from typing import Final
 
-from teuthis.errors import ConfigurationError, HostError, TeuthisError, VMClosed, VMError
+from teuthis.errors import (
+    ConfigurationError,
+    HostError,
+    SnapshotError,
+    TeuthisError,
+    VMClosed,
+    VMError,
+)
 from teuthis.flows import Count, Counters
-from teuthis.protocol import Health, ProtocolError, Request, encode_request
+from teuthis.protocol import (
+    Health,
+    Pause,
+    ProtocolError,
+    Request,
+    Resume,
+    StatusKind,
+    encode_request,
+)
 from teuthis.root.requests import Answer, Requests
 
+_STANDSTILL_TIMEOUT: Final = 30.0
+"""Seconds that a guest may take to come to rest."""
 _SEND_TIMEOUT: Final = 5.0
 """Seconds that the other side may leave requests unread."""
 
@@ -63,6 +82,24 @@ class Caller:
         with suppress(TeuthisError):
             self._check_owner()
             self._send(request, ())
+
+    def pause(self) -> None:
+        """Lets the guest stand still, its time with it.
+
+        Raises:
+            SnapshotError: it does already, or does not come to rest.
+            VMError: the VM is no more.
+        """
+        done(self.submit(lambda number: Pause(number)), "paused")
+
+    def resume(self) -> None:
+        """Lets a guest that stands still go on.
+
+        Raises:
+            SnapshotError: it does not stand still.
+            VMError: the VM is no more.
+        """
+        done(self.submit(lambda number: Resume(number)), "resumed")
 
     def _send(self, request: Request, descriptors: Sequence[int]) -> None:
         try:
@@ -126,6 +163,23 @@ class Caller:
     def abandon(self) -> None:
         """In a fork of the owner: lets go of the control socket, so that it ends with the owner."""
         self._control.close()
+
+
+def done(answer: Answer, what: str) -> None:
+    """Waits until a machine is `what` it was asked to be. Raises `SnapshotError`, `VMError`."""
+    try:
+        status = answer.finished.result(_STANDSTILL_TIMEOUT)
+    except FutureTimeoutError:
+        raise SnapshotError(f"the machine could not be {what} in time") from None
+    if status.kind is StatusKind.DONE:
+        return
+    if status.value == errno.EBUSY:
+        why = "it is paused already, or not paused at all"
+    elif status.value == errno.ENOTSUP:
+        why = "it has a device or a processor that cannot be saved"
+    else:
+        why = os.strerror(status.value)
+    raise SnapshotError(f"the machine could not be {what}: {why}")
 
 
 def total(pages: Sequence[Counters]) -> dict[str, Count]:

@@ -12,7 +12,7 @@ _OUT_OF_MEMORY: Final = (
     "Initramfs unpacking failed",
 )
 
-_MESSAGES: Final[dict[Ended, tuple[type[errors.VMError], str]]] = {
+_MESSAGES: Final[dict[Ended, tuple[type[errors.TeuthisError], str]]] = {
     Ended.POWER_OFF: (
         errors.GuestPowerOff,
         "the guest switched itself off: start a new VM to go on",
@@ -40,6 +40,10 @@ _MESSAGES: Final[dict[Ended, tuple[type[errors.VMError], str]]] = {
         f"the worker process broke the rules of its links to the others: {_REPORT}",
     ),
     Ended.STOPPED: (errors.VMClosed, "the VM was stopped"),
+    Ended.STATE_REFUSED: (
+        errors.SnapshotError,
+        "the saved machine is damaged, or was saved by another version: make the snapshot anew",
+    ),
     Ended.AGENT_VIOLATION: (
         errors.ProtocolViolation,
         "the guest's agent sent something that is not its protocol, so the guest was ended: "
@@ -79,7 +83,7 @@ _MESSAGES: Final[dict[Ended, tuple[type[errors.VMError], str]]] = {
 
 def ending(
     reason: Ended | None, last_words: str, *, worker: str = "", hypervisor: str = ""
-) -> errors.VMError:
+) -> errors.TeuthisError:
     """The error for a VM that ended.
 
     Args:

@@ -241,6 +241,24 @@ class Guest:
         """Counts an item of a flow that ends on this side."""
         self._machine.count(flow, size, rejected=rejected)
 
+    def pause(self) -> None:
+        """Lets the guest stand still: no instruction runs, and its time stops.
+
+        Raises:
+            SnapshotError: it stands still already.
+            VMError: the VM is no more.
+        """
+        self._machine.pause()
+
+    def resume(self) -> None:
+        """Lets a paused guest go on; its clock is set to the time of day.
+
+        Raises:
+            SnapshotError: it does not stand still.
+            VMError: the VM is no more.
+        """
+        self._machine.resume()
+
     def flows(self) -> dict[str, Count]:
         """How often each flow of the register ran so far, its bytes, and what was refused.
 

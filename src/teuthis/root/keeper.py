@@ -29,10 +29,13 @@ from teuthis.protocol import (
     MAX_REQUEST,
     Exec,
     Facts,
+    Pause,
     ProtocolError,
     ReadFile,
     Request,
     Resize,
+    Resume,
+    Save,
     Shutdown,
     Signal,
     Status,
@@ -248,6 +251,10 @@ class Keeper:
             self.machine.close()
 
 
+Numbered = Exec | ReadFile | WriteFile | Shutdown | Facts | Pause | Resume | Save
+"""Requests that get an answer of their own."""
+
+
 class Connection:
     """One client. Its requests get numbers of the VM's; programs it leaves behind are killed."""
 
@@ -306,9 +313,7 @@ class Connection:
                     self._keeper.asked_to_end()
                 self._submit(request, descriptors)
 
-    def _submit(
-        self, request: Exec | ReadFile | WriteFile | Shutdown | Facts, descriptors: list[int]
-    ) -> None:
+    def _submit(self, request: Numbered, descriptors: list[int]) -> None:
         own = request.id
         if own in self._numbers:
             raise ProtocolError("a number of a request that is under way")

@@ -12,7 +12,7 @@ import msgspec
 from teuthis import programs
 from teuthis.flows import FLOWS, Counters, counters_size
 from teuthis.jail import host, identity
-from teuthis.protocol import WorkerConfig
+from teuthis.protocol import SavedMachine, WorkerConfig
 from teuthis.root import cgroup
 from teuthis.root.console import Console, Sink
 from teuthis.root.descriptors import Descriptors
@@ -20,6 +20,7 @@ from teuthis.root.disks import Disk, open_disks
 from teuthis.root.loader import BootState
 from teuthis.root.network import Attachment, Wanted, attach
 from teuthis.root.processor import Processor, open_device
+from teuthis.root.saved import Memory, Saved
 from teuthis.root.spawn import Child
 
 _DOORBELLS_SIZE: Final = FLOWS["doorbell.to-worker"].values["page_bytes"]
@@ -45,14 +46,19 @@ class Processes:
     control: socket.socket
     counters: tuple[Counters, ...]
     counter_pages: tuple[int, ...]
+    memory: Memory
     console: Console
     held: Descriptors
     attached: Attachment | None = None
 
 
+Start = Load | Saved
+"""What a VM starts from: a kernel, or a saved machine."""
+
+
 def launch(
     memory_size: int,
-    load: Load,
+    start: Start,
     sink: Sink | None,
     allow_missing_walls: Collection[str] = (),
     disks: Sequence[Disk] = (),
@@ -69,11 +75,11 @@ def launch(
     Raises:
         ConfigurationError: `allow_missing_walls` names something else; a disk cannot be used.
         HostError, OSError: something that a VM needs cannot be had here.
-        KernelError: `load` could not make the guest ready.
+        KernelError: a `Load` could not make the guest ready.
     """
     allowed = host.check_names(allow_missing_walls)
     with Descriptors() as given, Descriptors() as held:
-        memory = given.memory_file("ram", memory_size)
+        memory = held.memory_file("ram", memory_size)
         doorbells = given.memory_file("doorbells", _DOORBELLS_SIZE)
         pages = tuple(
             held.memory_file(f"counters-{name}", counters_size())
@@ -93,6 +99,10 @@ def launch(
         if network is not None:
             attached, adapter = attach(network, given, held, pages[3], allowed)
         group = held.enter_context(cgroup.lease(memory_size, cgroup.place()))
+        whole = Memory(memory_size, memory)
+        saved = None
+        if isinstance(start, Saved):
+            whole, saved = _restored(start, memory, given, held)
         config = WorkerConfig(
             memory=memory,
             memory_size=memory_size,
@@ -108,6 +118,7 @@ def launch(
             uid=own.worker,
             allow_missing_walls=allowed,
             disks=open_disks(disks, given),
+            saved=saved,
         )
         document = given.document("config", msgspec.json.encode(config))
         worker = Child(
@@ -117,7 +128,6 @@ def launch(
         held.callback(worker.end)
         group.take(worker.pid)
 
-        state = load(memory, memory_size, attached.argument if attached else "")
         descriptors = {
             "--memory-fd": memory,
             "--link-fd": hypervisor_link.fileno(),
@@ -128,14 +138,17 @@ def launch(
         }
         if processor == "kvm":
             descriptors["--kvm-fd"] = given.own(open_device())
+        registers: dict[str, int] = {}
+        if isinstance(start, Saved) and saved is not None:
+            descriptors["--state-fd"] = given.document("state", start.hypervisor)
+            descriptors["--template-fd"] = saved.template
+            descriptors["--pages-fd"] = saved.pages
+        elif not isinstance(start, Saved):
+            extra = attached.argument if attached else ""
+            registers = _registers(start(memory, memory_size, extra))
         numbers = {
             "--memory-size": memory_size,
-            "--rip": state.rip,
-            "--rsi": state.rsi,
-            "--rsp": state.rsp,
-            "--cr3": state.cr3,
-            "--gdt-base": state.gdt_base,
-            "--gdt-limit": state.gdt_limit,
+            **registers,
             **({} if own.hypervisor is None else {"--uid": own.hypervisor}),
         }
         command = [str(programs.find(programs.HYPERVISOR)), "--processor", processor]
@@ -151,8 +164,30 @@ def launch(
         for each in counters:
             held.callback(each.close)
         return Processes(
-            worker, hypervisor, control, counters, pages, console, held.pop_all(), attached
+            worker, hypervisor, control, counters, pages, whole, console, held.pop_all(), attached
         )
+
+
+def _registers(state: BootState) -> dict[str, int]:
+    return {
+        "--rip": state.rip,
+        "--rsi": state.rsi,
+        "--rsp": state.rsp,
+        "--cr3": state.cr3,
+        "--gdt-base": state.gdt_base,
+        "--gdt-limit": state.gdt_limit,
+    }
+
+
+def _restored(
+    saved: Saved, memory: int, given: Descriptors, held: Descriptors
+) -> tuple[Memory, SavedMachine]:
+    """The memory of a restored VM, whose own file is empty, and what its worker goes on from."""
+    pages = held.memory_file("pages", len(saved.page_file()))
+    os.pwrite(pages, saved.page_file(), 0)
+    template = held.own(os.dup(saved.template))
+    whole = Memory(saved.memory_size, memory, template, pages)
+    return whole, SavedMachine(given.document("state", saved.worker), template, pages)
 
 
 def _socket_pair(one: Descriptors, other: Descriptors) -> tuple[socket.socket, socket.socket]:

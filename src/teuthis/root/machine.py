@@ -13,21 +13,24 @@ import threading
 import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Final
 
-from teuthis.errors import HostError, TeuthisError, VMClosed
+from teuthis.errors import HostError, SnapshotError, TeuthisError, VMClosed, VMError
 from teuthis.flows import Count
 from teuthis.jail import host
-from teuthis.protocol import STATUS_SIZE, Ended, Health, ProtocolError, Stop, encode_request
-from teuthis.root.caller import Caller, total
+from teuthis.protocol import STATUS_SIZE, Ended, Health, ProtocolError, Save, Stop, encode_request
+from teuthis.root.caller import Caller, done, total
 from teuthis.root.console import Console, Sink
 from teuthis.root.disks import Disk
 from teuthis.root.ending import ending
-from teuthis.root.launch import Load, launch
+from teuthis.root.launch import Start, launch
 from teuthis.root.network import Attachment, Wanted
 from teuthis.root.processor import Processor
+from teuthis.root.saved import Saved, copy
 
+_MAX_STATE: Final = 64 << 20
+"""Bytes of state that a worker may write."""
 _PATIENCE: Final = 0.5
 """Seconds that both processes have to end by themselves before they are killed."""
 
@@ -38,7 +41,7 @@ class Machine(Caller):
     def __init__(
         self,
         memory_size: int,
-        load: Load,
+        start: Start,
         sink: Sink | None,
         allow_missing_walls: Collection[str] = (),
         disks: Sequence[Disk] = (),
@@ -66,7 +69,7 @@ class Machine(Caller):
             try:
                 self._processes = launch(
                     memory_size,
-                    load,
+                    start,
                     sink,
                     allow_missing_walls,
                     disks,
@@ -117,6 +120,53 @@ class Machine(Caller):
     def counter_pages(self) -> tuple[int, ...]:
         """Descriptors of the counter pages of root side and processes, while it lives."""
         return self._processes.counter_pages
+
+    # ---- saving --------------------------------------------------------------------------------
+
+    def save(self, target: int) -> Saved:
+        """Saves the machine, which goes on, with its memory in the file `target`, taken over.
+
+        Raises:
+            SnapshotError: it cannot be saved now.
+            VMError: the VM is no more.
+        """
+        with ExitStack() as undo:
+            undo.callback(os.close, target)
+            self.pause()
+            try:
+                hypervisor, worker = self._state()
+                with self._lock:
+                    if self._over:
+                        self._requests.raise_error()
+                    # Under the lock: the VM's end closes the descriptors.
+                    memory = self._processes.memory
+                    pages = copy(memory, target)
+            finally:
+                with suppress(VMError):
+                    self.resume()
+            undo.pop_all()
+        return Saved(memory.size, target, pages, hypervisor, worker)
+
+    def _state(self) -> tuple[bytes, bytes]:
+        """The state of the hypervisor and of the worker, while the machine stands still."""
+        with ExitStack() as pipes:
+            sources, sinks = [], []
+            for _ in range(2):
+                source, sink = os.pipe2(os.O_CLOEXEC)
+                sources.append(pipes.enter_context(os.fdopen(source, "rb")))
+                sinks.append(sink)
+            try:
+                answer = self.submit(lambda number: Save(number), sinks)
+            finally:
+                for sink in sinks:
+                    os.close(sink)
+            states = [source.read(_MAX_STATE + 1) for source in sources]
+            done(answer, "saved")
+        if any(len(state) > _MAX_STATE for state in states):
+            raise SnapshotError("the machine's state is too large to be saved")
+        return states[0], states[1]
+
+    # ---- reading counters ----------------------------------------------------------------------
 
     def flows(self) -> dict[str, Count]:
         """Counters of both processes and of ours, by flow; the last ones once the VM has ended."""

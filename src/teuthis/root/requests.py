@@ -19,7 +19,7 @@ _HEALTH_BURST: Final = 16
 """Changes of health beyond one a second that are believed."""
 
 _EXEC_ENDS: Final = frozenset({StatusKind.EXITED, StatusKind.FAILED})
-_FILE_ENDS: Final = frozenset({StatusKind.DONE, StatusKind.FAILED})
+_OTHER_ENDS: Final = frozenset({StatusKind.DONE, StatusKind.FAILED})
 
 
 class Answer:
@@ -35,7 +35,7 @@ class Answer:
         self.id = number
         self.started: Future[int] = Future()
         self.finished: Future[Status] = Future()
-        self.ends = _FILE_ENDS
+        self.ends = _OTHER_ENDS
 
     def fail(self, error: TeuthisError) -> None:
         """Ends the waiting: the VM is no more."""

@@ -5,12 +5,12 @@ import weakref
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
 from teuthis.errors import BootTimeout, ConfigurationError
 from teuthis.images import BootFiles, GuestKernel, boot_files, kernel_from_file, modules, store
 from teuthis.images.store import Image
-from teuthis.root import loader, settings
+from teuthis.root import loader, settings, snapshot
 from teuthis.root.console import Sink
 from teuthis.root.disks import Disk
 from teuthis.root.guest import DEFAULT_ENVIRONMENT, Guest
@@ -19,6 +19,7 @@ from teuthis.root.machine import Machine
 from teuthis.root.network import wanted
 from teuthis.root.process import Result
 from teuthis.root.processor import choose
+from teuthis.root.saved import Saved, seal
 from teuthis.root.streams import MAX_OUTPUT
 
 DEFAULT_MEMORY: Final = "256M"
@@ -131,22 +132,100 @@ class VM(Guest):
             end_when_hung=on_hang == "kill",
             processor=self.processor,
         )
-        super().__init__(machine, variables)
+        self._begin(machine, variables, boot_timeout)
+
+    def _begin(self, machine: Machine, env: Mapping[str, str], timeout: float) -> None:
+        """Takes a machine over and waits until its agent is ready."""
+        super().__init__(machine, env)
         self.machine = machine
         self._finalizer = weakref.finalize(self, machine.close)
         try:
-            machine.ready.result(boot_timeout)
+            machine.ready.result(timeout)
         except FutureTimeoutError:
             self.close()
             words = machine.console.last_words()
             raise BootTimeout(
-                f"the guest was not ready after {boot_timeout:g} s: give it more time "
+                f"the guest was not ready after {timeout:g} s: give it more time "
                 "(`boot_timeout`) or look at its log (`console`, --console)"
                 + (f"\n{words}" if words else "")
             ) from None
         except BaseException:
             self.close()
             raise
+
+    # ---- saved machines ------------------------------------------------------------------------
+
+    def snapshot(self, path: str | os.PathLike[str]) -> None:
+        """Saves the VM, which goes on, to a new directory; `VM.restore` starts others from it.
+
+        Programs that run are part of it, but nobody can talk to them in a restored VM.
+
+        Raises:
+            SnapshotError: the directory exists, or the VM cannot be saved now.
+            VMError: the VM is no more.
+        """
+        directory = Path(path)
+        with self._save() as saved:
+            snapshot.write(directory, saved, dict(self._env))
+
+    @classmethod
+    def restore(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        console: Sink | None = None,
+        allow_missing_walls: Collection[str] = (),
+    ) -> Self:
+        """Starts a VM that goes on where a snapshot was made; all else is as it was there.
+
+        Raises:
+            SnapshotError: the snapshot is damaged, cut off, newer, or none at all.
+            HostError: this host lacks something.
+        """
+        saved, manifest = snapshot.read(Path(path))
+        with saved:
+            return cls._of(saved, manifest.env, console, allow_missing_walls)
+
+    def fork(self, count: int = 1) -> list[Self]:
+        """Running copies of the VM, which goes on. They share its memory until they change it.
+
+        Raises:
+            ConfigurationError: not a positive number of copies.
+            SnapshotError: the VM cannot be copied now.
+            HostError: this host lacks something.
+        """
+        if count < 1:
+            raise ConfigurationError(f"{count} copies: ask for one at least")
+        copies: list[Self] = []
+        try:
+            with self._save() as saved:
+                for _ in range(count):
+                    copies.append(self._of(saved, self._env))
+        except BaseException:
+            for each in copies:
+                each.close()
+            raise
+        return copies
+
+    def _save(self) -> Saved:
+        memory = os.memfd_create("teuthis-saved", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        saved = self.machine.save(memory)
+        seal(saved.template)
+        return saved
+
+    @classmethod
+    def _of(
+        cls,
+        saved: Saved,
+        env: Mapping[str, str],
+        console: Sink | None = None,
+        allow_missing_walls: Collection[str] = (),
+    ) -> Self:
+        vm = cls.__new__(cls)
+        vm.processor = "soft"
+        machine = Machine(saved.memory_size, saved, console, allow_missing_walls)
+        vm._begin(machine, env, BOOT_TIMEOUT)
+        return vm
 
     def __repr__(self) -> str:
         return f"<VM {'closed' if self.closed else 'running'}>"

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Final
 
 from teuthis.flows import Counters
-from teuthis.worker.memory import full_barrier
+from teuthis.worker.barrier import full_barrier
 
 CHANNELS: Final = 2048
 PAGE_BYTES: Final = 2 * CHANNELS

@@ -23,9 +23,18 @@ _POST_MESSAGE = FLOWS["link.post-message"].number
 _CONSOLE = FLOWS["link.console"].number
 _END = FLOWS["link.end"].number
 _NOTE = FLOWS["link.note"].number
+_PAUSED = FLOWS["link.paused"].number
+_STATE = FLOWS["link.state"].number
 _FLOW_OF = {
     FLOWS[name].number: FLOWS[name]
-    for name in ("link.post-message", "link.console", "link.end", "link.note")
+    for name in (
+        "link.post-message",
+        "link.console",
+        "link.end",
+        "link.note",
+        "link.paused",
+        "link.state",
+    )
 }
 _UNKNOWN: Final = "link.unknown-to-worker"
 _CONNECTION_IDS = (1, 4)
@@ -62,7 +71,18 @@ class End(NamedTuple):
     crash: tuple[int, ...] = ()
 
 
-Incoming = PostMessage | ConsoleText | Note | End
+class Paused(NamedTuple):
+    """The guest stands still, as was asked."""
+
+
+class State(NamedTuple):
+    """A piece of the saved state; so many bytes follow it."""
+
+    piece: bytes
+    left: int
+
+
+Incoming = PostMessage | ConsoleText | Note | End | Paused | State
 
 
 class LinkError(ValueError):
@@ -83,6 +103,9 @@ class Outgoing(NamedTuple):
 
 START: Final = Outgoing("link.start")
 STOP: Final = Outgoing("link.stop")
+PAUSE: Final = Outgoing("link.pause")
+RESUME: Final = Outgoing("link.resume")
+SAVE: Final = Outgoing("link.save")
 
 
 def deliver(payload: bytes, vp: int, *, sint: int = 2, message_type: int = 1) -> Outgoing:
@@ -134,13 +157,17 @@ def _message(kind: int, value: int, payload: bytes) -> Incoming:
     if kind == _END:
         reason = Ended(value)
         crashed = reason is Ended.GUEST_CRASH
-        if reason > Ended.STOPPED or len(payload) != (_CRASH.size if crashed else 0):
+        if reason > Ended.STATE_REFUSED or len(payload) != (_CRASH.size if crashed else 0):
             raise ValueError("unknown reason")
         return End(reason, _CRASH.unpack(payload) if crashed else ())
+    if kind == _STATE:
+        return State(payload, value)
     if value != 0:
         raise ValueError("a value where none belongs")
     if kind == _CONSOLE:
         return ConsoleText(payload)
+    if kind == _PAUSED:
+        return Paused()
     return Note(payload.decode("utf-8"))
 
 

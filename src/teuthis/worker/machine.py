@@ -1,13 +1,27 @@
 """One VM's worker put together: which event goes where, and how the VM ends."""
 
+import select
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Final, Protocol
 
 from teuthis.flows import FLOWS, Counters
-from teuthis.protocol import Ended, Facts, NetworkConfig, Shutdown, Status, StatusKind, Stop
+from teuthis.protocol import (
+    Ended,
+    Facts,
+    ForGuest,
+    NetworkConfig,
+    Pause,
+    Resume,
+    Save,
+    Shutdown,
+    Status,
+    StatusKind,
+    Stop,
+)
 from teuthis.worker import link as partition
 from teuthis.worker.agent.agent import Agent
 from teuthis.worker.console import Console
@@ -26,6 +40,8 @@ from teuthis.worker.ending import EndVM
 from teuthis.worker.link import Link
 from teuthis.worker.loop import READ, WRITE, Loop
 from teuthis.worker.memory import GuestMemory
+from teuthis.worker.saved import StateError, restore, save
+from teuthis.worker.saving import Saving
 from teuthis.worker.vmbus.server import Server
 
 STOP_SECONDS: Final = 2.0
@@ -61,8 +77,13 @@ class Machine:
         disks: Sequence[Backend] = (),
         *,
         agent: bool,
+        saved: bytes | None = None,
     ) -> None:
-        """`agent`: our agent is in the guest."""
+        """Puts everything together.
+
+        `agent`: our agent is in the guest; `saved`: the state to go on from, of a worker before
+        this one.
+        """
         self._memory = memory
         self._link = link
         self._doorbells = doorbells
@@ -85,6 +106,16 @@ class Machine:
         )
         self._timed: list[Timed] = [self._sockets, self._agent, self._integration]
         self._stop_deadline: float | None = None
+        self._later: deque[tuple[ForGuest, list[int]]] = deque()
+        """What was asked for while the guest stood still."""
+        self._saving = Saving(
+            link.send,
+            control.send,
+            lambda: save(self._server, self._sockets, self._agent),
+            self._resumed,
+            counters,
+            None if saved is None else partial(self._restore, saved),
+        )
         self._disks = disks
         if disks:
             storage = Storvsp(self._server, memory, counters, disks, console.note)
@@ -111,8 +142,11 @@ class Machine:
             self._link.send(partition.START)
             while True:
                 self._flush()
-                self._loop.turn(self._timeout())
-                self._expire()
+                if self._saving.standing:
+                    self._stand_still()
+                else:
+                    self._loop.turn(self._timeout())
+                    self._expire()
         except EndVM as end:
             self._end(end)
         except LifelineCut:
@@ -155,6 +189,10 @@ class Machine:
                     self._console.write(data)
                 case partition.Note(text):
                     self._console.note(text)
+                case partition.Paused():
+                    self._saving.paused()
+                case partition.State(piece, left):
+                    self._saving.piece(piece, left)
                 case partition.End(reason, crash):
                     self._crash_text(crash)
                     raise EndVM(reason)
@@ -173,10 +211,50 @@ class Machine:
             if isinstance(request, Stop):
                 self._link.send(partition.STOP)
                 self._stop_deadline = time.monotonic() + STOP_SECONDS
-            elif isinstance(request, Shutdown | Facts):
-                self._integration.handle(request, descriptors)
+            elif isinstance(request, Pause | Resume | Save):
+                self._saving.handle(request, descriptors)
+            elif self._saving.standing:
+                self._later.append((request, descriptors))
             else:
-                self._agent.handle(request, descriptors)
+                self._handle(request, descriptors)
+
+    def _handle(self, request: ForGuest, descriptors: list[int]) -> None:
+        if isinstance(request, Shutdown | Facts):
+            self._integration.handle(request, descriptors)
+        else:
+            self._agent.handle(request, descriptors)
+
+    # ---- saved machines --------------------------------------------------------------------------
+
+    def _restore(self, saved: bytes) -> None:
+        """Goes on from a saved state. Raises `EndVM` when it is none."""
+        try:
+            restore(saved, self._server, self._sockets, self._agent, self._counters)
+        except StateError as error:
+            raise EndVM(Ended.STATE_REFUSED, str(error)) from error
+        for relid in self._server.ring_all():
+            self._serve(relid)
+
+    def _resumed(self) -> None:
+        self._agent.resumed()
+        self._integration.resumed()
+
+    def _stand_still(self) -> None:
+        """Waits for the root side and the hypervisor only: the guest's memory stays as it is.
+
+        What else is asked for waits until the guest goes on.
+        """
+        waiting = select.poll()
+        for each in (self._control, self._link):
+            waiting.register(each.fileno(), READ | WRITE if each.blocked else READ)
+        for descriptor, _ in waiting.poll():
+            if descriptor == self._control.fileno():
+                self._on_control()
+            else:
+                self._on_link()
+        if not self._saving.standing:
+            while self._later:
+                self._handle(*self._later.popleft())
 
     # ---- time ------------------------------------------------------------------------------------
 

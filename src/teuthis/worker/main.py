@@ -20,6 +20,7 @@ from teuthis.worker.link import Link
 from teuthis.worker.loop import Loop
 from teuthis.worker.machine import Machine
 from teuthis.worker.memory import GuestMemory
+from teuthis.worker.template import Template
 
 _USAGE = 64
 _MAX_CONFIG = 64 * 1024
@@ -37,8 +38,15 @@ def main(arguments: Sequence[str]) -> int:
     walls.enter(jail.worker(config, {}), walls.FIRST)
     os.environ.clear()
 
-    # 3. Map guest RAM and the shared pages; their descriptors are of no more use.
-    memory = GuestMemory(config.memory, config.memory_size)
+    # 3. Map guest RAM and the shared pages; their descriptors are of no more use. A restored VM has
+    #    a state to go on from: its bytes are read here and judged behind the door.
+    saved = template = None
+    if config.saved is not None:
+        saved = _read_all(config.saved.state)
+        template = Template(config.saved.template, config.saved.pages, config.memory_size)
+        os.close(config.saved.template)
+        os.close(config.saved.pages)
+    memory = GuestMemory(config.memory, config.memory_size, template)
     counters = Counters(config.counters)
     doorbells = Doorbells(config.doorbells, config.to_worker, config.to_hypervisor, counters)
     for mapped in (config.memory, config.counters, config.doorbells):
@@ -52,7 +60,16 @@ def main(arguments: Sequence[str]) -> int:
     console = Console(loop, config.console, counters)
     disks = [disk_backend(disk) for disk in config.disks]
     machine = Machine(
-        memory, link, doorbells, control, console, loop, counters, disks, agent=config.agent
+        memory,
+        link,
+        doorbells,
+        control,
+        console,
+        loop,
+        counters,
+        disks,
+        agent=config.agent,
+        saved=saved,
     )
     if config.network is not None:
         machine.add_network(config.network)
@@ -70,6 +87,13 @@ def main(arguments: Sequence[str]) -> int:
     with suppress(LifelineCut):
         machine.run()
     os._exit(0)
+
+
+def _read_all(descriptor: int) -> bytes:
+    """What a memory file holds, from its start; closes it."""
+    with open(descriptor, "rb") as file:
+        file.seek(0)
+        return file.read()
 
 
 def _read_config(arguments: Sequence[str]) -> WorkerConfig:

@@ -5,13 +5,13 @@ the copy. Addresses below 3 GiB are file offsets; RAM beyond that continues at 4
 `hypervisor/src/memory.rs`.
 """
 
-import _thread
 import mmap
 from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Final
 
 from teuthis.flows import FLOWS
+from teuthis.worker.template import Template
 
 PAGE_SIZE: Final = 4096
 LOW_LIMIT: Final = FLOWS["memory.hole"].values["hole_first"]
@@ -20,27 +20,19 @@ HIGH_BASE: Final = FLOWS["memory.hole"].values["hole_end"]
 _LOW_PAGES = LOW_LIMIT // PAGE_SIZE
 _HIGH_PAGE = HIGH_BASE // PAGE_SIZE
 
-_lock = _thread.allocate_lock()
-
-
-def full_barrier() -> None:
-    """Orders our earlier stores before our later loads of guest RAM.
-
-    x86 reorders only that pair. Taking a lock compiles to a locked instruction, which is a full
-    barrier by the architecture; nobody ever contends for this one.
-    """
-    _lock.acquire(False)
-    _lock.release()
-
 
 class GuestMemory:
     """The RAM of one VM."""
 
-    def __init__(self, descriptor: int, size: int) -> None:
-        """Maps `size` bytes of the memory file shared; -1 maps private memory, for tests."""
+    def __init__(self, descriptor: int, size: int, template: Template | None = None) -> None:
+        """Maps `size` bytes of the memory file shared; -1 maps private memory, for tests.
+
+        What is not in the file yet comes from `template`.
+        """
         if size <= 0 or size % PAGE_SIZE:
             raise ValueError(f"guest memory of {size} bytes is not a number of pages")
         self.size = size
+        self._template = template
         self.bytes = mmap.mmap(descriptor, size)
         self.view = memoryview(self.bytes)
         """For system calls that read into guest RAM or write out of it, without a copy."""
@@ -56,6 +48,11 @@ class GuestMemory:
         offset = page * PAGE_SIZE
         return offset if 0 <= offset < self.size else None
 
+    def touch(self, start: int, end: int) -> None:
+        """Makes sure that the pages of these file offsets are here, to be read and written."""
+        if self._template is not None:
+            self._template.touch(self.bytes, start // PAGE_SIZE, -(-end // PAGE_SIZE))
+
     def read(self, address: int, length: int) -> bytes | None:
         """A copy of `length` bytes at guest physical `address`, or None when not all is RAM."""
         offset = self.page_offset(address // PAGE_SIZE)
@@ -65,6 +62,7 @@ class GuestMemory:
         end = offset + length
         if end > self.size or (offset < LOW_LIMIT < end):
             return None
+        self.touch(offset, end)
         return self.bytes[offset:end]
 
 
@@ -87,6 +85,7 @@ class PageRange:
             offset = memory.page_offset(page)
             if page == 0 or offset is None:
                 raise ValueError("a page outside guest memory")
+            memory.touch(offset, offset + 1)
             if offset != expected:
                 self._starts.append(index * PAGE_SIZE)
                 self._offsets.append(offset)

@@ -22,7 +22,9 @@ KINDS = {
 }  # fmt: skip
 DIRECTIONS = {
     "guest-to-host", "host-to-guest", "both", "hypervisor-to-worker", "worker-to-hypervisor",
-    "root-to-worker", "worker-to-root", "worker-to-client", "client-to-worker", "client-to-root",
+    "root-to-worker", "root-to-hypervisor", "worker-to-root", "worker-to-client",
+    "client-to-worker",
+    "client-to-root",
     "worker-to-switch", "switch-to-worker", "switch-to-passt", "passt-to-switch",
     "root-to-switch", "switch-to-root",
 }  # fmt: skip

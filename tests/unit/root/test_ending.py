@@ -8,7 +8,7 @@ from teuthis.root.ending import ending
 @pytest.mark.parametrize("reason", [*Ended, None])
 def test_every_reason_has_an_error_that_says_what_to_do(reason: Ended | None) -> None:
     error = ending(reason, "")
-    assert isinstance(error, errors.VMError)
+    assert isinstance(error, errors.VMError | errors.SnapshotError)
     assert str(error)
 
 

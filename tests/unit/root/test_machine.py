@@ -18,6 +18,7 @@ from teuthis.root.console import Console
 from teuthis.root.descriptors import Descriptors
 from teuthis.root.launch import Processes
 from teuthis.root.machine import Machine
+from teuthis.root.saved import Memory
 from teuthis.root.spawn import Child
 
 
@@ -40,7 +41,7 @@ class Played:
         for child in self.children:
             held.callback(child.end)
         console = Console(read, None)
-        return Processes(worker, hypervisor, near, (Counters(),), (), console, held)
+        return Processes(worker, hypervisor, near, (Counters(),), (), Memory(0, -1), console, held)
 
     def say(self, kind: StatusKind, number: int = 0, value: int = 0, detail: int = 0) -> None:
         self.control.send(Status(kind, number, value, detail).encode())

@@ -12,7 +12,7 @@ from teuthis.flows import Counters
 from teuthis.protocol import Ended
 from teuthis.worker import link
 from teuthis.worker.ending import EndVM
-from teuthis.worker.link import ConsoleText, End, Incoming, Link, Note, PostMessage
+from teuthis.worker.link import ConsoleText, End, Incoming, Link, Note, Paused, PostMessage, State
 
 from .process import MESSAGE
 
@@ -33,6 +33,9 @@ from .process import MESSAGE
         (MESSAGE.pack(1, 2, 256, 0, b"y" * 256), "link.console", ConsoleText(b"y" * 256)),
         (MESSAGE.pack(1, 4, 2, 0, "ä".encode()), "link.note", Note("ä")),
         (MESSAGE.pack(1, 3, 0, 1, b""), "link.end", End(Ended.POWER_OFF)),
+        (MESSAGE.pack(1, 3, 0, 8, b""), "link.end", End(Ended.STATE_REFUSED)),
+        (MESSAGE.pack(1, 5, 0, 0, b""), "link.paused", Paused()),
+        (MESSAGE.pack(1, 6, 3, 9, b"abc"), "link.state", State(b"abc", 9)),
         (
             MESSAGE.pack(1, 3, 48, 4, struct.pack("<6Q", *range(6))),
             "link.end",
@@ -60,6 +63,9 @@ def test_messages_of_the_hypervisor_are_decoded(
         (MESSAGE.pack(1, 3, 0, 99, b""), "link.end"),
         (MESSAGE.pack(1, 3, 0, 4, b""), "link.end"),
         (MESSAGE.pack(1, 4, 1, 0, b"\xff"), "link.note"),
+        (MESSAGE.pack(1, 5, 1, 0, b"x"), "link.paused"),
+        (MESSAGE.pack(1, 5, 0, 1, b""), "link.paused"),
+        (MESSAGE.pack(1, 6, 257, 0, b""), "link.state"),
     ],
 )
 def test_a_refusal_names_what_was_pretended(packet: bytes, flow: str) -> None:
@@ -83,6 +89,8 @@ def test_messages_to_the_hypervisor_have_its_layout() -> None:
     assert delivered == MESSAGE.pack(1, 18, 3, 2 | 3 << 8 | 1 << 32, b"abc")
     assert link.encode(link.open_port(0x2001)) == MESSAGE.pack(1, 19, 0, 0x2001, b"")
     assert link.encode(link.close_port(0x2001)) == MESSAGE.pack(1, 20, 0, 0x2001, b"")
+    for number, message in ((21, link.PAUSE), (22, link.RESUME), (23, link.SAVE)):
+        assert link.encode(message) == MESSAGE.pack(1, number, 0, 0, b"")
     with pytest.raises(ValueError, match="241"):
         link.encode(link.deliver(bytes(241), 0))
 
@@ -124,4 +132,4 @@ def test_any_packet_is_decoded_or_refused(packet: bytes) -> None:
     with suppress(ValueError):
         flow, message = link.decode(packet)
         assert flow.startswith("link.")
-        assert isinstance(message, PostMessage | ConsoleText | Note | End)
+        assert isinstance(message, PostMessage | ConsoleText | Note | End | Paused | State)

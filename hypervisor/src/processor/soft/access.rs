@@ -255,6 +255,10 @@ impl Cpu {
             self.tally.reject(Flow::MemoryHole);
             return Ok(None);
         };
+        // Code is read where it is; data may be written at any time, by the worker too.
+        if access != Access::Execute {
+            self.memory.touch(offset);
+        }
         let entry = Entry {
             tag,
             addend: offset.wrapping_sub(linear & !OFFSET),

@@ -2,7 +2,10 @@
 //! no I/O APIC and no MMIO window. Its timer counts the virtual machine's clock at 1 GHz over the
 //! divisor. (Intel SDM volume 3, chapter 11.)
 
-use crate::clock::Clock;
+use crate::{
+    clock::Clock,
+    record::{Malformed, Record, check},
+};
 
 /// IA32_APIC_BASE: enabled, x2APIC, bootstrap processor.
 pub const BASE: u64 = 0xFEE0_0000 | 1 << 11 | 1 << 10 | 1 << 8;
@@ -80,6 +83,24 @@ impl Apic {
             initial: 0,
             deadline: None,
         }
+    }
+
+    /// Saves or restores every register.
+    pub fn state(&mut self, record: &mut Record) -> Result<(), Malformed> {
+        record.fields([&mut self.requested.0, &mut self.in_service.0])?;
+        record.field(&mut self.task_priority)?;
+        record.fields([
+            &mut self.spurious,
+            &mut self.errors,
+            &mut self.errors_shown,
+            &mut self.command,
+            &mut self.divide,
+            &mut self.initial,
+        ])?;
+        record.field(&mut self.local)?;
+        record.field(&mut self.deadline)?;
+        check(self.initial >> 32 == 0, "the timer's count")?;
+        check(self.requested.0[0] & 0xFFFF == 0, "an interrupt below 16")
     }
 
     /// Raises a fixed, edge-triggered interrupt.

@@ -13,7 +13,12 @@ use super::{
     watch::CodeWatch,
     x87::X87,
 };
-use crate::{clock::Clock, memory::GuestMemory, processor::Intercept};
+use crate::{
+    clock::Clock,
+    memory::GuestMemory,
+    processor::Intercept,
+    record::{Malformed, Record, check},
+};
 
 /// Why a handler leaves its block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -328,6 +333,64 @@ impl Cpu {
     pub fn set_rflags(&mut self, value: u64) {
         self.flags = Flags::from_bits(value);
         self.system_flags = value & !flags::ARITHMETIC & !2;
+    }
+}
+
+/// State that a saved machine carries; what is derived from it (translations, decoded code) is
+/// found anew.
+impl Cpu {
+    pub fn state(&mut self, record: &mut Record) -> Result<(), Malformed> {
+        self.clock.state(record)?;
+        self.gpr
+            .iter_mut()
+            .take(16)
+            .try_for_each(|register| record.field(register))?;
+        let mut rflags = self.rflags();
+        record.fields([
+            &mut self.rip,
+            &mut rflags,
+            &mut self.cr0,
+            &mut self.cr2,
+            &mut self.cr3,
+            &mut self.cr4,
+            &mut self.efer,
+            &mut self.executed,
+        ])?;
+        self.set_rflags(rflags);
+        check(self.rflags() == rflags, "RFLAGS")?;
+        record.fields([&mut self.segment_base, &mut self.dr])?;
+        for segment in &mut self.segments {
+            record.fields([&mut segment.selector, &mut segment.attributes])?;
+            record.fields([&mut segment.limit, &mut segment.base])?;
+        }
+        for table in [&mut self.gdtr, &mut self.idtr, &mut self.ldtr, &mut self.tr] {
+            record.field(&mut table.base)?;
+            record.field(&mut table.limit)?;
+            record.fields([&mut table.selector, &mut table.attributes])?;
+        }
+        record.field(&mut self.cpl)?;
+        record.fields([&mut self.long_code, &mut self.interrupt_shadow])?;
+        self.xmm
+            .iter_mut()
+            .try_for_each(|vector| record.field(&mut vector.0))?;
+        record.field(&mut self.mxcsr)?;
+        self.x87.state(record)?;
+        self.msrs.state(record)?;
+        self.apic.state(record)?;
+        self.random.state(record)?;
+        check(self.cpl <= 3, "the privilege level")?;
+        check(self.executed < 1 << 62, "the count of instructions")?;
+        check(self.mxcsr >> 16 == 0, "MXCSR")?;
+        // Long mode, protected, with paging: nothing of this machine can leave it.
+        check(self.cr0 & 0x8000_0001 == 0x8000_0001, "CR0")?;
+        check(self.cr4 & 0x20 != 0, "CR4")?;
+        check(self.efer & 0x500 == 0x500, "EFER")?;
+        if record.is_restoring() {
+            self.flush_translations();
+            self.update_domain();
+            self.update_fpu_access();
+        }
+        Ok(())
     }
 }
 

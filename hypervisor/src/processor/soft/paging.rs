@@ -111,7 +111,7 @@ impl Cpu {
             // A table in a hole reads as all ones, which the reserved bits refuse.
             let offset = self.memory.offset(place);
             let entry = offset
-                .and_then(|offset| self.memory.read::<u64>(offset))
+                .and_then(|offset| self.memory.peek(offset))
                 .unwrap_or(u64::MAX);
             if entry & PRESENT == 0 {
                 return self.raise(Exception::page_fault(linear, code));
@@ -167,6 +167,7 @@ impl Cpu {
                 marked |= DIRTY;
             }
             if marked != entry {
+                self.memory.touch(offset);
                 let _ = self.memory.write(offset, marked);
             }
         }

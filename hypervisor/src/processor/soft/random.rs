@@ -1,6 +1,8 @@
 //! What RDRAND and RDSEED return: the host's random numbers, or with the deterministic clock the
 //! same sequence each time.
 
+use crate::record::{Malformed, Record, check};
+
 /// Random numbers drawn from the host in one system call.
 const POOL: usize = 256;
 
@@ -18,6 +20,15 @@ impl Random {
             pool: [0; POOL],
             used: POOL,
         }
+    }
+
+    /// Saves or restores the deterministic sequence; the host's numbers are drawn anew, so that
+    /// copies of a machine do not repeat each other's.
+    pub fn state(&mut self, record: &mut Record) -> Result<(), Malformed> {
+        let deterministic = self.seed.is_some();
+        record.field(&mut self.seed)?;
+        self.used = POOL;
+        check(self.seed.is_some() == deterministic, "random numbers")
     }
 
     /// The next number; `None` when the host has none (the instruction then reports failure).

@@ -15,6 +15,7 @@ use crate::{
     flows::Flow,
     memory::{GuestMemory, PAGE_SIZE},
     processor::{BootState, Completion, Intercept, Processor},
+    record::{Malformed, Record, check},
 };
 use std::collections::BTreeMap;
 
@@ -35,6 +36,11 @@ enum State {
     /// A triple fault: for ever.
     Shutdown,
 }
+
+/// [`State`] in a saved machine.
+const RUNNING: u8 = 0;
+const HALTED: u8 = 1;
+const SHUTDOWN: u8 = 2;
 
 /// The software processor of one virtual machine.
 pub struct SoftProcessor {
@@ -522,6 +528,30 @@ impl Processor for SoftProcessor {
 
     fn next_event(&self) -> Option<u64> {
         self.cpu.apic.deadline()
+    }
+
+    fn state(&mut self, record: &mut Record) -> Result<(), Malformed> {
+        // An instruction that waits for its completion is executed again when nobody completes it.
+        let mut state = match self.state {
+            State::Running | State::Intercepted { .. } => RUNNING,
+            State::Halted => HALTED,
+            State::Shutdown => SHUTDOWN,
+        };
+        record.field(&mut state)?;
+        self.state = match state {
+            RUNNING => State::Running,
+            HALTED => State::Halted,
+            SHUTDOWN => State::Shutdown,
+            _ => return Err(Malformed::Value("the processor's state")),
+        };
+        self.cpu.state(record)?;
+        if state == HALTED {
+            check(self.cpu.system_flags & flags::IF != 0, "halted for ever")?;
+            self.cpu.intercept = Intercept::Halt {
+                interruptible: true,
+            };
+        }
+        Ok(())
     }
 
     fn take_notes(&mut self) -> Vec<String> {

@@ -2,9 +2,13 @@
 
 import errno
 import os
+import struct
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final
+
+import msgspec
 
 from teuthis import protocol
 from teuthis.flows import FLOWS, Counters
@@ -21,20 +25,36 @@ PORT: Final = FLOWS["agent.hello"].values["port"]
 _VERSION = FLOWS["agent.hello"].values["version"]
 _ENTROPY_BYTES = 64
 MAX_SESSIONS: Final = FLOWS["control.request"].values["sessions_max"]
+_TIME = struct.Struct("<QI")
 LOST_SECONDS: Final = 3.0
 """How long the loss of a connection is kept to ourselves: a panicking guest drops its connections
 before it reports the crash, and the crash is the better answer."""
 
 
+class AgentState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The agent in a saved machine."""
+
+    greeting: int | None
+    """The channel of its greeting connection."""
+    ready: bool
+
+
 class Greeting:
     """The connection that the agent opens at boot and keeps: HELLO and nothing else."""
 
-    def __init__(self, agent: "Agent", connection: Connection, counters: Counters) -> None:
+    def __init__(
+        self,
+        agent: "Agent",
+        connection: Connection,
+        counters: Counters,
+        *,
+        greeted: bool = False,
+    ) -> None:
         self.connection = connection
         self._agent = agent
         self._counters = counters
         self._decoder = FrameDecoder(counters)
-        self._greeted = False
+        self._greeted = greeted
 
     def opened(self) -> None:
         """Nothing to say before the agent has."""
@@ -98,6 +118,37 @@ class Agent:
             return None
         self._greeting = Greeting(self, connection, self._counters)
         return self._greeting
+
+    # ---- saved machines --------------------------------------------------------------------------
+
+    def save(self) -> AgentState:
+        """The state from which another worker goes on; programs and files are not part of it."""
+        greeting = self._greeting
+        relid = None if greeting is None else self._sockets.relid(greeting.connection)
+        return AgentState(relid, self._ready)
+
+    def restore(self, state: AgentState, connection: Connection) -> Handler:
+        """Goes on with the greeting connection of a saved machine."""
+        self._greeting = Greeting(self, connection, self._counters, greeted=state.ready)
+        return self._greeting
+
+    def resumed(self) -> None:
+        """Gives a guest that stood still the time of day, and random numbers.
+
+        It may be one of many copies, none of which may repeat another's.
+        """
+        if self._ready:
+            seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+            news = os.urandom(_ENTROPY_BYTES) + _TIME.pack(seconds, nanoseconds)
+            self._say("agent.resumed", news)
+
+    def report_ready(self, ready: bool) -> None:
+        """Tells the root side that a restored agent is there, if it was."""
+        self._ready = ready
+        if ready:
+            self._report(Status(StatusKind.READY))
+
+    # ---- greeting --------------------------------------------------------------------------------
 
     def greeted(self) -> None:
         """The agent said HELLO."""

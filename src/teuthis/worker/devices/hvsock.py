@@ -91,7 +91,12 @@ class Connection:
         self._end_unsent = False
         self._over = False
 
-    def attach(self, channel: Channel, deadline: float) -> None:
+    @property
+    def relid(self) -> int | None:
+        """Of its channel."""
+        return None if self._channel is None else self._channel.relid
+
+    def attach(self, channel: Channel, deadline: float | None) -> None:
         """Binds the channel that was offered for this connection."""
         self._channel = channel
         self.deadline = deadline
@@ -234,6 +239,19 @@ class Connection:
         return _HEADER.pack(_PACKET_TYPE, len(body)) + body
 
 
+class Dropped:
+    """What answers for a stream that a restored machine does not go on with."""
+
+    def opened(self) -> None:
+        """Never called: the channel goes away first."""
+
+    def received(self, data: bytes) -> None:
+        """What the guest may still have sent is of no use."""
+
+    def closed(self) -> None:
+        """As it should be."""
+
+
 class HvSock:
     """All streams of one VM."""
 
@@ -281,6 +299,32 @@ class HvSock:
         connection.attach(channel, self.clock() + OPEN_SECONDS)
         self._connections.add(connection)
         return True
+
+    @property
+    def last_host_port(self) -> int:
+        """The port of the last connection that the host made."""
+        return self._last_host_port
+
+    def relid(self, connection: Connection) -> int | None:
+        """The channel of a connection, while it lives."""
+        return connection.relid if connection in self._connections else None
+
+    def restore(self, last_host_port: int) -> None:
+        """Goes on with the host's port numbers of a saved machine."""
+        if not _FIRST_HOST_PORT <= last_host_port < 1 << 32:
+            raise ValueError("a port that the host does not use")
+        self._last_host_port = last_host_port
+
+    def restored(self, accept: Accept | None) -> Connection:
+        """A connection of a saved machine, to be attached to its channel.
+
+        Without `accept` there is nobody who goes on with it.
+        """
+        connection = Connection(self)
+        handler = accept(connection) if accept is not None else None
+        connection.handler = handler if handler is not None else Dropped()
+        self._connections.add(connection)
+        return connection
 
     def forget(self, connection: Connection) -> None:
         """Called by a connection that is over."""

@@ -1,6 +1,6 @@
 """One offered channel and the device behind it."""
 
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from teuthis.worker.vmbus.ring import RingReader, RingWriter
 
@@ -18,6 +18,21 @@ class Device(Protocol):
         """The guest closed the channel, or it was rescinded or reset: its rings are gone."""
 
 
+@runtime_checkable
+class Saveable(Protocol):
+    """A device that can be part of a saved machine."""
+
+    def save(self) -> dict[str, Any]:
+        """Its state as plain values: numbers, texts, bytes, lists and dicts of them."""
+
+    def restore(self, state: dict[str, Any], channel: "Channel | None") -> None:
+        """Goes on from such a state, with the channel it had.
+
+        The state may come from a worker that was taken over: `ValueError`, `KeyError` or
+        `TypeError` refuse it.
+        """
+
+
 class Channel:
     """State of one channel, from its offer until its relid may be used again."""
 
@@ -27,6 +42,8 @@ class Channel:
         self.target_vp = 0
         self.ring_gpadl: int | None = None
         """Handle of the ring's memory while the channel is open."""
+        self.downstream_page = 0
+        """Where in it the guest's reading half begins."""
         self.reader: RingReader | None = None
         self.writer: RingWriter | None = None
         self.rescinded = False

@@ -2,7 +2,9 @@
 
 import struct
 from array import array
-from typing import Final
+from typing import Annotated, Final
+
+import msgspec
 
 from teuthis.flows import FLOWS
 from teuthis.worker.memory import PAGE_SIZE
@@ -21,6 +23,16 @@ _MAX_PAGES_IN_BODY = 28
 
 class GpadlError(ValueError):
     """A description that contradicts itself."""
+
+
+class GpadlState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A description in a saved machine."""
+
+    relid: int
+    id: int
+    byte_count: int
+    byte_offset: int
+    pages: list[Annotated[int, msgspec.Meta(ge=0, lt=1 << 52)]]
 
 
 class Gpadl:
@@ -43,6 +55,24 @@ class Gpadl:
             raise GpadlError("too many pages")
         self.pages = array("Q")
         self._append(tail, _MAX_PAGES_IN_HEADER)
+
+    def save(self) -> GpadlState:
+        """Its state in a saved machine."""
+        return GpadlState(
+            self.relid, self.id, self.byte_count, self.byte_offset, self.pages.tolist()
+        )
+
+    @classmethod
+    def restored(cls, state: GpadlState) -> "Gpadl":
+        """The description with that state. Raises `GpadlError`."""
+        pages = -(-(state.byte_offset + state.byte_count) // PAGE_SIZE)
+        size = _RANGE_HEADER_BYTES + pages * _PAGE_NUMBER_BYTES
+        header = GpadlHeader(state.relid, state.id, size, 1, state.byte_count, state.byte_offset)
+        gpadl = cls(header, b"")
+        if len(state.pages) > gpadl.expected:
+            raise GpadlError("more pages than announced")
+        gpadl.pages.extend(state.pages)
+        return gpadl
 
     @property
     def complete(self) -> bool:

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from teuthis.flows import FLOWS, Counters
-from teuthis.worker.memory import GuestMemory, PageRange, full_barrier
+from teuthis.worker.barrier import full_barrier
+from teuthis.worker.memory import GuestMemory, PageRange
 
 _DESCRIPTOR = struct.Struct("<HHHHQ")
 _TRAILER = struct.Struct("<Q")

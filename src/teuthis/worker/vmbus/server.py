@@ -13,9 +13,10 @@ from teuthis.worker import link
 from teuthis.worker.memory import PAGE_SIZE, GuestMemory, PageRange
 from teuthis.worker.vmbus import gpadl as gpadls
 from teuthis.worker.vmbus import messages as m
-from teuthis.worker.vmbus.channel import Channel, Device
+from teuthis.worker.vmbus.channel import Channel, Device, Saveable
 from teuthis.worker.vmbus.gpadl import Gpadl, GpadlError
 from teuthis.worker.vmbus.ring import RingError, RingReader, RingWriter
+from teuthis.worker.vmbus.saved import ChannelState, ServerState
 
 MAX_CHANNELS: Final = FLOWS["doorbell.to-worker"].values["channels"]
 _VMBUS_MESSAGE = 1
@@ -223,7 +224,7 @@ class Server:
     def _gpadl_completed(self, gpadl: Gpadl) -> bool:
         if not gpadl.complete:
             return True
-        if any(page == 0 or self._memory.page_offset(page) is None for page in gpadl.pages):
+        if not all(self._is_ram(page) for page in gpadl.pages):
             return self._gpadl_failed(gpadl)
         self._send("vmbus.gpadl-created", gpadl.relid, gpadl.id, m.SUCCESS)
         return True
@@ -282,20 +283,23 @@ class Server:
             or not _MIN_HALF_PAGES <= request.downstream_page <= gpadl.expected - _MIN_HALF_PAGES
         ):
             return False
-        pages = gpadl.pages.tolist()
-        try:
-            channel.reader = RingReader(
-                self._memory, pages[: request.downstream_page], self._counters
-            )
-            channel.writer = RingWriter(
-                self._memory, pages[request.downstream_page :], self._counters
-            )
-        except RingError:
-            channel.reader = None
+        channel.downstream_page = request.downstream_page
+        if not self._map_rings(channel, gpadl):
             return False
         channel.ring_gpadl = gpadl.id
         channel.target_vp = request.target_vp
         channel.finished = False
+        return True
+
+    def _map_rings(self, channel: Channel, gpadl: Gpadl) -> bool:
+        pages = gpadl.pages.tolist()
+        upstream, downstream = pages[: channel.downstream_page], pages[channel.downstream_page :]
+        try:
+            channel.reader = RingReader(self._memory, upstream, self._counters)
+            channel.writer = RingWriter(self._memory, downstream, self._counters)
+        except RingError:
+            channel.reader = None
+            return False
         return True
 
     def _close_channel(self, request: m.CloseChannel) -> bool:
@@ -342,6 +346,112 @@ class Server:
             channel.reader = channel.writer = None
             self.outbox.append(link.close_port(m.connection_id(channel.relid)))
         channel.device.closed(channel)
+
+    # ---- saved machines --------------------------------------------------------------------------
+
+    def save(self) -> ServerState:
+        """The state from which another server goes on.
+
+        Raises:
+            NotImplementedError: a device cannot be saved; its name.
+        """
+        instances = {id(device): offer.instance for offer, device in self._installed}
+        devices = {}
+        for offer, device in self._installed:
+            if not isinstance(device, Saveable):
+                raise NotImplementedError(type(device).__name__)
+            devices[offer.instance] = device.save()
+        channels = [
+            ChannelState(
+                channel.relid,
+                instances.get(id(channel.device)),
+                channel.target_vp,
+                channel.ring_gpadl,
+                channel.downstream_page,
+                channel.rescinded,
+                channel.finished,
+            )
+            for channel in self._channels.values()
+        ]
+        return ServerState(
+            self.version,
+            self._message_vp,
+            self._offers_requested,
+            self._last_relid,
+            channels,
+            [gpadl.save() for gpadl in self._gpadls.values()],
+            devices,
+        )
+
+    def restore(
+        self, state: ServerState, stream: Callable[[ChannelState], Device]
+    ) -> list[Channel]:
+        """Goes on from `state`, in a server that has served nobody.
+
+        `stream` takes the channels that belong to no device that is there from the start.
+
+        Raises:
+            ValueError, KeyError, TypeError: no server can have that state.
+        """
+        if state.version not in (None, *m.VERSIONS) or state.message_vp >= self._processors:
+            raise ValueError("a connection that cannot be")
+        self.version = state.version
+        self._message_vp = state.message_vp
+        self._offers_requested = state.offers_requested
+        self._last_relid = state.last_relid
+        for each in state.gpadls:
+            gpadl = Gpadl.restored(each)
+            pages = gpadl.pages
+            if gpadl.id in self._gpadls or any(not self._is_ram(page) for page in pages):
+                raise ValueError("guest memory that cannot be")
+            self._gpadls[gpadl.id] = gpadl
+            self._gpadl_pages += gpadl.expected
+        if self._gpadl_pages > gpadls.MAX_TOTAL_PAGES:
+            raise ValueError("too much guest memory in use")
+        installed = {offer.instance: device for offer, device in self._installed}
+        mine: dict[bytes, Channel] = {}
+        for saved in state.channels:
+            if saved.instance is None:
+                self._restore_channel(saved, stream(saved))
+            else:
+                channel = self._restore_channel(saved, installed[saved.instance])
+                mine[saved.instance] = channel
+        if set(state.devices) != set(installed):
+            raise ValueError("other devices than this machine's")
+        for instance, device in installed.items():
+            if not isinstance(device, Saveable):
+                raise TypeError(type(device).__name__)
+            device.restore(state.devices[instance], mine.get(instance))
+        return list(self._channels.values())
+
+    def _restore_channel(self, saved: ChannelState, device: Device) -> Channel:
+        if saved.relid in self._channels or saved.target_vp >= self._processors:
+            raise ValueError("a channel that cannot be")
+        channel = Channel(saved.relid, device)
+        channel.target_vp = saved.target_vp
+        channel.rescinded = saved.rescinded
+        channel.finished = saved.finished
+        channel.downstream_page = saved.downstream_page
+        channel.ring_gpadl = saved.ring_gpadl
+        self._channels[channel.relid] = channel
+        if saved.ring_gpadl is not None and not saved.finished:
+            gpadl = self._gpadls[saved.ring_gpadl]
+            last = gpadl.expected - _MIN_HALF_PAGES
+            if (
+                not gpadl.complete
+                or gpadl.relid != channel.relid
+                or not _MIN_HALF_PAGES <= channel.downstream_page <= last
+                or not self._map_rings(channel, gpadl)
+            ):
+                raise ValueError("a ring that cannot be")
+        return channel
+
+    def _is_ram(self, page: int) -> bool:
+        return page != 0 and self._memory.page_offset(page) is not None
+
+    def ring_all(self) -> list[int]:
+        """The channels that are open: after a restore, each may have been signalled before it."""
+        return [each.relid for each in self._channels.values() if each.reader is not None]
 
     # ---- sending ---------------------------------------------------------------------------------
 

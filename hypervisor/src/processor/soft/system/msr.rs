@@ -15,6 +15,7 @@ use crate::{
             paging::{EFER_NXE, is_canonical},
         },
     },
+    record::{Malformed, Record, check},
 };
 
 pub const EFER_SCE: u64 = 1 << 0;
@@ -64,6 +65,38 @@ impl Default for Msrs {
             mtrr_fixed: [0x0606_0606_0606_0606; 11],
             mtrr_variable: [0; 16],
         }
+    }
+}
+
+impl Msrs {
+    /// Saves or restores every register.
+    pub fn state(&mut self, record: &mut Record) -> Result<(), Malformed> {
+        record.fields([
+            &mut self.star,
+            &mut self.lstar,
+            &mut self.cstar,
+            &mut self.sfmask,
+            &mut self.kernel_gs_base,
+            &mut self.sysenter_cs,
+            &mut self.sysenter_esp,
+            &mut self.sysenter_eip,
+            &mut self.tsc_aux,
+            &mut self.tsc_offset,
+            &mut self.pat,
+            &mut self.misc_enable,
+            &mut self.mtrr_default,
+        ])?;
+        record.field(&mut self.mtrr_fixed)?;
+        record.field(&mut self.mtrr_variable)?;
+        let bases = [
+            self.lstar,
+            self.cstar,
+            self.kernel_gs_base,
+            self.sysenter_esp,
+            self.sysenter_eip,
+        ];
+        let canonical = bases.into_iter().all(is_canonical);
+        check(canonical, "an address in a model-specific register")
     }
 }
 

@@ -1,6 +1,9 @@
 //! The x87 unit's registers.
 
-use crate::processor::soft::{cpu::Cpu, float::Extended};
+use crate::{
+    processor::soft::{cpu::Cpu, float::Extended},
+    record::{Malformed, Record, check},
+};
 
 /// Bits of the status word. Exception flags have the positions of their masks in the control word.
 pub mod status {
@@ -49,6 +52,24 @@ impl Default for X87 {
 }
 
 impl X87 {
+    /// Saves or restores every register.
+    pub fn state(&mut self, record: &mut Record) -> Result<(), Malformed> {
+        for register in &mut self.registers {
+            record.field(&mut register.significand)?;
+            record.field(&mut register.sign_exponent)?;
+        }
+        record.fields([&mut self.top, &mut self.valid])?;
+        record.fields([&mut self.control, &mut self.status, &mut self.opcode])?;
+        record.fields([&mut self.instruction_pointer, &mut self.data_pointer])?;
+        let (control, status, top) = (self.control, self.status, self.top);
+        self.set_control_word(control);
+        self.set_status_word(status | u16::from(top & 7) << 11);
+        check(
+            self.top == top && self.control == control && self.status == status,
+            "an x87 register",
+        )
+    }
+
     pub fn exception_pending(&self) -> bool {
         self.status & !self.control & status::EXCEPTIONS != 0
     }

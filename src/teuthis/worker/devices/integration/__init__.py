@@ -62,6 +62,11 @@ class Integration:
                 sink = Sink(self._loop, descriptors[0])
                 self._kvp.tell(lambda facts: self._facts(request.id, sink, facts))
 
+    def resumed(self) -> None:
+        """The guest goes on after it stood still."""
+        for service in self.services:
+            service.go_on()
+
     def deadline(self) -> float | None:
         """When `expire` has something to do next."""
         deadlines = (service.deadline() for service in self.services)

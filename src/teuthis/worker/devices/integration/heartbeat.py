@@ -37,7 +37,6 @@ class Heartbeat(Service):
         super().__init__(server, counters, clock)
         self._report = report
         self._health = Health.UNKNOWN
-        self._sequence = 0
         self._missed = 0
         self._next: float | None = None
         """When the next beat is due; None before the first."""
@@ -51,10 +50,15 @@ class Heartbeat(Service):
         """The guest adds one to the number it was sent."""
         if len(answer.body) < _BODY.size:
             raise Malformed("a beat without a number")
-        if answer.status or _BODY.unpack_from(answer.body)[0] != self._sequence + 1:
+        if answer.status or _BODY.unpack_from(answer.body)[0] != self.sequence + 1:
             raise Malformed("another beat's number")
         self._missed = 0
         self._change(Health.ALIVE)
+
+    def resumed(self) -> None:
+        """The beats begin anew."""
+        self._missed = 0
+        self._next = self._clock() + PERIOD
 
     def deadline(self) -> float | None:
         """When the next beat is due."""
@@ -73,8 +77,8 @@ class Heartbeat(Service):
             self._change(Health.HUNG)
 
     def _beat(self) -> None:
-        self._sequence += 1
-        self.ask(_BODY.pack(self._sequence))
+        self.sequence += 1
+        self.ask(_BODY.pack(self.sequence))
 
     def _change(self, health: Health) -> None:
         if health is not self._health:

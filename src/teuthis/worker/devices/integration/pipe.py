@@ -8,7 +8,7 @@ body changed. Reference: Linux `drivers/hv/hv_util.c`, `include/linux/hyperv.h`.
 
 import struct
 from collections.abc import Callable
-from typing import ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 from teuthis.flows import FLOWS, Counters
 from teuthis.worker.vmbus.channel import Channel
@@ -63,6 +63,8 @@ class Service:
         self._framework: Version = (0, 0)
         self._version: Version | None = None
         self._transaction = 0
+        self.sequence = 0
+        """What a subclass counts, if it counts anything."""
         self._asked: str | None = None
         """The flow of the answer that is awaited."""
         offer = Offer(self.interface, self.instance, _PIPE_OFFER, _MESSAGE_MODE)
@@ -87,6 +89,9 @@ class Service:
 
     def lost(self) -> None:
         """The guest does not offer the service any more; nothing will be answered."""
+
+    def resumed(self) -> None:
+        """The guest goes on after it stood still; called only when the service is agreed upon."""
 
     def deadline(self) -> float | None:
         """When `expire` has something to do next."""
@@ -120,6 +125,42 @@ class Service:
         self._channel = None
         self._version = self._asked = None
         self.lost()
+
+    # ---- saved machines --------------------------------------------------------------------------
+
+    def save(self) -> dict[str, Any]:
+        """What was agreed upon, and what the guest still has to answer."""
+        return {
+            "framework": self._framework,
+            "version": self._version,
+            "transaction": self._transaction,
+            "asked": self._asked,
+            "sequence": self.sequence,
+        }
+
+    def restore(self, state: dict[str, Any], channel: Channel | None) -> None:
+        """Goes on from there; who had asked is gone.
+
+        Raises:
+            ValueError, KeyError, TypeError: no service can have that state.
+        """
+        framework = tuple(state["framework"])
+        version = None if state["version"] is None else tuple(state["version"])
+        transaction, asked, sequence = state["transaction"], state["asked"], state["sequence"]
+        if framework not in (*_FRAMEWORKS, (0, 0)) or version not in (*self.versions, None):
+            raise ValueError("versions that were never on offer")
+        if asked not in (None, _NEGOTIATION, self.flow) or transaction not in range(256):
+            raise ValueError("a question that was never asked")
+        if not isinstance(sequence, int) or not 0 <= sequence < 1 << 62:
+            raise ValueError("a number that was never counted to")
+        self._framework, self._version = framework, version
+        self._transaction, self._asked, self.sequence = transaction, asked, sequence
+        self._channel = None if channel is None or channel.reader is None else channel
+
+    def go_on(self) -> None:
+        """The guest goes on after it stood still."""
+        if self._version is not None:
+            self.resumed()
 
     # ---- messages --------------------------------------------------------------------------------
 

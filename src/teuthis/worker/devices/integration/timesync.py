@@ -6,6 +6,7 @@ time of day and its monotonic clock: the host slept, or somebody set its clock. 
 sample that a time daemon in the guest may use (`/dev/ptp_hyperv`).
 """
 
+import math
 import struct
 from collections.abc import Callable
 from typing import Final
@@ -53,6 +54,11 @@ class TimeSync(Service):
         """The guest has nothing to say but that it heard."""
         if len(answer.body) < _BODY.size:
             raise Malformed("less than was sent")
+
+    def resumed(self) -> None:
+        """Its clock has stood still too: to be set as soon as it can be told."""
+        self._offset = -math.inf
+        self._next = self._clock()
 
     def lost(self) -> None:
         """No clock to set any more."""

@@ -1,0 +1,71 @@
+//! Any change to a saved machine whose checksum fits again, and a while of life after it.
+
+use super::bytes::Bytes;
+use teuthis_hypervisor::{
+    clock::Clock,
+    counters::Counters,
+    memory::GuestMemory,
+    processor::{BootState, Processor, soft::SoftProcessor},
+    record::{HEADER_BYTES, Malformed, Record, checksum},
+    tlfs::Partition,
+};
+
+const MEMORY: u64 = 0x1_0000;
+
+struct Machine {
+    processor: SoftProcessor,
+    partition: Partition,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let memory = GuestMemory::anonymous(MEMORY).unwrap();
+        let clock = Clock::deterministic(1);
+        let counters = Counters::anonymous().unwrap();
+        let processor = SoftProcessor::new(memory, BootState::default(), clock.clone());
+        let partition = Partition::new(clock, 0, processor.hypercall_code(), counters);
+        Self {
+            processor,
+            partition,
+        }
+    }
+
+    fn state(&mut self, record: &mut Record) -> Result<(), Malformed> {
+        self.processor.state(record)?;
+        self.partition.state(record, self.processor.memory())
+    }
+
+    fn save(&mut self) -> Vec<u8> {
+        let mut record = Record::saving(MEMORY);
+        self.state(&mut record).unwrap();
+        record.finish()
+    }
+}
+
+pub fn run(data: &[u8]) {
+    let mut bytes = Bytes(data);
+    let mut saved = Machine::new().save();
+    let end = saved.len() - 8;
+    for _ in 0..bytes.below(16) {
+        let at = HEADER_BYTES + bytes.below((end - HEADER_BYTES) as u64) as usize;
+        let value = bytes.value().to_le_bytes();
+        let size = (end - at).min(8);
+        saved[at..at + size].copy_from_slice(&value[..size]);
+    }
+    let sum = checksum(&saved[..end]);
+    saved[end..].copy_from_slice(&sum.to_le_bytes());
+    let mut machine = Machine::new();
+    let restored = Record::restoring(&saved, MEMORY).and_then(|mut record| {
+        machine.state(&mut record)?;
+        record.end()
+    });
+    if restored.is_ok() {
+        let again = machine.save();
+        let differs = (0..saved.len()).find(|&at| again.get(at) != saved.get(at));
+        assert_eq!(differs, None, "what was taken is what is there");
+        for _ in 0..3 {
+            machine.processor.run(50);
+            machine.partition.take_interrupts().for_each(drop);
+        }
+    }
+}

@@ -1,0 +1,146 @@
+"""A saved machine as the root side handles it: bytes that it copies and never looks into.
+
+Memory that holds nothing but zeros is not kept. The rest lies in a file at its place in guest
+memory, so that restored machines can map it, and a map says for each page whether it is there.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Final, Self
+
+PAGE: Final = 4096
+IN_FILE: Final = 0
+ZERO: Final = 1
+_CHUNK: Final = 1 << 20
+_ZEROS: Final = bytes(PAGE)
+_HEADER: Final = bytes(PAGE)
+"""Of the page file; see `teuthis.worker.template`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The memory of a running VM: descriptors that the root side holds.
+
+    Attributes:
+        size: in bytes.
+        own: the file that its processes share.
+        template: where the pages are from that are not in `own` yet.
+        pages: the page file, which says which those are.
+    """
+
+    size: int
+    own: int
+    template: int | None = None
+    pages: int | None = None
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A saved machine, ready to be started from. Closes its descriptor at its end.
+
+    Attributes:
+        memory_size: in bytes.
+        template: read-only descriptor of the memory.
+        pages: for each page `IN_FILE` or `ZERO`.
+        hypervisor: the state of processor and partition.
+        worker: the state of the worker.
+    """
+
+    memory_size: int
+    template: int
+    pages: bytes
+    hypervisor: bytes
+    worker: bytes
+    _held: ExitStack = field(default_factory=ExitStack, repr=False)
+
+    def __post_init__(self) -> None:
+        self._held.callback(os.close, self.template)
+
+    def page_file(self) -> bytes:
+        """The content of the page file of a VM that is started from this."""
+        return _HEADER + self.pages
+
+    def close(self) -> None:
+        """Closes the memory file; VMs started from it have it for themselves."""
+        self._held.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def copy(memory: Memory, target: int) -> bytes:
+    """Copies the memory of a VM that stands still into the file `target`; returns the page map."""
+    os.ftruncate(target, memory.size)
+    pages = bytearray([ZERO]) * (memory.size // PAGE)
+    for start, data in _pieces(memory):
+        run = start
+        for at in range(0, len(data), PAGE):
+            if data[at : at + PAGE] == _ZEROS:
+                _write(target, data[run - start : at], run)
+                run = start + at + PAGE
+            else:
+                pages[(start + at) // PAGE] = IN_FILE
+        _write(target, data[run - start :], run)
+    return bytes(pages)
+
+
+def _write(target: int, data: bytes | memoryview, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(target, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _pieces(memory: Memory) -> Iterator[tuple[int, bytes]]:
+    """Offset and content of all that may be other than zero, in whole pages."""
+    if memory.template is None or memory.pages is None:
+        for start, end in _extents(memory.own, memory.size):
+            yield from _read(memory.own, start, end)
+        return
+    pages = os.pread(memory.pages, PAGE + memory.size // PAGE, 0)[PAGE:]
+    at = 0
+    while at < len(pages):
+        present = pages[at] != IN_FILE
+        end = pages.find(b"\0", at) if present else len(pages) - len(pages[at:].lstrip(b"\0"))
+        end = len(pages) if end < 0 else end
+        if not present:
+            yield from _read(memory.template, at * PAGE, end * PAGE)
+        else:
+            for start, stop in _extents(memory.own, end * PAGE, at * PAGE):
+                yield from _read(memory.own, start, stop)
+        at = end
+
+
+def _extents(file: int, end: int, start: int = 0) -> Iterator[tuple[int, int]]:
+    """Where a sparse file has data, in whole pages."""
+    while start < end:
+        try:
+            start = os.lseek(file, start, os.SEEK_DATA)
+        except OSError:  # nothing follows
+            return
+        if start >= end:
+            return
+        stop = min(os.lseek(file, start, os.SEEK_HOLE), end)
+        yield start, stop
+        start = stop
+
+
+def _read(file: int, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    while start < end:
+        data = os.pread(file, min(end - start, _CHUNK), start)
+        if not data:
+            raise OSError("a memory file is too short")
+        yield start, data
+        start += len(data)
+
+
+def seal(file: int) -> None:
+    """Makes a memory file that nobody can write or resize any more."""
+    seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+    fcntl.fcntl(file, fcntl.F_ADD_SEALS, seals)

@@ -1,0 +1,174 @@
+"""Snapshots on disk: a directory that a VM can be started from again, any number of times.
+
+snapshot.json   format, memory size, SHA-256 of the other files; written last
+memory          the guest's memory, sparse; restored VMs map it and never write it
+pages           one byte per page: 0 in `memory`, 1 nothing but zeros
+hypervisor      the state of processor and partition, opaque to the root side
+worker          the state of the worker, opaque to the root side
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from teuthis.errors import SnapshotError
+from teuthis.root.saved import IN_FILE, PAGE, ZERO, Saved
+
+FORMAT: Final = 1
+_MANIFEST: Final = "snapshot.json"
+_MAX_STATE: Final = 64 << 20
+_CHUNK: Final = 1 << 20
+
+Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `snapshot.json` says."""
+
+    format: Literal[1]
+    memory_size: Annotated[int, msgspec.Meta(ge=PAGE, le=1 << 46, multiple_of=PAGE)]
+    env: dict[str, str]
+    """Environment variables of all programs."""
+    memory: Digest
+    pages: Digest
+    hypervisor: Digest
+    worker: Digest
+
+
+class _Format(msgspec.Struct):
+    format: int
+
+
+def write(directory: Path, saved: Saved, env: dict[str, str]) -> None:
+    """Writes a saved machine to `directory`, which appears complete or not at all.
+
+    Raises:
+        SnapshotError: it is there already, or cannot be written.
+    """
+    if directory.exists():
+        raise SnapshotError(f"{directory} exists: choose another name, or remove it")
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(dir=directory.parent, prefix=".new-"))
+        try:
+            _copy_memory(saved, new / "memory")
+            parts = {"pages": saved.pages, "hypervisor": saved.hypervisor, "worker": saved.worker}
+            for name, content in parts.items():
+                (new / name).write_bytes(content)
+            manifest = Manifest(
+                format=FORMAT,
+                memory_size=saved.memory_size,
+                env=env,
+                memory=memory_digest(saved.template, saved.pages),
+                **{name: hashlib.sha256(content).hexdigest() for name, content in parts.items()},
+            )
+            (new / _MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
+            new.rename(directory)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise SnapshotError(f"could not write the snapshot {directory}: {error}") from error
+
+
+def _copy_memory(saved: Saved, path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(saved.memory_size)
+        for start, end in runs(saved.pages):
+            while start < end:
+                data = os.pread(saved.template, min(end - start, _CHUNK), start)
+                start += os.pwrite(file.fileno(), data, start)
+
+
+def runs(pages: bytes) -> list[tuple[int, int]]:
+    """Where the memory file holds data: (start, end) in bytes."""
+    found = []
+    at = pages.find(IN_FILE)
+    while at >= 0:
+        end = pages.find(ZERO, at)
+        end = len(pages) if end < 0 else end
+        found.append((at * PAGE, end * PAGE))
+        at = pages.find(IN_FILE, end)
+    return found
+
+
+def memory_digest(memory: int, pages: bytes) -> str:
+    """SHA-256 of the pages that a memory file holds, in their order."""
+    digest = hashlib.sha256()
+    for start, end in runs(pages):
+        while start < end:
+            data = os.pread(memory, min(end - start, _CHUNK), start)
+            if not data:
+                raise SnapshotError("the snapshot's memory file is cut off: make the snapshot anew")
+            digest.update(data)
+            start += len(data)
+    return digest.hexdigest()
+
+
+def read(
+    directory: Path, *, trusted: Callable[[int], bool] = lambda memory: False
+) -> tuple[Saved, Manifest]:
+    """Opens a snapshot and checks all of it.
+
+    `trusted` may answer for the memory file, by its descriptor, that it is unchanged since it was
+    checked.
+
+    Raises:
+        SnapshotError: it is not there, damaged, cut off, newer, or no snapshot at all.
+    """
+    try:
+        manifest = _manifest((directory / _MANIFEST).read_bytes(), directory)
+        parts = {}
+        for name in ("pages", "hypervisor", "worker"):
+            parts[name] = _part(directory / name, getattr(manifest, name))
+        if len(parts["pages"]) != manifest.memory_size // PAGE or set(parts["pages"]) - {0, 1}:
+            raise _damaged(directory / "pages")
+        memory = os.open(directory / "memory", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        what = error.strerror or str(error)
+        raise SnapshotError(f"{directory} cannot be read as a snapshot: {what}") from error
+    saved = Saved(
+        manifest.memory_size, memory, parts["pages"], parts["hypervisor"], parts["worker"]
+    )
+    try:
+        if os.fstat(memory).st_size != manifest.memory_size:
+            raise _damaged(directory / "memory")
+        if not trusted(memory) and memory_digest(memory, saved.pages) != manifest.memory:
+            raise _damaged(directory / "memory")
+    except BaseException:
+        saved.close()
+        raise
+    return saved, manifest
+
+
+def _manifest(content: bytes, directory: Path) -> Manifest:
+    try:
+        version = msgspec.json.decode(content, type=_Format).format
+        if version > FORMAT:
+            raise SnapshotError(
+                f"{directory} is a snapshot of format {version}, which is newer than this program: "
+                "update it"
+            )
+        return msgspec.json.decode(content, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise SnapshotError(
+            f"{directory} is no snapshot, or is damaged: {_MANIFEST}: {error}"
+        ) from error
+
+
+def _part(path: Path, digest: str) -> bytes:
+    with path.open("rb") as file:
+        content = file.read(_MAX_STATE + 1)
+    if len(content) > _MAX_STATE or hashlib.sha256(content).hexdigest() != digest:
+        raise _damaged(path)
+    return content
+
+
+def _damaged(path: Path) -> SnapshotError:
+    return SnapshotError(f"{path} is not what was saved: the snapshot is damaged, make it anew")

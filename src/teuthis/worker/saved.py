@@ -1,0 +1,75 @@
+"""The worker's part of a saved machine, as one record.
+
+It was written by a worker that served a guest, and comes back by way of a file: it is judged like
+guest data, after the door is locked.
+"""
+
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from teuthis.flows import Counters
+from teuthis.worker.agent.agent import Agent, AgentState
+from teuthis.worker.devices.hvsock import Connection, HvSock
+from teuthis.worker.vmbus.saved import ChannelState, ServerState
+from teuthis.worker.vmbus.server import Server
+
+FORMAT: Final = 1
+MAX_BYTES: Final = 32 << 20
+
+
+class StateError(ValueError):
+    """This is no state that a worker can go on from."""
+
+
+class WorkerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All that a worker needs to go on."""
+
+    format: Literal[1]
+    server: ServerState
+    last_host_port: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+    agent: AgentState
+
+
+def save(server: Server, sockets: HvSock, agent: Agent) -> bytes:
+    """The record. Raises `NotImplementedError`, by name, for a device that cannot be saved."""
+    state = WorkerState(FORMAT, server.save(), sockets.last_host_port, agent.save())
+    return msgspec.msgpack.encode(state)
+
+
+def restore(
+    record: bytes, server: Server, sockets: HvSock, agent: Agent, counters: Counters
+) -> None:
+    """Goes on from a record, in a worker that has served nobody.
+
+    Streams that carried programs and files are closed: whoever asked for them is gone. Raises
+    `StateError`.
+    """
+    try:
+        _restore(record, server, sockets, agent)
+    except (msgspec.MsgspecError, ValueError, KeyError, TypeError) as error:
+        counters.reject("state.worker")
+        raise StateError(f"the saved state of the worker is damaged: {error}") from error
+    counters.accept("state.worker", len(record))
+
+
+def _restore(record: bytes, server: Server, sockets: HvSock, agent: Agent) -> None:
+    if len(record) > MAX_BYTES:
+        raise ValueError("it is too large")
+    state = msgspec.msgpack.decode(record, type=WorkerState)
+    sockets.restore(state.last_host_port)
+    greeting = state.agent.greeting
+    streams: dict[int, Connection] = {}
+
+    def stream(channel: ChannelState) -> Connection:
+        greets = channel.relid == greeting and channel.ring_gpadl is not None
+        accept = (lambda connection: agent.restore(state.agent, connection)) if greets else None
+        streams[channel.relid] = sockets.restored(accept)
+        return streams[channel.relid]
+
+    for channel in server.restore(state.server, stream):
+        if channel.relid in streams:
+            streams[channel.relid].attach(channel, None)
+            if channel.relid != greeting:
+                server.rescind(channel)
+    agent.report_ready(state.agent.ready)

@@ -1,0 +1,39 @@
+"""A VMBus host's state in a saved machine.
+
+Positions inside rings are not among it: a ring is taken up where its control page says, as when it
+was opened. Who could change that page is the guest, which hurts itself only.
+"""
+
+from typing import Annotated, Any
+
+import msgspec
+
+from teuthis.worker.vmbus.gpadl import GpadlState
+
+Relid = Annotated[int, msgspec.Meta(ge=1, lt=2048)]
+
+
+class ChannelState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One channel."""
+
+    relid: Relid
+    instance: bytes | None
+    """Whose it is: the instance of a device that is there from the start, or None for a stream."""
+    target_vp: int
+    ring_gpadl: int | None
+    downstream_page: int
+    rescinded: bool
+    finished: bool
+
+
+class ServerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All channels and descriptions of memory."""
+
+    version: int | None
+    message_vp: int
+    offers_requested: bool
+    last_relid: Annotated[int, msgspec.Meta(ge=0, lt=2048)]
+    channels: list[ChannelState]
+    gpadls: list[GpadlState]
+    devices: dict[bytes, dict[str, Any]]
+    """Of the devices that are there from the start, by instance."""

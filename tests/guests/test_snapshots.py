@@ -1,0 +1,201 @@
+"""Machines that are paused, saved, restored and copied."""
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import teuthis
+from teuthis.root.saved import PAGE
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def vm() -> Iterator[teuthis.VM]:
+    with teuthis.VM("192M", env={"NAME": "value"}) as vm:
+        vm.write_file("/tmp/file", b"from before")
+        yield vm
+
+
+@pytest.fixture(scope="module")
+def saved(vm: teuthis.VM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("snapshots") / "saved"
+    vm.snapshot(path)
+    return path
+
+
+@pytest.fixture
+def copied(saved: Path, tmp_path: Path) -> Path:
+    """A snapshot of one's own, to be damaged."""
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+def uptime(vm: teuthis.VM) -> float:
+    return float(vm.read_file("/proc/uptime").split()[0])
+
+
+def now(vm: teuthis.VM) -> float:
+    return float(vm.run(["date", "+%s"], check=True).stdout)
+
+
+def test_a_paused_guest_stands_still(vm: teuthis.VM) -> None:
+    before = uptime(vm)
+    vm.pause()
+    with pytest.raises(teuthis.SnapshotError, match="paused"):
+        vm.pause()
+    result: list[bytes] = []
+    asker = threading.Thread(target=lambda: result.append(vm.run(["echo", "hi"]).stdout))
+    asker.start()
+    time.sleep(2)
+    assert not result
+    vm.resume()
+    asker.join()
+    assert result == [b"hi\n"]
+    assert uptime(vm) - before < 2, "its time stood still"
+    assert abs(now(vm) - time.time()) < 2, "and it knows the time of day"
+    with pytest.raises(teuthis.SnapshotError, match="paused"):
+        vm.resume()
+
+
+def test_copies_go_on_by_themselves(vm: teuthis.VM) -> None:
+    copies = vm.fork(2)
+    try:
+        for number, each in enumerate(copies):
+            assert each.read_file("/tmp/file") == b"from before"
+            each.write_file("/tmp/file", str(number).encode())
+        assert [each.read_file("/tmp/file") for each in copies] == [b"0", b"1"]
+        assert vm.read_file("/tmp/file") == b"from before"
+        assert copies[0].run(["sh", "-c", "echo $NAME"]).stdout == b"value\n"
+        (grandchild,) = copies[1].fork()
+        copies[1].close()
+        with grandchild:
+            assert grandchild.read_file("/tmp/file") == b"1"
+    finally:
+        for each in copies:
+            each.close()
+
+
+def test_copies_do_not_repeat_random_numbers(vm: teuthis.VM) -> None:
+    draw = ["sh", "-c", "head -c 16 /dev/urandom | hexdump -e '16/1 \"%02x\"'"]
+    copies = vm.fork(4)
+    try:
+        drawn = [each.run(draw, check=True).stdout for each in (vm, *copies)]
+        assert all(len(numbers) == 32 for numbers in drawn)
+        assert len(set(drawn)) == 5
+    finally:
+        for each in copies:
+            each.close()
+
+
+def test_copies_share_what_they_do_not_change(vm: teuthis.VM) -> None:
+    (copy,) = vm.fork()
+    with copy:
+        copy.run(["true"], check=True)
+        own = os.fstat(copy.machine._processes.memory.own).st_blocks * 512
+        whole = os.fstat(vm.machine._processes.memory.own).st_blocks * 512
+        assert own < whole / 4, f"{own >> 10} KiB of {whole >> 10} KiB"
+
+
+def test_a_snapshot_is_started_from_more_than_once(saved: Path) -> None:
+    before = (saved / "memory").read_bytes()
+    for _ in range(2):
+        with teuthis.VM.restore(saved) as vm:
+            assert vm.read_file("/tmp/file") == b"from before"
+            vm.write_file("/tmp/file", b"changed")
+            assert vm.run(["sh", "-c", "echo $NAME"]).stdout == b"value\n"
+            assert abs(now(vm) - time.time()) < 2
+    assert (saved / "memory").read_bytes() == before
+    used = (saved / "memory").stat().st_blocks * 512
+    assert used < 160 << 20, "pages of zeros are not kept"
+
+
+def test_programs_run_on(vm: teuthis.VM, tmp_path: Path) -> None:
+    loop = "i=0; while :; do i=$((i+1)); echo $i > /tmp/count; usleep 10000; done"
+    vm.run(["sh", "-c", f"({loop}) > /dev/null 2>&1 < /dev/null &"], check=True)
+    with vm.popen(["sleep", "1000"]) as talking:
+        vm.snapshot(tmp_path / "running")
+        talking.kill()
+    with teuthis.VM.restore(tmp_path / "running") as restored:
+        first = int(restored.read_file("/tmp/count") or b"0")
+        deadline = time.monotonic() + 60
+        while int(restored.read_file("/tmp/count") or b"0") <= first:
+            assert time.monotonic() < deadline, "the program does not go on"
+
+
+def test_a_name_that_is_taken_is_refused(vm: teuthis.VM, saved: Path) -> None:
+    with pytest.raises(teuthis.SnapshotError, match="exists"):
+        vm.snapshot(saved)
+
+
+def test_what_is_no_snapshot_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(teuthis.SnapshotError, match="cannot be read"):
+        teuthis.VM.restore(tmp_path)
+    (tmp_path / "snapshot.json").write_text("{}")
+    with pytest.raises(teuthis.SnapshotError, match="no snapshot"):
+        teuthis.VM.restore(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["memory", "pages", "hypervisor", "worker"])
+def test_damage_is_found_before_anything_runs(copied: Path, name: str) -> None:
+    path = copied / name
+    content = bytearray(path.read_bytes())
+    at = next(i for i in range(len(content) // 2, len(content)) if content[i])
+    content[at] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(teuthis.SnapshotError, match=name):
+        teuthis.VM.restore(copied)
+    path.write_bytes(content[:-PAGE] if name == "memory" else content[:-1])
+    with pytest.raises(teuthis.SnapshotError, match=name):
+        teuthis.VM.restore(copied)
+    path.unlink()
+    with pytest.raises(teuthis.SnapshotError, match="cannot be read"):
+        teuthis.VM.restore(copied)
+
+
+def _manifest(path: Path, **changes: object) -> None:
+    manifest = path / "snapshot.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **changes}))
+
+
+def test_newer_and_contradictory_snapshots_are_refused(copied: Path) -> None:
+    _manifest(copied, format=2)
+    with pytest.raises(teuthis.SnapshotError, match="newer"):
+        teuthis.VM.restore(copied)
+    _manifest(copied, format=1, memory_size=96 << 20)
+    with pytest.raises(teuthis.SnapshotError, match="pages"):
+        teuthis.VM.restore(copied)
+    _manifest(copied, memory_size=4095)
+    with pytest.raises(teuthis.SnapshotError, match="memory_size"):
+        teuthis.VM.restore(copied)
+
+
+@pytest.mark.parametrize("name", ["hypervisor", "worker"])
+def test_a_state_that_was_forged_ends_the_vm_before_the_guest_runs(copied: Path, name: str) -> None:
+    """Its digest fits: the processes themselves refuse it."""
+    forged = bytes(5000)
+    (copied / name).write_bytes(forged)
+    _manifest(copied, **{name: hashlib.sha256(forged).hexdigest()})
+    with pytest.raises(teuthis.SnapshotError, match="saved"):
+        teuthis.VM.restore(copied)
+
+
+def test_nothing_stays_behind(vm: teuthis.VM, saved: Path) -> None:
+    def held() -> int:
+        return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+    def use() -> None:
+        for each in vm.fork(2):
+            each.close()
+        teuthis.VM.restore(saved).close()
+
+    use()
+    before = held()
+    use()
+    assert held() == before
