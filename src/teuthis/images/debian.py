@@ -122,18 +122,23 @@ def bootstrap(
         '--customize-hook=rm -f "$1/etc/dpkg/dpkg.cfg.d/99mmdebstrap"',
         f"--keyring={_KEYRING}",
         suite(),
-        str(archive),
+        "-",
         *([mirror] if mirror else ()),
     ]
     environment = {**os.environ, "SOURCE_DATE_EPOCH": str(time), "LC_ALL": "C.UTF-8"}
     lines: list[str] = []
-    with subprocess.Popen(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    ) as process:
+    # The root of its user namespace may not enter our directories; it gets the open file.
+    with (
+        archive.open("xb") as file,
+        subprocess.Popen(
+            command,
+            env=environment,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.PIPE,
+        ) as process,
+    ):
         assert process.stderr is not None
         for raw in process.stderr:
             line = raw.decode("utf-8", "replace").strip()

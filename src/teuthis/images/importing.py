@@ -2,14 +2,13 @@
 
 import os
 import re
-import time
 from pathlib import Path
 from typing import IO, Final
 
 from teuthis.errors import ConfigurationError, ImageError
 from teuthis.images import disk, ext4, make, oci, store, tar
 from teuthis.images.compression import Allowance, is_compressed, unpack
-from teuthis.images.debian import Say
+from teuthis.images.debian import Say, epoch
 from teuthis.images.kernel import GuestKernel, default_kernel, kernel_from_file
 from teuthis.images.layout import Layout
 from teuthis.images.store import DISK, Defaults, Image
@@ -56,7 +55,7 @@ def import_image(
     guest_kernel = default_kernel() if kernel is None else kernel_from_file(kernel)
     if modules:
         guest_kernel = GuestKernel(guest_kernel.file, modules)
-    now = int(time.time())
+    now = epoch()
     with make.new_image(name) as home:
         allowance = Allowance(size or _MAX_UNPACKED)
         plain = _uncompressed(source, home.parent, allowance, say)
