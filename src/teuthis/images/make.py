@@ -216,7 +216,11 @@ def new_image(name: str) -> Iterator[Path]:
 
     Its parent is for what is needed in between, and goes with the block.
     """
-    with tempfile.TemporaryDirectory(dir=store.directory(), prefix=f".new-{name}-") as work:
+    store.sweep()
+    with (
+        tempfile.TemporaryDirectory(dir=store.directory(), prefix=f".new-{name}-") as work,
+        store.claim(Path(work)),
+    ):
         home = Path(work) / "image"
         home.mkdir()
         home.chmod(0o755)

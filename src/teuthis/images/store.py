@@ -16,6 +16,9 @@ import fcntl
 import os
 import re
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -34,6 +37,7 @@ INITRD: Final = "initrd"
 MODULES: Final = "modules"
 _RECORD: Final = "image.json"
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_STALE: Final = 3600
 _MAX_RECORD: Final = 16 << 20
 
 
@@ -215,6 +219,30 @@ def _discard(home: Path) -> None:
     except OSError as error:
         raise HostError(f"the image {home.name!r} cannot be removed: {error.strerror}") from error
     shutil.rmtree(grave, ignore_errors=True)
+
+
+@contextmanager
+def claim(work: Path) -> Iterator[None]:
+    """Keeps `sweep` of other processes away from a directory in which an image is made."""
+    descriptor = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def sweep() -> None:
+    """Removes what builds and removals left behind that were killed, an hour after that."""
+    for path in directory().glob(".*"):
+        with suppress(OSError):  # claimed, or another process does the same
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                if time.time() - os.fstat(descriptor).st_mtime > _STALE:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(path)
+            finally:
+                os.close(descriptor)
 
 
 def write_record(home: Path, record: Record) -> None:

@@ -1,5 +1,6 @@
 """The store of images: names, what find says, and that nothing in use is removed."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,16 @@ def test_an_image_in_use_is_not_removed() -> None:
         assert (home / "image.json").exists()
     store.remove("one")
     assert list(store.directory().iterdir()) == []
+
+
+def test_what_a_killed_build_left_is_removed_later(tmp_path: Path) -> None:
+    old, young, busy = (store.directory() / f".new-{number}" for number in range(3))
+    for path in (old, young, busy):
+        path.mkdir()
+        (path / "disk.img").write_bytes(b"x")
+    with store.claim(busy):
+        for path in (old, busy):
+            os.utime(path, (1, 1))
+        make("one")
+        store.sweep()
+    assert sorted(path.name for path in store.directory().iterdir()) == [".new-1", ".new-2", "one"]
