@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from teuthis.cli import attach, terminal
-from teuthis.errors import ConfigurationError
+from teuthis.errors import ConfigurationError, TeuthisError
 from teuthis.flows import Count, Counters
 from teuthis.root.disks import Disk
 from teuthis.root.vm import VM
@@ -166,7 +166,7 @@ def main(
                 else:
                     code = attach.run(vm, program, directory, limit)
                 if not vm.closed and (keep is not None or any(map(_is_kept, disks))):
-                    vm.run(["sync"])  # what is written to be kept must not stay in the guest
+                    _power_off(vm)
             finally:
                 vm.close()
                 if flows:
@@ -176,6 +176,14 @@ def main(
                 if counts is not None:
                     _write_counts(counts, _flows(vm, shown))
         raise typer.Exit(code)
+
+
+def _power_off(vm: VM) -> None:
+    """In order: what was written to be kept must not stay in the guest's memory."""
+    try:
+        vm.shutdown()
+    except TeuthisError as error:
+        attach.say(f"what the guest wrote last may not have reached its disks: {error}")
 
 
 def _is_kept(disk: Disk) -> bool:
