@@ -61,6 +61,12 @@ def main(
         Path | None,
         typer.Option(help="A vmlinuz or vmlinux instead of the image's own kernel."),
     ] = None,
+    on_hang: Annotated[
+        str, typer.Option(metavar="report|kill", help="What becomes of a guest that hangs.")
+    ] = "report",
+    processor: Annotated[
+        str, typer.Option(metavar="auto|kvm|soft", help="What runs the guest's instructions.")
+    ] = "auto",
     allow_missing_wall: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Run without a wall that this host cannot give."),
@@ -84,6 +90,8 @@ def main(
 
     words = words or []
     with attach.verb():
+        if on_hang not in ("report", "kill"):
+            raise ConfigurationError(f"--on-hang {on_hang}: say report or kill")
         if name is not None:
             named.start(
                 name,
@@ -100,6 +108,8 @@ def main(
                 kernel=kernel,
                 env=dict(attach.variable(text) for text in env or ()),
                 cwd=workdir,
+                on_hang="kill" if on_hang == "kill" else "report",
+                processor=processor,
                 allow_missing_walls=allow_missing_wall or (),
             ).close()
         elif len(words) == 1:

@@ -33,11 +33,14 @@ class Guest:
 
     All methods may be called from any thread, and several programs may run at once; from asyncio
     call them with `asyncio.to_thread`.
+
+    Attributes:
+        environment: the variables that programs get.
     """
 
     def __init__(self, machine: Caller, env: Mapping[str, str]) -> None:
         self._machine = machine
-        self._env = env
+        self.environment = env
         self._oom_kills = 0
         self._oom_lock = threading.Lock()
 
@@ -83,7 +86,7 @@ class Guest:
         return Process(
             self._machine,
             settings.arguments(argv),
-            settings.environment(self._env, env),
+            settings.environment(self.environment, env),
             settings.guest_path(cwd),
             stdin=stdin,
             stderr=stderr,

@@ -26,6 +26,7 @@ import msgspec
 from teuthis.errors import GuestPowerOff, HostError, TeuthisError, VMClosed, VMError
 from teuthis.flows import Counters, counters_size
 from teuthis.protocol import (
+    DESCRIPTORS,
     MAX_REQUEST,
     Exec,
     Facts,
@@ -52,8 +53,9 @@ from teuthis.root.remote import Welcome
 from teuthis.root.store import Ending, Record
 from teuthis.root.vm import VM
 
+_SYNC_PATIENCE: Final = 60.0
 MAX_CONNECTIONS: Final = 64
-_MAX_DESCRIPTORS: Final = 3
+_MAX_DESCRIPTORS: Final = max(DESCRIPTORS.values())
 _CHUNK: Final = 64 * 1024
 _PEER: Final = struct.Struct("iII")
 """`struct ucred` (unix(7)): process, user, group."""
@@ -163,7 +165,7 @@ class Keeper:
         except OSError as error:
             raise HostError(f"could not make the keeper's socket or log: {error}") from error
         self._welcome = msgspec.msgpack.encode(
-            Welcome(remote.VERSION, remote.register(), self.machine.processes)
+            Welcome(remote.VERSION, remote.register(), self.machine.processes, dict(vm.environment))
         )
 
     def __enter__(self) -> Self:
@@ -248,7 +250,9 @@ class Keeper:
         with suppress(TeuthisError):
             code = process.wait()
             self._exit_code = 128 - code if code < 0 else code
-            self.machine.close()
+            # What is written to be kept must not stay in the guest.
+            self._vm.run(["sync"], timeout=_SYNC_PATIENCE)
+        self.machine.close()
 
 
 Numbered = Exec | ReadFile | WriteFile | Shutdown | Facts | Pause | Resume | Save

@@ -7,7 +7,7 @@ import sys
 import weakref
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -16,7 +16,7 @@ from teuthis.errors import HostError, TeuthisError
 from teuthis.protocol import Shutdown, Stop
 from teuthis.root import settings, store
 from teuthis.root.disks import Disk
-from teuthis.root.guest import DEFAULT_ENVIRONMENT, Guest
+from teuthis.root.guest import Guest
 from teuthis.root.keeper import Report
 from teuthis.root.plan import Plan, PlannedDisk, host_path
 from teuthis.root.remote import Remote
@@ -46,9 +46,9 @@ class NamedVM(Guest):
 
     def __init__(self, record: Record) -> None:
         remote = Remote(record)
-        super().__init__(remote, settings.environment(DEFAULT_ENVIRONMENT, record.plan.env))
+        super().__init__(remote, remote.welcome.environment)
         self.name = record.name
-        self.processes = remote.processes
+        self.processes = remote.welcome.processes
         self._record = record
         self._finalizer = weakref.finalize(self, remote.close)
 
@@ -95,7 +95,9 @@ def start(
     kernel: str | os.PathLike[str] | None = None,
     env: Mapping[str, str] | None = None,
     cwd: str = "/",
+    on_hang: Literal["report", "kill"] = "report",
     allow_missing_walls: Collection[str] = (),
+    processor: str = "auto",
 ) -> NamedVM:
     """Starts a VM that outlives this program, and connects to it.
 
@@ -115,6 +117,8 @@ def start(
         kernel: see `VM`.
         env: see `VM`.
         cwd: where the program starts.
+        on_hang: see `VM`.
+        processor: see `VM`.
         allow_missing_walls: see `VM`.
 
     Raises:
@@ -137,6 +141,8 @@ def start(
         allow_missing_walls=tuple(allow_missing_walls),
         command=tuple(settings.arguments(command)) if command else (),
         workdir=settings.guest_path(cwd),
+        on_hang=on_hang,
+        processor=processor,
     )
     record = store.add(name, plan)
     try:

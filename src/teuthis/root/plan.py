@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -64,6 +64,8 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     allow_missing_walls: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
     workdir: str = "/"
+    on_hang: Literal["report", "kill"] = "report"
+    processor: str = "auto"
 
     def start(self, directory: Path, console: Sink) -> VM:
         """Boots the VM; raises what `VM` raises.
@@ -93,6 +95,8 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
             env=self.env,
             allow_missing_walls=self.allow_missing_walls,
             console=console,
+            on_hang=self.on_hang,
+            processor=self.processor,
         )
 
 

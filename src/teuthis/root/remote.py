@@ -19,14 +19,14 @@ import msgspec
 
 from teuthis.errors import HostError, TeuthisError, VMClosed, VMError
 from teuthis.flows import FLOWS, Count, Counters, counters_size
-from teuthis.protocol import STATUS_SIZE, ProtocolError
+from teuthis.protocol import MAX_REQUEST, STATUS_SIZE, ProtocolError
 from teuthis.root import store
 from teuthis.root.caller import Caller, total
 from teuthis.root.store import Record
 
 VERSION: Final = 1
 MAX_PAGES: Final = 16
-_MAX_WELCOME: Final = 4096
+_MAX_WELCOME: Final = MAX_REQUEST
 _PATIENCE: Final = 10.0
 """Seconds that a keeper may take to greet."""
 
@@ -39,11 +39,13 @@ class Welcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         register: which flows the pages count, in which order.
         processes: the VM's processes by name, as process ids.
+        environment: the variables that its programs get.
     """
 
     version: int
     register: str
     processes: dict[str, int]
+    environment: dict[str, str]
 
 
 def register() -> str:
@@ -55,7 +57,7 @@ class Remote(Caller):
     """The client's end of a connection to a keeper.
 
     Attributes:
-        processes: the VM's processes by name, as process ids.
+        welcome: what the keeper said of the VM.
     """
 
     def __init__(self, record: Record) -> None:
@@ -72,7 +74,7 @@ class Remote(Caller):
         self._counters = Counters()
         control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            self._pages, self.processes = _enter(control, record)
+            self._pages, self.welcome = _enter(control, record)
             self._talk_over(control)
         except BaseException:
             control.close()
@@ -141,7 +143,7 @@ def address(record: Record) -> Iterator[str]:
         os.close(directory)
 
 
-def _enter(control: socket.socket, record: Record) -> tuple[list[Counters], dict[str, int]]:
+def _enter(control: socket.socket, record: Record) -> tuple[list[Counters], Welcome]:
     """Connects, and takes the welcome."""
     if not record.live:
         raise why(record)
@@ -163,7 +165,7 @@ def _enter(control: socket.socket, record: Record) -> tuple[list[Counters], dict
                 f"the VM {record.name!r} was started by another version of Teuthis: "
                 f"use that one, or start it again (`teuthis stop {record.name}`)"
             )
-        return [_page(descriptor) for descriptor in descriptors], welcome.processes
+        return [_page(descriptor) for descriptor in descriptors], welcome
     except (msgspec.DecodeError, OSError) as error:
         raise HostError(
             f"the keeper of the VM {record.name!r} does not greet as keepers do: {error}"

@@ -166,7 +166,7 @@ class VM(Guest):
         """
         directory = Path(path)
         with self._save() as saved:
-            snapshot.write(directory, saved, dict(self._env))
+            snapshot.write(directory, saved, dict(self.environment))
 
     @classmethod
     def restore(
@@ -200,7 +200,7 @@ class VM(Guest):
         try:
             with self._save() as saved:
                 for _ in range(count):
-                    copies.append(self._of(saved, self._env))
+                    copies.append(self._of(saved, self.environment))
         except BaseException:
             for each in copies:
                 each.close()

@@ -192,7 +192,7 @@ def test_a_keeper_that_is_none(home: Path) -> None:
         client.send(packet)
         client.close()
 
-    other = msgspec.msgpack.encode(remote.Welcome(remote.VERSION + 1, remote.register(), {}))
+    other = msgspec.msgpack.encode(remote.Welcome(remote.VERSION + 1, remote.register(), {}, {}))
     for packet, says in ((b"garbage", "does not greet"), (other, "another version")):
         thread = threading.Thread(target=greet, args=(packet,))
         thread.start()
