@@ -1,11 +1,13 @@
 """The gate: what grows is noticed, what shrinks is welcome."""
 
+import re
 import tomllib
 
 import pytest
 from tests.register import evidence, lock, measure, report, threat_model
 
 from teuthis.flows import FLOWS
+from teuthis.flows.squid import draw
 
 BEFORE: lock.Surface = {
     "flows": {"ring/worker": 2},
@@ -131,3 +133,29 @@ def test_coverage_is_read_for_the_handler_alone(tmp_path: object) -> None:
     hits = report.coverage(directory)
     assert report.covered(FLOWS["ring.packet"], hits) == "67%"
     assert report.covered(FLOWS["agent.hello"], hits) == ""
+
+
+def test_the_attack_surface_has_not_grown() -> None:
+    grown = [change for change in lock.changes(lock.read()[0], lock.surface()) if change.grew]
+    assert not grown, (
+        "the attack surface grew:\n  "
+        + "\n  ".join(map(str, grown))
+        + '\nif it must: make flows-lock REASON="what grew and why it must"'
+    )
+
+
+def test_each_agreement_gave_a_reason() -> None:
+    locked, reasons = lock.read()
+    assert reasons
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d: \S.{9,}", reason) for reason in reasons)
+    assert lock.PATH.read_text() == lock.text(locked, reasons)
+
+
+def test_the_drawing_is_up_to_date() -> None:
+    drawing = (measure.ROOT / "docs/squid.svg").read_text(encoding="utf-8")
+    assert drawing == draw(), "the register has changed: make docs"
+
+
+def test_the_threat_model_is_up_to_date() -> None:
+    page = threat_model.PATH.read_text(encoding="utf-8")
+    assert page == threat_model.text(), "the register or its prose has changed: make docs"
