@@ -31,6 +31,14 @@ def memory_file(name: str, size: int) -> int:
     return descriptor
 
 
+def readable(*descriptors: int, milliseconds: int) -> bool:
+    """Whether one of them can be read, within some time."""
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(milliseconds))
+
+
 class Process:
     """The worker, and everything around it."""
 
@@ -94,8 +102,7 @@ class Process:
 
     def settle(self) -> None:
         """Waits a moment for the worker to say something."""
-        waiting = [self.link.fileno(), self.to_hypervisor, self.control.fileno()]
-        select.select(waiting, [], [], 0.002)
+        readable(self.link.fileno(), self.to_hypervisor, self.control.fileno(), milliseconds=2)
 
     def messages(self) -> list[bytes]:
         messages = []
@@ -120,7 +127,7 @@ class Process:
             else:
                 assert kind == 20
                 self.ports.discard(value)
-        if select.select([self.to_hypervisor], [], [], 0)[0]:
+        if readable(self.to_hypervisor, milliseconds=0):
             os.eventfd_read(self.to_hypervisor)
         return messages
 
@@ -158,9 +165,7 @@ class Process:
 
     def console_text(self) -> bytes:
         text = b""
-        while select.select([self.console], [], [], 0)[0] and (
-            more := os.read(self.console, 65536)
-        ):
+        while readable(self.console, milliseconds=0) and (more := os.read(self.console, 65536)):
             text += more
         return text
 
