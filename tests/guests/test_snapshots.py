@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import teuthis
+from teuthis.images import cache
 from teuthis.root.saved import PAGE
 
 pytestmark = pytest.mark.timeout(300)
@@ -199,3 +202,48 @@ def test_nothing_stays_behind(vm: teuthis.VM, saved: Path) -> None:
     before = held()
     use()
     assert held() == before
+
+
+# ---- templates -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache with no template in it, but all else."""
+    real = cache.directory("templates").parent
+    for each in real.iterdir():
+        if each.name != "templates":
+            (tmp_path / each.name).symlink_to(each)
+    monkeypatch.setenv("TEUTHIS_CACHE", str(tmp_path))
+    return tmp_path / "templates"
+
+
+def test_a_template_is_made_once_and_again_when_it_is_damaged(
+    own_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with teuthis.VM.ready("192M", env={"A": "b"}) as vm:
+        assert vm.run(["sh", "-c", "echo $A $HOME"]).stdout == b"b /root\n"
+    (made,) = (each for each in own_cache.iterdir() if each.is_dir())
+    first = (made / "memory").stat().st_ino
+    with teuthis.VM.ready("192M") as vm:
+        assert vm.run(["sh", "-c", "echo $A"]).stdout == b"\n"
+    assert (made / "memory").stat().st_ino == first
+
+    memory = bytearray((made / "memory").read_bytes())
+    memory[next(i for i in range(len(memory)) if memory[i])] ^= 1
+    (made / "memory").write_bytes(memory)
+    with teuthis.VM.ready("192M") as vm:
+        vm.run(["true"], check=True)
+    assert "damaged" in caplog.text
+    assert (made / "memory").stat().st_ino != first
+
+
+def test_run_from_a_snapshot(saved: Path) -> None:
+    script = "echo $NAME $MORE; cat /tmp/file; exit 7"
+    command = ["run", "--restore", str(saved), "--env", "MORE=more", "--", "sh", "-c", script]
+    done = subprocess.run([sys.executable, "-m", "teuthis", *command], capture_output=True)
+    assert (done.returncode, done.stdout) == (7, b"value more\nfrom before")
+    command = ["run", "--restore", str(saved), "--net", "user", "--", "true"]
+    done = subprocess.run([sys.executable, "-m", "teuthis", *command], capture_output=True)
+    assert done.returncode == 125
+    assert b"--restore" in done.stderr

@@ -89,6 +89,16 @@ def main(
         str,
         typer.Option(help="kvm (the host's own), soft (ours, on any host), or auto."),
     ] = "auto",
+    ready: Annotated[
+        bool,
+        typer.Option(
+            "--ready", help="Start from a VM that booted before; the first time makes it."
+        ),
+    ] = False,
+    restore: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Go on from a snapshot; all but the program is its own."),
+    ] = None,
     flows: Annotated[
         bool,
         typer.Option("--flows", help="Afterwards show on stderr what crossed the VM's boundary."),
@@ -141,24 +151,45 @@ def main(
         log = attach.Log() if console else None
         disks = [attach.disk(text) for text in disk or ()]
         shown = Counters()
-        with VM(
-            memory,
-            image=image,
-            keep=keep,
-            disks=disks,
-            network=net,
-            publish=publish or (),
-            host_ports=host_port or (),
-            mac=mac,
-            mtu=mtu,
-            net_rate=net_rate,
-            kernel=kernel,
-            console=log,
-            env=variables,
-            on_hang="kill" if on_hang == "kill" else "report",
-            allow_missing_walls=allow_missing_wall or (),
-            processor=processor,
-        ) as vm:
+        walls = allow_missing_wall or ()
+        saved = ready or restore is not None
+        if saved and (
+            image != store.TINY
+            or any((keep, disks, net, publish, host_port, mac, mtu, net_rate, kernel))
+            or on_hang == "kill"
+            or processor == "kvm"
+            or (ready and (console or restore))
+        ):
+            raise ConfigurationError(
+                "--ready and --restore start a VM that was made before: of the options, only those "
+                "of the program go with them, --memory with --ready, --console with --restore"
+            )
+
+        def start() -> VM:
+            if restore is not None:
+                return VM.restore(restore, console=log, env=variables, allow_missing_walls=walls)
+            if ready:
+                return VM.ready(memory, env=variables, allow_missing_walls=walls)
+            return VM(
+                memory,
+                image=image,
+                keep=keep,
+                disks=disks,
+                network=net,
+                publish=publish or (),
+                host_ports=host_port or (),
+                mac=mac,
+                mtu=mtu,
+                net_rate=net_rate,
+                kernel=kernel,
+                console=log,
+                env=variables,
+                on_hang="kill" if on_hang == "kill" else "report",
+                allow_missing_walls=walls,
+                processor=processor,
+            )
+
+        with start() as vm:
             try:
                 directory = workdir or defaults.workdir
                 if tty:

@@ -10,7 +10,7 @@ from typing import Final, Literal, Self
 from teuthis.errors import BootTimeout, ConfigurationError
 from teuthis.images import BootFiles, GuestKernel, boot_files, kernel_from_file, modules, store
 from teuthis.images.store import Image
-from teuthis.root import loader, settings, snapshot
+from teuthis.root import loader, settings, snapshot, templates
 from teuthis.root.console import Sink
 from teuthis.root.disks import Disk
 from teuthis.root.guest import DEFAULT_ENVIRONMENT, Guest
@@ -174,9 +174,16 @@ class VM(Guest):
         path: str | os.PathLike[str],
         *,
         console: Sink | None = None,
+        env: Mapping[str, str] | None = None,
         allow_missing_walls: Collection[str] = (),
     ) -> Self:
         """Starts a VM that goes on where a snapshot was made; all else is as it was there.
+
+        Args:
+            path: the snapshot's directory.
+            console: a binary file that the kernel's log is written to from now on.
+            env: environment variables of all programs, beside those that the VM had.
+            allow_missing_walls: as of `VM`.
 
         Raises:
             SnapshotError: the snapshot is damaged, cut off, newer, or none at all.
@@ -184,7 +191,35 @@ class VM(Guest):
         """
         saved, manifest = snapshot.read(Path(path))
         with saved:
-            return cls._of(saved, manifest.env, console, allow_missing_walls)
+            variables = settings.environment(manifest.env, env)
+            return cls._of(saved, variables, console, allow_missing_walls)
+
+    @classmethod
+    def ready(
+        cls,
+        memory: int | str = DEFAULT_MEMORY,
+        *,
+        env: Mapping[str, str] | None = None,
+        allow_missing_walls: Collection[str] = (),
+    ) -> Self:
+        """A VM of the image "tiny" on the software processor that is born booted.
+
+        The first call for an amount of memory boots one and keeps it in the cache as a template;
+        from then on VMs start from that.
+
+        Raises:
+            ConfigurationError, KernelError, HostError, BootTimeout, …: as of `VM`.
+        """
+        size = settings.memory_size(memory)
+        image = store.find(store.TINY)
+        variables = settings.environment(DEFAULT_ENVIRONMENT, image.defaults.env, env)
+
+        def make(directory: Path) -> None:
+            with VM(size, processor="soft", allow_missing_walls=allow_missing_walls) as vm:
+                vm.snapshot(directory)
+
+        with templates.open_template(image.kernel, size, make) as saved:
+            return cls._of(saved, variables, None, allow_missing_walls)
 
     def fork(self, count: int = 1) -> list[Self]:
         """Running copies of the VM, which goes on. They share its memory until they change it.
