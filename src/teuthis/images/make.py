@@ -6,12 +6,12 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from teuthis.errors import ConfigurationError, HostError, ImageError, KernelError
-from teuthis.images import debian, ext4, host, store, tar
+from teuthis.images import cache, debian, ext4, host, store, tar
 from teuthis.images.kernel import GuestKernel, default_kernel, release
 from teuthis.images.store import DISK, INITRD, KERNEL, MODULES, Defaults, Image, Pin, Record
 from teuthis.images.tree import Content, Node, Tree
@@ -56,9 +56,36 @@ def build(
             f"there is no image to build called {flavour!r}: {', '.join(debian.FLAVOURS)}"
         )
     name = store.check_new_name(name or flavour)
-    if not update:
-        with suppress(ConfigurationError, ImageError):
-            return store.find(name)
+    with cache.lock(cache.directory("images") / f"{name}.lock"):
+        if not update and (found := _present(name, include)):
+            return found
+        _build(kind, name, include, size, mirror, say)
+    return store.find(name)
+
+
+def _present(name: str, include: Sequence[str]) -> Image | None:
+    """The image of that name, if it is there, whole, and has these packages."""
+    try:
+        image = store.find(name)
+    except (ConfigurationError, ImageError):
+        return None
+    lacking = [each for each in include if image.record and each not in image.record.packages]
+    if lacking:
+        raise ConfigurationError(
+            f"there is an image {name!r} already, without {', '.join(lacking)}: "
+            "give another --name, or build it anew with --update"
+        )
+    return image
+
+
+def _build(
+    kind: debian.Flavour,
+    name: str,
+    include: Sequence[str],
+    size: int,
+    mirror: str | None,
+    say: debian.Say,
+) -> None:
     free = shutil.disk_usage(store.directory()).free
     if free < _DISK_SPACE:
         raise HostError(
@@ -84,7 +111,6 @@ def build(
         say("computing checksums")
         source = f"Debian {debian.suite()}"
         finish(home, source=source, root="sda", packages=packages(tree), time=time)
-    return store.find(name)
 
 
 def finish(

@@ -3,13 +3,10 @@
 apt checks signatures; nothing is installed on the host and no maintainer script runs.
 """
 
-import fcntl
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from teuthis.errors import HostError
@@ -49,7 +46,7 @@ def unpacked(package: str) -> Path:
     final = home / package
     if final.exists():
         return final
-    with _lock(home / f".{package}.lock"):
+    with cache.lock(home / f".{package}.lock"):
         if final.exists():
             return final
         free = shutil.disk_usage(home).free
@@ -126,11 +123,3 @@ def _no_program(name: str) -> HostError:
         f"this host has no {name}: Teuthis takes its guest kernel from Debian's archive "
         "(on other systems name one with --kernel)"
     )
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Keeps two processes from doing the same work."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -305,3 +305,12 @@ def test_a_build_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     assert list(store.directory().iterdir()) == []
     with pytest.raises(ConfigurationError, match="debian, debian-stock"):
         make.build("windows", say=lambda step: None)
+
+
+def test_an_image_that_is_there_is_not_built_again(kernel: Path, tmp_path: Path) -> None:
+    source = tmp_path / "root.tar"
+    source.write_bytes(ROOT)
+    imported(source, kernel)
+    assert make.build("debian", name="x", say=lambda step: None).name == "x"
+    with pytest.raises(ConfigurationError, match="already, without git"):
+        make.build("debian", name="x", include=["git"], say=lambda step: None)
