@@ -6,6 +6,7 @@ for anybody: a VM that takes no frames loses them, one that sends too many is re
 
 import ipaddress
 import os
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -13,13 +14,15 @@ from teuthis.flows import FLOWS, Counters
 from teuthis.switch import rules
 from teuthis.switch.protocol import Answer, Member, Outcome
 from teuthis.switch.rate import Bucket
-from teuthis.worker.loop import READ, Loop
+from teuthis.worker.loop import READ, WRITE, Loop
 
 SUBNET: Final = ipaddress.IPv4Network("10.126.8.0/24")
 """Addresses of a named network; the networks never meet, so all have the same."""
 MAX_PORTS: Final = FLOWS["switch.join"].values["members_max"]
 _GROUP_RATE: Final = FLOWS["network.from-worker"].values["group_frames_rate"]
 """Broadcast and multicast frames a second of one VM: each costs as much as there are VMs."""
+_UNSENT_MAX: Final = FLOWS["network.to-worker"].values["unsent_max"]
+"""Bytes kept for a VM that does not take them; what comes then is lost."""
 _TURN = 32
 """Frames of one VM before the others get their turn."""
 _RESERVE_SECONDS = 0.05
@@ -46,15 +49,22 @@ class Port:
             member.frames_rate, max(member.frames_rate * _RESERVE_SECONDS, _TURN), now
         )
         self._groups = Bucket(_GROUP_RATE, _GROUP_RATE, now)
+        self._unsent: deque[bytes] = deque()
+        self._unsent_bytes = 0
         os.set_blocking(frames, False)
         self.watch()
 
     def watch(self) -> None:
-        """Reads what the VM sends, as long as it may go on."""
-        if self._switch.blocked or self.resume_at is not None:
-            self._switch.loop.unwatch(self._frames)
+        """Reads what the VM sends, as long as it may go on; writes what it has not taken."""
+        events = (READ if self._may_send else 0) | (WRITE if self._unsent else 0)
+        if events:
+            self._switch.loop.watch(self._frames, events, self._ready)
         else:
-            self._switch.loop.watch(self._frames, READ, self._ready)
+            self._switch.loop.unwatch(self._frames)
+
+    @property
+    def _may_send(self) -> bool:
+        return not self._switch.blocked and self.resume_at is None
 
     def expire(self, now: float) -> None:
         """Goes on with a VM whose time has come."""
@@ -69,24 +79,40 @@ class Port:
         self.counters.close()
 
     def deliver(self, frame: bytes) -> None:
-        """Gives the VM a frame; what it does not take now it loses."""
+        """Gives the VM a frame; of what it does not take, a little is kept for it."""
+        if not self._unsent and self._write(frame):
+            return
+        if self._unsent_bytes + len(frame) > _UNSENT_MAX:
+            self.counters.reject("network.to-worker")
+            return
+        self._unsent.append(frame)
+        self._unsent_bytes += len(frame)
+        self.watch()
+
+    def _write(self, frame: bytes) -> bool:
+        """Writes one frame; False: not now. A VM that has ended is noticed when it is read."""
         try:
             os.write(self._frames, frame)
-        except OSError:  # full, or about to be unplugged
-            self.counters.reject("network.to-worker")
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        return True
 
     def _ready(self) -> None:
-        for _ in range(_TURN):
+        while self._unsent and self._write(self._unsent[0]):
+            self._unsent_bytes -= len(self._unsent.popleft())
+        for _ in range(_TURN if self._may_send else 0):
             now = self._switch.clock()
             delay = max(self._bytes.wait(now), self._count.wait(now))
             if delay:
                 self.resume_at = now + delay
-            if delay or self._switch.blocked:
+            if not self._may_send:
                 break
             try:
                 frame = os.read(self._frames, self._max_frame + 1)
             except BlockingIOError:
-                return
+                break
             except OSError:
                 frame = b""
             if not frame:

@@ -474,6 +474,38 @@ def test_a_full_ring_is_waited_for(up: Driver) -> None:
     assert sorted(up.completions) == sent
 
 
+def test_a_full_ring_with_all_sections_lent(up: Driver) -> None:
+    """What gives sections back stands behind what waits for room in the ring: nothing is stuck."""
+    for number in range(up.sections):
+        up.switch.send(struct.pack("<I", number) * 20)
+        up.turn()
+    taken, up.deliveries = up.deliveries, []
+    assert sum(len(ranges) for _, _, ranges in taken) == up.sections
+    up.switch.send(FRAME)  # there is no section for it
+    raw = bytes(packet())
+    up.put(up.send_pages, 0, raw)
+    sent = []
+    fits = up.channel.inn.size // 64 + 8
+    for _ in range(fits):  # completions fill the ring, which is not read
+        up.transaction += 1
+        each = ring_packet(nvsp(107, 0, 0, len(raw)), transaction=up.transaction, flags=1)
+        if not up.channel.write(each):
+            break
+        sent.append(up.transaction)
+        up.world.transport.settle()
+        up.loop.turn(0)
+        up.frames()
+    for transaction, _, _ in taken:
+        done = ring_packet(struct.pack("<II", 108, 1), COMPLETION, transaction=transaction)
+        assert up.channel.write(done)
+        up.world.transport.settle()
+    for _ in range(20):
+        up.turn()
+        up.frames()
+    assert sorted(up.completions) == sent
+    assert [len(ranges) for _, _, ranges in up.deliveries] == [1]
+
+
 def test_guest_that_asks_and_does_not_listen(up: Driver) -> None:
     up.tell(nvsp(103, 0xCAFE))
     ask = message(8, 1)

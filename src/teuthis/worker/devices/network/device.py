@@ -153,6 +153,8 @@ class Network:
         """Handles a turn's worth of packets; True: there may be more. Raises `RingError`."""
         assert channel.reader is not None
         assert channel.writer is not None
+        if not self._has_room(channel):
+            return False
         answers: list[Outgoing] = []
         room = channel.writer.room() + OVERHEAD
         more = True
@@ -168,15 +170,23 @@ class Network:
                     more = False
                     break
             if room < _COMPLETION_BYTES * (len(answers) + 1):
-                self._waiting = not channel.writer.wait_for(_DELIVERY_ROOM)
-                more = not self._waiting
                 break
             answer = self._handle(channel, self._packets.popleft())
             if answer is not None:
                 answers.append(answer)
         if answers and channel.writer.write(answers):
             self._server.interrupt(channel)
-        return more
+        return more and self._has_room(channel)
+
+    def _has_room(self, channel: Channel) -> bool:
+        """Whether the guest's ring has room; if not, the guest signals when it has made some."""
+        assert channel.writer is not None
+        if channel.writer.room() < _DELIVERY_ROOM:
+            self._waiting = not channel.writer.wait_for(_DELIVERY_ROOM)
+        elif self._waiting:
+            self._waiting = False
+            channel.writer.stop_waiting()
+        return not self._waiting
 
     def _handle(self, channel: Channel, packet: Packet) -> Outgoing | None:
         """One packet; its completion, if the guest wants one."""
@@ -316,14 +326,9 @@ class Network:
         """Writes what waits for the guest, a turn's worth of frames at most. Raises `RingError`."""
         assert channel.writer is not None
         delivered = 0
-        if self._waiting:
-            self._waiting = False
-            channel.writer.stop_waiting()
         while self._receive_buffer is not None and self._free and delivered < _TURN:
-            if channel.writer.room() < _DELIVERY_ROOM:
-                self._waiting = not channel.writer.wait_for(_DELIVERY_ROOM)
-                if self._waiting:
-                    return
+            if not self._has_room(channel):
+                return
             if self._controls:
                 self._write(channel, nvsp.CONTROL, [self._place(self._controls.popleft())])
                 continue
