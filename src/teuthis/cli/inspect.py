@@ -1,12 +1,14 @@
 """`teuthis inspect`: all that is known of one virtual machine."""
 
 import shlex
+from contextlib import suppress
 from datetime import datetime
 from typing import Annotated
 
 import typer
 
 from teuthis.cli import attach
+from teuthis.errors import NoFacts
 
 
 def main(
@@ -23,6 +25,10 @@ def main(
         if record.state == "running":
             with named.connect(name) as vm:
                 known["processes"] = vm.processes
+                known["health"] = vm.health.name.lower()
+                if not record.plan.agent:  # our agent tells no facts
+                    with suppress(NoFacts):
+                        known["facts"] = vm.facts()
         if as_json:
             attach.print_json(known)
             return

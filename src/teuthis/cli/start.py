@@ -67,6 +67,10 @@ def main(
     processor: Annotated[
         str, typer.Option(metavar="auto|kvm|soft", help="What runs the guest's instructions.")
     ] = "auto",
+    no_agent: Annotated[
+        bool,
+        typer.Option("--no-agent", help="For an image that boots by itself, without our agent."),
+    ] = False,
     allow_missing_wall: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Run without a wall that this host cannot give."),
@@ -84,6 +88,7 @@ def main(
         teuthis start --name web
         teuthis start --name site --image debian --net user --publish 8080:80
         teuthis start --name job --memory 1G -- sh -c 'sleep 60; echo done'
+        teuthis start --name stock --image debian-stock --memory 512M --no-agent
         teuthis start web
     """
     from teuthis.root import named
@@ -110,6 +115,7 @@ def main(
                 cwd=workdir,
                 on_hang="kill" if on_hang == "kill" else "report",
                 processor=processor,
+                agent=not no_agent,
                 allow_missing_walls=allow_missing_wall or (),
             ).close()
         elif len(words) == 1:

@@ -154,6 +154,10 @@ class Caller:
         """Whether the guest's kernel answers heartbeats."""
         return self._requests.health
 
+    def watch_health(self, changed: Callable[[], None]) -> None:
+        """Calls `changed` after each change of `health`, in the thread that reads statuses."""
+        self._requests.on_health = changed
+
     def raise_end(self, timeout: float | None) -> None:
         """Raises why the VM ended, if it ends within `timeout` seconds; None: whenever it does."""
         self._thread.join(timeout)

@@ -30,6 +30,7 @@ from teuthis.protocol import (
     MAX_REQUEST,
     Exec,
     Facts,
+    Health,
     Pause,
     ProtocolError,
     ReadFile,
@@ -152,6 +153,7 @@ class Keeper:
         """
         self.machine = vm.machine
         self._vm = vm
+        self.environment = vm.environment
         self._asked = False
         self._exit_code: int | None = None
         self.counters = Counters(page)
@@ -164,9 +166,7 @@ class Keeper:
             self._listener = _listen(record)
         except OSError as error:
             raise HostError(f"could not make the keeper's socket or log: {error}") from error
-        self._welcome = msgspec.msgpack.encode(
-            Welcome(remote.VERSION, remote.register(), self.machine.processes, dict(vm.environment))
-        )
+        self.machine.watch_health(self._tell_health)
 
     def __enter__(self) -> Self:
         return self
@@ -190,8 +190,12 @@ class Keeper:
                 continue
             connection = Connection(client, self)
             self._connections.add(connection)
-            threading.Thread(target=connection.serve, args=(self._welcome,), daemon=True).start()
+            threading.Thread(target=connection.serve, daemon=True).start()
         return self._ending()
+
+    def _tell_health(self) -> None:
+        for connection in list(self._connections):
+            connection.tell_health()
 
     def stop(self, patience: float) -> None:
         """Ends the VM on request; its guest has `patience` seconds to do so in order."""
@@ -268,16 +272,40 @@ class Connection:
         self._machine = keeper.machine
         self._numbers: dict[int, int] = {}
         """The client's numbers of requests under way, and the VM's for the same."""
+        self._health: Health | None = None
+        """What the client knows; None before it is greeted."""
+        self._health_lock = threading.Lock()
 
     def close(self) -> None:
         """Ends the connection."""
         with suppress(OSError):
             self._client.shutdown(socket.SHUT_RDWR)
 
-    def serve(self, welcome: bytes) -> None:
+    def tell_health(self) -> None:
+        """Tells the client how the guest is, if it has been greeted and does not know it."""
+        with self._health_lock:
+            health = self._machine.health
+            if self._health not in (None, health):
+                self._health = health
+                self._send(Status(StatusKind.HEALTH, value=health))
+
+    def _greet(self) -> None:
+        with self._health_lock:
+            self._health = self._machine.health
+            welcome = Welcome(
+                remote.VERSION,
+                remote.register(),
+                self._machine.processes,
+                dict(self._keeper.environment),
+                self._health,
+            )
+            packet = msgspec.msgpack.encode(welcome)
+            socket.send_fds(self._client, [packet], self._keeper.counter_pages)
+
+    def serve(self) -> None:
         """Greets the client and does what it asks, until it goes or breaks the protocol."""
         try:
-            socket.send_fds(self._client, [welcome], self._keeper.counter_pages)
+            self._greet()
             while self._take():
                 pass
         except (OSError, ProtocolError, VMError):

@@ -96,6 +96,7 @@ def start(
     env: Mapping[str, str] | None = None,
     cwd: str = "/",
     on_hang: Literal["report", "kill"] = "report",
+    agent: bool = True,
     allow_missing_walls: Collection[str] = (),
     processor: str = "auto",
 ) -> NamedVM:
@@ -119,6 +120,7 @@ def start(
         cwd: where the program starts.
         on_hang: see `VM`.
         processor: see `VM`.
+        agent: see `VM`.
         allow_missing_walls: see `VM`.
 
     Raises:
@@ -138,6 +140,7 @@ def start(
         net_rate=net_rate,
         kernel=host_path(kernel),
         env=settings.environment(env),
+        agent=agent,
         allow_missing_walls=tuple(allow_missing_walls),
         command=tuple(settings.arguments(command)) if command else (),
         workdir=settings.guest_path(cwd),

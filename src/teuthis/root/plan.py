@@ -61,6 +61,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     net_rate: int | str | None = None
     kernel: str | None = None
     env: dict[str, str] = {}
+    agent: bool = True
     allow_missing_walls: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
     workdir: str = "/"
@@ -93,6 +94,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
             net_rate=self.net_rate,
             kernel=self.kernel,
             env=self.env,
+            agent=self.agent,
             allow_missing_walls=self.allow_missing_walls,
             console=console,
             on_hang=self.on_hang,

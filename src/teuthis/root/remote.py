@@ -19,7 +19,7 @@ import msgspec
 
 from teuthis.errors import HostError, TeuthisError, VMClosed, VMError
 from teuthis.flows import FLOWS, Count, Counters, counters_size
-from teuthis.protocol import MAX_REQUEST, STATUS_SIZE, ProtocolError
+from teuthis.protocol import MAX_REQUEST, STATUS_SIZE, Health, ProtocolError
 from teuthis.root import store
 from teuthis.root.caller import Caller, total
 from teuthis.root.store import Record
@@ -40,12 +40,14 @@ class Welcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         register: which flows the pages count, in which order.
         processes: the VM's processes by name, as process ids.
         environment: the variables that its programs get.
+        health: whether the guest's kernel answers; changes follow as statuses.
     """
 
     version: int
     register: str
     processes: dict[str, int]
     environment: dict[str, str]
+    health: Health
 
 
 def register() -> str:
@@ -75,6 +77,7 @@ class Remote(Caller):
         control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._pages, self.welcome = _enter(control, record)
+            self._requests.health = self.welcome.health
             self._talk_over(control)
         except BaseException:
             control.close()

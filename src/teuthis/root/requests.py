@@ -50,6 +50,8 @@ class Requests:
     def __init__(self) -> None:
         self.ready: Future[None] = Future()
         self.health = Health.UNKNOWN
+        self.on_health: Callable[[], None] = lambda: None
+        """Called after each change of `health`."""
         self._health_changes = 0
         self._began = time.monotonic()
         self._lock = threading.Lock()
@@ -122,6 +124,7 @@ class Requests:
         if health is self.health or self._health_changes > allowed:
             raise ProtocolError("health that changes as no guest's can")
         self.health = health
+        self.on_health()
 
     def raise_error(self) -> None:
         """Raises the error that `fail` was given, if it has been called."""

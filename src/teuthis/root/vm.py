@@ -25,6 +25,8 @@ from teuthis.root.streams import MAX_OUTPUT
 DEFAULT_MEMORY: Final = "256M"
 BOOT_TIMEOUT: Final = 120.0
 """Seconds from start to the agent's first word; a boot takes a few on an idle host."""
+INIT_BOOT_TIMEOUT: Final = 600.0
+"""The same for a distribution's own init, until its kernel answers heartbeats."""
 
 
 class VM(Guest):
@@ -54,12 +56,13 @@ class VM(Guest):
         kernel: str | os.PathLike[str] | None = None,
         console: Sink | None = None,
         env: Mapping[str, str] | None = None,
-        boot_timeout: float = BOOT_TIMEOUT,
+        boot_timeout: float | None = None,
+        agent: bool = True,
         on_hang: Literal["report", "kill"] = "report",
         allow_missing_walls: Collection[str] = (),
         processor: str = "auto",
     ) -> None:
-        """Boots a VM and waits until its agent is ready.
+        """Boots a VM and waits until its agent is ready, or without one its kernel.
 
         Args:
             memory: guest memory: bytes, or a text such as "256M" or "2G".
@@ -83,7 +86,10 @@ class VM(Guest):
                 bytes, so look at them with care.
             env: environment variables of all programs, beside those that the image brings along;
                 nothing of this process's own is passed on.
-            boot_timeout: seconds that the boot may take.
+            boot_timeout: seconds that the boot may take; 120 unless given, 600 without our agent.
+            agent: False for an image that boots by itself, without our agent ("debian-stock"): it
+                is ready when its kernel answers heartbeats, and can be watched, asked for facts
+                and shut down, but runs no programs for us.
             on_hang: what becomes of a guest whose kernel answers no heartbeats: "report" leaves
                 it alone (`health` says so), "kill" ends it.
             allow_missing_walls: names of walls around the VM's processes that may be missing
@@ -98,8 +104,11 @@ class VM(Guest):
             BootTimeout, GuestPanic, …: the guest did not come up.
         """
         size = settings.memory_size(memory)
+        if boot_timeout is None:
+            boot_timeout = BOOT_TIMEOUT if agent else INIT_BOOT_TIMEOUT
         settings.time_limit(boot_timeout)
         chosen = store.find(image)
+        _check_agent(chosen, agent)
         disks = [*_root_disk(chosen, keep), *disks]
         net = wanted(
             network, publish=publish, host_ports=host_ports, mac=mac, mtu=mtu, rate=net_rate
@@ -109,12 +118,13 @@ class VM(Guest):
         boot = _boot_files(
             chosen, None if kernel is None else Path(kernel), disks=bool(disks), further=adapter
         )
-        parameters = _agent_parameters(chosen, disks)
+        parameters = _agent_parameters(chosen, disks) if agent else f"root=/dev/{chosen.root} rw"
 
         def load(descriptor: int, size: int, extra: str) -> BootState:
             arguments = loader.command_line(
                 console=console is not None,
                 processor=self.processor,
+                agent=agent,
                 extra=f"{parameters} {extra}".strip(),
             )
             return loader.load(descriptor, size, boot.kernel, boot.initrd, arguments)
@@ -129,6 +139,7 @@ class VM(Guest):
             allow_missing_walls,
             disks,
             net,
+            agent=agent,
             end_when_hung=on_hang == "kill",
             processor=self.processor,
         )
@@ -284,6 +295,19 @@ def _root_disk(image: Image, keep: str | os.PathLike[str] | None) -> list[Disk]:
     return []
 
 
+def _check_agent(image: Image, agent: bool) -> None:
+    if agent and image.initrd is not None:
+        raise ConfigurationError(
+            f"the image {image.name!r} boots by itself, without our agent, so no program can be "
+            "run in it from here: say agent=False (`teuthis start --no-agent`)"
+        )
+    if not agent and image.initrd is None:
+        raise ConfigurationError(
+            f"the image {image.name!r} boots with our agent only: without one use an image that "
+            "boots by itself, such as debian-stock"
+        )
+
+
 def _agent_parameters(image: Image, disks: Sequence[Disk]) -> str:
     """What our agent is told on the kernel's command line."""
     parameters = [f"teuthis.disks={len(disks)}"] if disks else []
@@ -293,6 +317,8 @@ def _agent_parameters(image: Image, disks: Sequence[Disk]) -> str:
 def _boot_files(
     image: Image, kernel: Path | None, *, disks: bool, further: tuple[str, ...]
 ) -> BootFiles:
+    if image.initrd is not None:
+        return BootFiles(kernel or image.kernel, image.initrd)
     chosen = kernel_from_file(kernel) if kernel else GuestKernel(image.kernel, image.modules)
     storage = modules.ROOT if image.root else modules.STORAGE if disks else ()
     return boot_files(chosen, modules.TRANSPORT + storage + further)

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from teuthis import errors
+from teuthis.protocol import Health
 from teuthis.root import life, remote, store
 from teuthis.root.failure import Failure
 from teuthis.root.life import ProcessId
@@ -192,7 +193,8 @@ def test_a_keeper_that_is_none(home: Path) -> None:
         client.send(packet)
         client.close()
 
-    other = msgspec.msgpack.encode(remote.Welcome(remote.VERSION + 1, remote.register(), {}, {}))
+    welcome = remote.Welcome(remote.VERSION + 1, remote.register(), {}, {}, Health.UNKNOWN)
+    other = msgspec.msgpack.encode(welcome)
     for packet, says in ((b"garbage", "does not greet"), (other, "another version")):
         thread = threading.Thread(target=greet, args=(packet,))
         thread.start()

@@ -20,6 +20,8 @@ MAX_COMMAND_LINE = 2047
 
 _QUIET = "quiet"
 _CONSOLE = "console=ttyS0 earlyprintk=ttyS0"
+# No driver of ours makes a terminal of the serial port: the kernel's own early output goes there.
+_CONSOLE_OF_AN_INIT = "earlyprintk=ttyS0,keep console=tty0 loglevel=7 systemd.log_target=kmsg"
 _OPTIONS = (
     # Two thirds of a boot are self-tests of the kernel's crypto modules.
     "cryptomgr.notests",
@@ -60,10 +62,20 @@ class BootState:
     gdt_limit: int
 
 
-def command_line(*, console: bool = False, processor: Processor = "soft", extra: str = "") -> str:
-    """The kernel's command line; with `console` its log goes to the serial port."""
+def command_line(
+    *,
+    console: bool = False,
+    processor: Processor = "soft",
+    agent: bool = True,
+    extra: str = "",
+) -> str:
+    """The kernel's command line; with `console` its log goes to the serial port.
+
+    Without `agent` another init than ours starts, which wants a console that it can open.
+    """
+    log = _CONSOLE if agent else _CONSOLE_OF_AN_INIT
     return " ".join(
-        filter(None, (_CONSOLE if console else _QUIET, *_OPTIONS, _OPTIONS_OF[processor], extra))
+        filter(None, (log if console else _QUIET, *_OPTIONS, _OPTIONS_OF[processor], extra))
     )
 
 
