@@ -13,6 +13,7 @@ pub const LOW_LIMIT: u64 = values::MEMORY_HOLE_HOLE_FIRST;
 /// Guest physical address of the second memory slot.
 pub const HIGH_BASE: u64 = values::MEMORY_HOLE_HOLE_END;
 pub const PAGE_SIZE: u64 = 4096;
+const HUGE_PAGE: usize = 2 << 20;
 
 /// A plain value that may be copied to and from guest RAM: any bit pattern is valid.
 ///
@@ -65,21 +66,36 @@ impl GuestMemory {
     /// Maps `size` bytes of the memory file `fd` shared and writable. Refuses a file that is too
     /// short, whose missing pages would kill the process at the first access.
     pub fn map(fd: impl AsFd, size: u64) -> rustix::io::Result<Self> {
-        use rustix::mm::{MapFlags, ProtFlags, mmap};
+        use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
         if u64::try_from(rustix::fs::fstat(&fd)?.st_size).unwrap_or(0) < size {
             return Err(rustix::io::Errno::INVAL);
         }
         let length = usize::try_from(size).map_err(|_| rustix::io::Errno::INVAL)?;
-        // SAFETY: a fresh mapping at an address the kernel chooses aliases nothing.
+        // Only at a multiple of a huge page's size can the host map huge pages, on which a guest on
+        // KVM faults its RAM in a hundred times less often.
+        let room = length
+            .checked_add(HUGE_PAGE)
+            .ok_or(rustix::io::Errno::NOMEM)?;
+        let nowhere = std::ptr::null_mut();
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a fresh mapping at an address the kernel chooses aliases nothing. The second one
+        // replaces a part of the first, which nobody has used; the rest goes away again.
         let base = unsafe {
-            mmap(
-                std::ptr::null_mut(),
+            let found = mmap_anonymous(nowhere, room, ProtFlags::empty(), flags)?;
+            let before = found.align_offset(HUGE_PAGE);
+            let base = mmap(
+                found.byte_add(before),
                 length,
                 ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED | MapFlags::NORESERVE,
+                MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED,
                 fd,
                 0,
-            )?
+            )?;
+            // Neither can fail for a mapping of ours; hosts without huge pages refuse the third.
+            let _ = munmap(found, before);
+            let _ = munmap(base.byte_add(length), HUGE_PAGE - before);
+            let _ = madvise(base, length, Advice::LinuxHugepage);
+            base
         };
         let base = NonNull::new(base.cast()).ok_or(rustix::io::Errno::FAULT)?;
         Ok(Self {
