@@ -1,31 +1,38 @@
 //! An attacker inside this process's jail, for `tests/isolation/`: never part of a package.
 //!
-//! `prisoner [--as UID] [--uid UID] [--without WALL]…` reads attacks from its standard
+//! `prisoner [--as UID] [--uid UID] [--kvm /dev/kvm] [--without WALL]…` reads attacks from its standard
 //! input, one per line, and forks for each: the child locks itself up as the hypervisor does, then
 //! makes the system calls of the line. The answers, one per line: `errno N` of the call that
 //! failed, `done N` with the last result, or `killed SIGNAL`.
 //!
 //! A line is `NUMBER ARGUMENT…`, or several of them with ` ; ` between. Arguments are numbers,
 //! `s:TEXT` (pointer to a string), `x:HEX` (pointer to these bytes), `buffer` (pointer to a scratch
-//! page), `parent` (process id of the prisoner's parent) and `rN` (the result of call N).
+//! page), `parent` (process id of the prisoner's parent), `rN` (the result of call N), and with
+//! `--kvm` the descriptors `vm` and `vcpu`.
 //! `wait` locks up, says `locked PID`, and sleeps until the standard input ends.
 
 use rustix::thread::{Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use std::{
     env,
     ffi::CString,
+    fs::File,
     io::{self, BufRead, Read, Write},
     os::{
         fd::{AsFd, AsRawFd},
         unix::net::{UnixDatagram, UnixStream},
     },
 };
-use teuthis_hypervisor::jail::{Jail, WALLS, Wall, enter};
+use teuthis_hypervisor::{
+    jail::{Jail, WALLS, Wall, enter},
+    memory::GuestMemory,
+    processor::{BootState, kvm::KvmProcessor},
+};
 
 const GUEST_MEMORY: u64 = 256 << 20;
 
 fn main() -> io::Result<()> {
     let mut uid = None;
+    let mut kvm = None;
     let mut walls = Vec::from(WALLS);
     let mut words = env::args().skip(1);
     while let (Some(option), Some(value)) = (words.next(), words.next()) {
@@ -33,12 +40,13 @@ fn main() -> io::Result<()> {
         match option.as_str() {
             "--as" => become_user(number()?)?,
             "--uid" => uid = Some(number()?),
+            "--kvm" => kvm = Some(value),
             "--without" => walls.retain(|wall| wall.name != value),
             _ => return Err(io::Error::other("unknown option")),
         }
     }
     for line in io::stdin().lock().lines() {
-        println!("{}", attempt(&line?, uid, &walls)?);
+        println!("{}", attempt(&line?, uid, kvm.as_deref(), &walls)?);
     }
     Ok(())
 }
@@ -50,14 +58,14 @@ fn become_user(uid: u32) -> io::Result<()> {
     Ok(set_thread_res_uid(uid, uid, uid)?)
 }
 
-fn attempt(line: &str, uid: Option<u32>, walls: &[Wall]) -> io::Result<String> {
+fn attempt(line: &str, uid: Option<u32>, kvm: Option<&str>, walls: &[Wall]) -> io::Result<String> {
     let calls = parse(line);
     let (mut answers, answer) = UnixStream::pair()?;
     // SAFETY: this process has one thread.
     let child = unsafe { libc::fork() };
     if child == 0 {
         drop(answers);
-        let text = attack(line, &calls, &answer, uid, walls);
+        let text = attack(line, &calls, &answer, uid, kvm, walls);
         say(&answer, &text);
         // SAFETY: ends the child, running nothing of the parent's.
         unsafe { libc::_exit(0) };
@@ -86,8 +94,11 @@ fn attack(
     calls: &[Call],
     answer: &UnixStream,
     uid: Option<u32>,
+    kvm: Option<&str>,
     walls: &[Wall],
 ) -> String {
+    let processor = kvm.map(processor);
+    let kvm = processor.as_ref().map(KvmProcessor::descriptors);
     // SAFETY: asks for a number.
     let pid = unsafe { libc::getpid() };
     let (link, worker) = UnixDatagram::pair().expect("a socket pair");
@@ -98,7 +109,7 @@ fn attack(
         link: link.as_fd(),
         to_worker: answer.as_fd(),
         to_hypervisor: input.as_fd(),
-        kvm: None,
+        kvm,
         memory: GUEST_MEMORY,
         uid,
         allow_missing: &[],
@@ -118,6 +129,8 @@ fn attack(
             Argument::Number(number) => *number,
             Argument::Bytes(bytes) => bytes.as_ptr() as i64,
             Argument::Result(at) => results[*at],
+            Argument::Vm => kvm.map_or(-1, |kvm| kvm.vm.into()),
+            Argument::Vcpu => kvm.map_or(-1, |kvm| kvm.vcpu.into()),
         };
         let mut words = [0; 6];
         for (word, argument) in words.iter_mut().zip(&call.arguments) {
@@ -135,6 +148,14 @@ fn attack(
     format!("done {}", results.last().copied().unwrap_or(0))
 }
 
+/// A guest about to run, as the hypervisor has one when it locks its door.
+fn processor(device: &str) -> KvmProcessor {
+    let device = File::options().read(true).write(true).open(device);
+    let memory = GuestMemory::anonymous(2 << 20).expect("memory");
+    let device = device.expect("a KVM").into();
+    KvmProcessor::new(device, memory, BootState::default()).expect("a processor")
+}
+
 fn say(answer: &UnixStream, text: &str) {
     // SAFETY: the bytes are there. An answer that was cut is not one that the test expects.
     unsafe { libc::write(answer.as_raw_fd(), text.as_ptr().cast(), text.len()) };
@@ -149,6 +170,8 @@ enum Argument {
     Number(i64),
     Bytes(Vec<u8>),
     Result(usize),
+    Vm,
+    Vcpu,
 }
 
 fn parse(line: &str) -> Vec<Call> {
@@ -179,6 +202,10 @@ fn argument(word: &str) -> Argument {
         Argument::Result(at.parse().expect("a number"))
     } else if word == "buffer" {
         Argument::Bytes(vec![0; 4096])
+    } else if word == "vm" {
+        Argument::Vm
+    } else if word == "vcpu" {
+        Argument::Vcpu
     } else if word == "parent" {
         // SAFETY: asks for a number.
         Argument::Number(unsafe { libc::getppid() }.into())

@@ -18,6 +18,7 @@ PYTHON = "python.json"
 RUST = "rust.log"
 UNCOUNTED = {
     "memory.ram": "a mapping; what names a bad range counts the refusal",
+    "kvm.hypercall-exit": "exists on KVM only: `make test-kvm` makes it refuse",
 }
 """Flows without a counter of their own, and why."""
 

@@ -71,6 +71,8 @@ _document = tomllib.loads(REGISTER_PATH.read_text(encoding="utf-8"))
 RECEIVERS: dict[str, Receiver] = {
     name: Receiver(name, entry["reach"]) for name, entry in _document["receivers"].items()
 }
+CAPABILITIES: dict[str, str] = {entry["name"]: entry["opens"] for entry in _document["capability"]}
+"""What the hypervisor uses of KVM, by the names of Linux without KVM_CAP_, and what it opens."""
 FLOWS: dict[str, Flow] = {
     entry["id"]: _flow(index, entry) for index, entry in enumerate(_document["flow"])
 }

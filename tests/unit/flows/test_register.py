@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from teuthis.flows import FLOWS, RECEIVERS, Count, Counters, Flow, counters_size
+from teuthis.flows.register import CAPABILITIES
 
 ROOT = Path(__file__).parents[3]
 KINDS = {
@@ -142,3 +143,12 @@ def test_counters_live_in_their_own_place() -> None:
     assert sum(count.count for count in snapshot.values()) == 2
     assert counters_size() >= 24 * len(names)
     counters.close()
+
+
+def test_the_capabilities_of_kvm_are_those_that_the_hypervisor_uses() -> None:
+    used = set()
+    for path in (ROOT / "hypervisor/src/processor/kvm").glob("*.rs"):
+        used |= set(re.findall(r"\bKVM_CAP_(\w+)", path.read_text()))
+        for name in re.findall(r"\bCap::(\w+)", path.read_text()):
+            used.add(re.sub(r"(?<=.)(?=[A-Z])", "_", name).upper())
+    assert used == set(CAPABILITIES)

@@ -17,7 +17,13 @@ pub mod probe;
 mod raw;
 
 use super::{BootState, Completion, Intercept, Processor};
-use crate::{clock::Clock, counters::Count, flows::Flow, jail, memory::GuestMemory};
+use crate::{
+    clock::Clock,
+    counters::Count,
+    flows::{Flow, values},
+    jail,
+    memory::GuestMemory,
+};
 use create::Parts;
 use kick::Kick;
 use kvm_bindings::{KVM_MP_STATE_HALTED, kvm_msi};
@@ -28,7 +34,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 pub use create::Unusable;
 
 /// OUT to this port is the hypercall instruction. No device of a PC has it.
-const HYPERCALL_PORT: u8 = 0xB8;
+const HYPERCALL_PORT: u8 = values::KVM_HYPERCALL_EXIT_PORT as u8;
 /// OUT imm8, AL; RET.
 const HYPERCALL_CODE: [u8; 3] = [0xE6, HYPERCALL_PORT, 0xC3];
 const HYPERCALL_LENGTH: u64 = 2;
@@ -69,6 +75,7 @@ pub struct KvmProcessor {
     next: Option<(PortAccess, u32)>,
     deadline: Option<u64>,
     holes: Count,
+    hypercalls: Count,
     notes: Vec<String>,
     // Last, so that it is unmapped when nothing runs in it any more.
     memory: GuestMemory,
@@ -93,6 +100,7 @@ impl KvmProcessor {
             next: None,
             deadline: None,
             holes: Count::default(),
+            hypercalls: Count::default(),
             notes: vec![],
             memory,
         })
@@ -136,9 +144,12 @@ impl KvmProcessor {
         let PortAccess { port, size, .. } = access;
         if !access.is_read && port == HYPERCALL_PORT.into() && size == 1 {
             if !self.is_in_kernel() {
+                self.hypercalls.rejected += 1;
                 self.refuse_hypercall();
                 return None;
             }
+            self.hypercalls.count += 1;
+            self.hypercalls.bytes += 24;
             self.pending = Pending::Hypercall;
             let registers = self.vcpu.sync_regs().regs;
             return Some(Intercept::Hypercall {
@@ -301,7 +312,10 @@ impl Processor for KvmProcessor {
     }
 
     fn take_counts(&mut self) -> Vec<(Flow, Count)> {
-        vec![(Flow::MemoryHole, std::mem::take(&mut self.holes))]
+        vec![
+            (Flow::MemoryHole, std::mem::take(&mut self.holes)),
+            (Flow::KvmHypercallExit, std::mem::take(&mut self.hypercalls)),
+        ]
     }
 
     fn take_notes(&mut self) -> Vec<String> {
