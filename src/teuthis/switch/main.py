@@ -93,7 +93,7 @@ def _uplink(switch: Switch, config: UplinkConfig) -> Uplink:
     switch.join(config.member, config.frames, counters)
     (port,) = switch.ports
     destinations = Destinations(config.gateway, config.refused, config.host_ports)
-    uplink = Uplink(switch, config.stream, destinations, counters, port.deliver)
+    uplink = Uplink(switch, config.stream, destinations, port)
     if config.member.address is not None:
         # passt learns the guest's MAC address from its frames: callers need not wait for one.
         uplink.send(arp_request(config.member.mac, config.member.address, config.gateway), port)

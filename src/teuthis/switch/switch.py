@@ -49,6 +49,8 @@ class Port:
             member.frames_rate, max(member.frames_rate * _RESERVE_SECONDS, _TURN), now
         )
         self._groups = Bucket(_GROUP_RATE, _GROUP_RATE, now)
+        self.on_taken: Callable[[], None] = lambda: None
+        """Called when the VM has taken some of what was kept for it."""
         self._unsent: deque[bytes] = deque()
         self._unsent_bytes = 0
         os.set_blocking(frames, False)
@@ -61,6 +63,11 @@ class Port:
             self._switch.loop.watch(self._frames, events, self._ready)
         else:
             self._switch.loop.unwatch(self._frames)
+
+    @property
+    def slow(self) -> bool:
+        """Whether so much waits for the VM that whoever can should wait too."""
+        return self._unsent_bytes > _UNSENT_MAX // 2
 
     @property
     def _may_send(self) -> bool:
@@ -100,8 +107,10 @@ class Port:
         return True
 
     def _ready(self) -> None:
-        while self._unsent and self._write(self._unsent[0]):
-            self._unsent_bytes -= len(self._unsent.popleft())
+        if self._unsent:
+            while self._unsent and self._write(self._unsent[0]):
+                self._unsent_bytes -= len(self._unsent.popleft())
+            self.on_taken()
         for _ in range(_TURN if self._may_send else 0):
             now = self._switch.clock()
             delay = max(self._bytes.wait(now), self._count.wait(now))

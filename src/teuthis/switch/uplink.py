@@ -12,10 +12,10 @@ import ipaddress
 import os
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
-from teuthis.flows import FLOWS, Counters
+from teuthis.flows import FLOWS
 from teuthis.switch import rules
 from teuthis.switch.rules import Refused
 from teuthis.switch.switch import Port, Switch
@@ -84,22 +84,36 @@ class Uplink:
         switch: Switch,
         stream: int,
         destinations: Destinations,
-        counters: Counters,
-        deliver: Callable[[bytes], None],
+        port: Port,
     ) -> None:
-        """`deliver` gives the VM a frame."""
+        """`port`: the VM's."""
         self.closed = False
         """Whether passt has ended."""
         self._switch = switch
         self._stream = stream
         self._destinations = destinations
-        self._counters = counters
-        self._deliver = deliver
+        self._counters = port.counters
+        self._port = port
         self._incoming = bytearray()
         self._unsent = b""
         os.set_blocking(stream, False)
         switch.uplink = self.send
-        switch.loop.watch(stream, READ, self._ready)
+        port.on_taken = self._watch
+        self._watch()
+
+    def _watch(self) -> None:
+        """Waits for passt, but not for frames that a slow VM would lose.
+
+        Unless passt takes nothing either: then each could wait for the other for ever.
+        """
+        if self.closed:
+            return
+        reads = READ if self._unsent or not self._port.slow else 0
+        events = reads | (WRITE if self._unsent else 0)
+        if events:
+            self._switch.loop.watch(self._stream, events, self._ready)
+        else:
+            self._switch.loop.unwatch(self._stream)
 
     def send(self, frame: bytes, _: Port) -> None:
         """Sends a frame of the VM's, if it may go there."""
@@ -123,12 +137,13 @@ class Uplink:
             return
         if self._switch.blocked != bool(self._unsent):
             self._switch.block(bool(self._unsent))
-            events = READ | WRITE if self._unsent else READ
-            self._switch.loop.watch(self._stream, events, self._ready)
+            self._watch()
 
     def _ready(self) -> None:
         if self._unsent:
             self._flush()
+        if self._port.slow and not self._unsent:
+            return
         try:
             data = os.read(self._stream, _CHUNK)
         except BlockingIOError:
@@ -140,6 +155,7 @@ class Uplink:
             return
         self._incoming += data
         self._take()
+        self._watch()
 
     def _take(self) -> None:
         """Hands on the whole frames that have arrived; what passt says is judged as well."""
@@ -161,5 +177,5 @@ class Uplink:
                 self._counters.reject("network.from-uplink")
                 continue
             self._counters.accept("network.from-uplink", length)
-            self._deliver(frame)
+            self._port.deliver(frame)
         del self._incoming[:at]

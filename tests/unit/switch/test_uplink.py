@@ -146,7 +146,7 @@ class World:
         member = Member(mac=MAC_A, mtu=65520, bytes_rate=10**9, frames_rate=10**6, address=GUEST)
         self.switch.join(member, near.detach(), self.counters)
         (port,) = self.switch.ports
-        self.uplink = Uplink(self.switch, stream.detach(), make(), self.counters, port.deliver)
+        self.uplink = Uplink(self.switch, stream.detach(), make(), port)
 
     def turn(self) -> None:
         for _ in range(4):
@@ -231,6 +231,32 @@ def test_a_passt_that_takes_nothing_stops_the_vm(world: World) -> None:
     assert stream == (struct.pack(">I", len(frame)) + frame) * sent
     world.turn()
     assert not world.switch.blocked
+
+
+def test_a_slow_vm_stops_passt_and_loses_nothing(world: World) -> None:
+    frame = back("1.1.1.1", 443) + bytes(1400)
+    framed = struct.pack(">I", len(frame)) + frame
+    sent, left = 0, b""
+    for _ in range(4000):
+        try:
+            left = (left or framed)[world.passt.send(left or framed) :]
+        except BlockingIOError:
+            break
+        sent += not left
+        world.turn()
+    else:
+        raise AssertionError("it took everything")
+    found = 0
+    while frames := world.frames():
+        found += len(frames)
+        world.turn()
+    assert found == sent
+    assert world.rejected("network.to-worker") == 0
+    world.passt.setblocking(True)
+    world.passt.sendall(left + framed)  # it goes on
+    for _ in range(3):
+        world.turn()
+    assert len(world.frames()) == 1 + bool(left)
 
 
 @given(st.lists(st.binary(max_size=80), max_size=8))

@@ -33,6 +33,8 @@ GUEST: Final = SUBNET[2]
 _RESOLVERS: Final = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
 _NAME_SERVERS_MAX: Final = 3
 _START_SECONDS: Final = 20.0
+_STREAM_BUFFER: Final = 1 << 20
+"""As much as the kernel lets us: what does not fit passt drops, and sends again much later."""
 
 
 def start(
@@ -59,6 +61,8 @@ def start(
     servers = _name_servers()
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     uplink, stream = given.enter_context(near).fileno(), given.enter_context(far).fileno()
+    for end in (near, far):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _STREAM_BUFFER)
     for each in wanted.publish:
         _check_free(each)
     passt = _start_passt(program, wanted, servers, stream, given, held, own.hypervisor)
