@@ -18,6 +18,8 @@ from tests.guests.processes import CLI, alive, await_true, children, run, start
 from teuthis.root import named, remote, store
 from teuthis.root.keeper import MAX_CONNECTIONS
 
+pytestmark = pytest.mark.timeout(300)  # many commands, on hosts that have much to do
+
 
 @pytest.fixture(scope="module", autouse=True)
 def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -267,7 +269,7 @@ def test_eight_starts_at_once(data: Path) -> None:
     names = [f"many-{number}" for number in range(8)]
     processes = [start("start", "--name", name, "--memory", "96M") for name in names]
     for process in processes:
-        _, err = process.communicate(timeout=110)
+        _, err = process.communicate(timeout=250)
         assert (process.returncode, err) == (0, b"")
     assert {name for name, each in listed().items() if each["state"] == "running"} >= set(names)
     assert run("rm", "--force", *names).returncode == 0
@@ -277,7 +279,7 @@ def test_one_of_several_gets_the_name(data: Path) -> None:
     processes = [start("start", "--name", "one", "--memory", "96M") for _ in range(5)]
     results = []
     for process in processes:
-        _, err = process.communicate(timeout=110)
+        _, err = process.communicate(timeout=250)
         results.append((process.returncode, b"already" in err))
     assert sorted(results) == [(0, False)] + [(125, True)] * 4
     assert run("exec", "one", "echo", "here").stdout == b"here\n"

@@ -14,7 +14,10 @@ import pytest
 
 from teuthis.images import cache, default_kernel
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="all other tests run as this user")
+pytestmark = [
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(os.geteuid() != 0, reason="all other tests run as this user"),
+]
 
 NOBODY = 65534
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
