@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::signal::{Signal, raise};
+use nix::sys::signal::{SigHandler, Signal, raise, signal};
 use teuthis_guest::{
     agent::{Agent, Listener},
     power,
@@ -74,6 +74,9 @@ struct Outcome {
 
 impl Host {
     fn new() -> Self {
+        // Whoever runs the tests may ignore ^C, which programs inherit; a guest's init does not.
+        // SAFETY: the default disposition runs no code of ours.
+        unsafe { signal(Signal::SIGINT, SigHandler::SigDfl) }.unwrap();
         Self::made(|agent| agent)
     }
 
