@@ -97,8 +97,8 @@ fn attack(
     kvm: Option<&str>,
     walls: &[Wall],
 ) -> String {
-    let processor = kvm.map(processor);
-    let kvm = processor.as_ref().map(KvmProcessor::descriptors);
+    // Never dropped: behind the walls its descriptors cannot be closed.
+    let kvm = kvm.map(|device| Box::leak(Box::new(processor(device))).descriptors());
     // SAFETY: asks for a number.
     let pid = unsafe { libc::getpid() };
     let (link, worker) = UnixDatagram::pair().expect("a socket pair");

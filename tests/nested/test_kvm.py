@@ -34,7 +34,7 @@ def test_the_tiny_guests_behave_as_on_the_software_processor() -> None:
     program = built("test", "conformance")
     result = machine.run(
         [str(program), "--test-threads=1"],
-        timeout=300,
+        timeout=600,
         environment={"TEUTHIS_TEST_PROCESSOR": "kvm"},
     )
     assert result.exit_code == 0, result.output

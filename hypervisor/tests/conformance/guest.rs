@@ -165,7 +165,8 @@ impl Guest {
             if let Some(stop) = stop {
                 return stop;
             }
-            if intercept == Intercept::Kicked && next_event.is_none() {
+            let halted = !self.processor.has_deliverable_interrupt();
+            if intercept == Intercept::Kicked && next_event.is_none() && halted {
                 kicks += 1;
                 if kicks == KICKS_ASLEEP {
                     return Stop::Asleep;

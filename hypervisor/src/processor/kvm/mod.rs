@@ -298,9 +298,11 @@ impl Processor for KvmProcessor {
         });
     }
 
-    /// Never asked: a halted guest sleeps inside `run`.
+    /// A halted guest sleeps inside `run`, where an interrupt wakes it: one that has not halted is
+    /// to run on.
     fn has_deliverable_interrupt(&self) -> bool {
-        true
+        let state = self.vcpu.get_mp_state();
+        state.is_ok_and(|state| state.mp_state != KVM_MP_STATE_HALTED)
     }
 
     fn next_event(&self) -> Option<u64> {
