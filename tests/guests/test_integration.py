@@ -4,6 +4,7 @@ import io
 import os
 import re
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -105,3 +106,23 @@ def test_a_hung_guest_is_ended_if_so_wished() -> None:
         wait_for(lambda: vm.closed)
         with pytest.raises(teuthis.GuestHung):
             vm.run(["true"])
+
+
+def test_power_off_unmounts_disks(tmp_path: Path) -> None:
+    disk = tmp_path / "disk.img"
+    with disk.open("wb") as file:
+        file.truncate(32 << 20)
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", disk], check=True)
+    script = "mkdir /mnt && mount /dev/sda /mnt && echo kept > /mnt/file; cd /mnt; exec sleep 1000"
+    with teuthis.VM("192M", disks=[teuthis.Disk(disk)]) as vm:
+        process = vm.popen(["sh", "-c", script])
+        await_true(lambda: b"sleep" in vm.run(["ps"]).stdout, 60)
+        vm.shutdown()
+        process.close()
+    checked = subprocess.run(["e2fsck", "-fn", disk], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
+    state = subprocess.run(["dumpe2fs", "-h", disk], capture_output=True, text=True, check=True)
+    assert re.search(r"^Filesystem state:\s+clean$", state.stdout, re.MULTILINE)
+    assert "needs_recovery" not in state.stdout
+    shown = subprocess.run(["debugfs", "-R", "cat /file", disk], capture_output=True, check=True)
+    assert shown.stdout == b"kept\n"
