@@ -1,7 +1,8 @@
 """Ports and forwarding: a frame goes to the owner of its destination, or nowhere.
 
 The switch learns nothing: who owns a MAC address the root side says when a VM joins. It never waits
-for anybody: a VM that takes no frames loses them, one that sends too many is read more slowly.
+for a VM: one that takes no frames loses those beyond a little that is kept, one that sends too many
+is read more slowly.
 """
 
 import ipaddress
