@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from teuthis.cli import attach, terminal
+from teuthis.cli import attach, options, terminal
 from teuthis.errors import ConfigurationError, TeuthisError
 from teuthis.flows import Count, Counters
 from teuthis.root.disks import Disk
@@ -17,78 +17,34 @@ def main(
         list[str] | None,
         typer.Argument(help="The program and its arguments; the image's own unless given."),
     ] = None,
-    memory: Annotated[str, typer.Option(help="Guest memory: 256M, 2G, …")] = "256M",
+    memory: options.Memory = "256M",
     timeout: Annotated[
         str | None,
         typer.Option(help="Time limit of the program, such as 30s or 5m; then the VM is killed."),
     ] = None,
-    env: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="An environment variable; may be repeated."),
-    ] = None,
+    env: options.Env = None,
     workdir: Annotated[
         str | None, typer.Option(help="Working directory in the guest; the image's, or /.")
     ] = None,
-    image: Annotated[
-        str, typer.Option(metavar="NAME", help="The image to boot; its disk is never changed.")
-    ] = "tiny",
-    keep: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Keep what the guest writes above its image, to be given again."
-        ),
-    ] = None,
-    disk: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FILE[,ro|,cow]",
-            help="A disk: written to, read only, or with what is written thrown away.",
-        ),
-    ] = None,
-    net: Annotated[
-        str | None,
-        typer.Option(
-            metavar="user|switch:NAME",
-            help="A network: the host's, as far as you reach it, or one between VMs.",
-        ),
-    ] = None,
-    publish: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[ADDR:]HOST:GUEST[/udp]",
-            help="Lead a port of this machine's loopback, or of ADDR, to the guest.",
-        ),
-    ] = None,
-    host_port: Annotated[
-        list[int] | None,
-        typer.Option(help="A port of this machine's loopback that the guest may reach."),
-    ] = None,
-    mac: Annotated[str | None, typer.Option(help="The guest's MAC address.")] = None,
-    mtu: Annotated[int | None, typer.Option(help="Largest payload of a network frame.")] = None,
-    net_rate: Annotated[
-        str | None, typer.Option(help="Bytes a second that the guest may send, such as 10M.")
-    ] = None,
+    image: options.Image = "tiny",
+    keep: options.Keep = None,
+    disk: options.Disks = None,
+    net: options.Net = None,
+    publish: options.Publish = None,
+    host_port: options.HostPorts = None,
+    mac: options.Mac = None,
+    mtu: options.Mtu = None,
+    net_rate: options.NetRate = None,
     tty: Annotated[
         bool, typer.Option("--tty", "-t", help="Give the program a terminal: this one.")
     ] = False,
-    on_hang: Annotated[
-        str, typer.Option(metavar="report|kill", help="What becomes of a guest that hangs.")
-    ] = "report",
-    kernel: Annotated[
-        Path | None,
-        typer.Option(help="A vmlinuz or vmlinux instead of the image's own kernel."),
-    ] = None,
+    on_hang: options.OnHang = "report",
+    kernel: options.Kernel = None,
     console: Annotated[
         bool, typer.Option("--console", help="Show the guest kernel's log on stderr.")
     ] = False,
-    allow_missing_wall: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Run without a wall that this host cannot give."),
-    ] = None,
-    processor: Annotated[
-        str,
-        typer.Option(help="kvm (the host's own), soft (ours, on any host), or auto."),
-    ] = "auto",
+    allow_missing_wall: options.AllowMissingWall = None,
+    processor: options.Processor = "auto",
     ready: Annotated[
         bool,
         typer.Option(

@@ -1,11 +1,10 @@
 """`teuthis shell`: a terminal in a virtual machine."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from teuthis.cli import attach, terminal
+from teuthis.cli import attach, options, terminal
 from teuthis.errors import GuestPowerOff
 from teuthis.flows import Counters
 from teuthis.root.guest import Guest
@@ -15,41 +14,13 @@ def main(
     name: Annotated[
         str | None, typer.Argument(help="A VM that was started by name; else a new one.")
     ] = None,
-    memory: Annotated[str, typer.Option(help="Guest memory: 256M, 2G, …")] = "256M",
-    env: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="An environment variable; may be repeated."),
-    ] = None,
-    image: Annotated[
-        str, typer.Option(metavar="NAME", help="The image to boot; its disk is never changed.")
-    ] = "tiny",
-    keep: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Keep what the guest writes above its image, to be given again."
-        ),
-    ] = None,
-    disk: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FILE[,ro|,cow]",
-            help="A disk: written to, read only, or with what is written thrown away.",
-        ),
-    ] = None,
-    net: Annotated[
-        str | None,
-        typer.Option(
-            metavar="user|switch:NAME",
-            help="A network: the host's, as far as you reach it, or one between VMs.",
-        ),
-    ] = None,
-    publish: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[ADDR:]HOST:GUEST[/udp]",
-            help="Lead a port of this machine's loopback, or of ADDR, to the guest.",
-        ),
-    ] = None,
+    memory: options.Memory = "256M",
+    env: options.Env = None,
+    image: options.Image = "tiny",
+    keep: options.Keep = None,
+    disk: options.Disks = None,
+    net: options.Net = None,
+    publish: options.Publish = None,
 ) -> None:
     """Open a shell in a virtual machine, on this terminal.
 

@@ -1,11 +1,10 @@
 """`teuthis start`: a virtual machine that outlives the command."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from teuthis.cli import attach
+from teuthis.cli import attach, options
 from teuthis.errors import ConfigurationError
 
 
@@ -18,63 +17,25 @@ def main(
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of a new VM.")] = None,
-    memory: Annotated[str, typer.Option(help="Guest memory: 256M, 2G, …")] = "256M",
-    env: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="An environment variable; may be repeated."),
-    ] = None,
+    memory: options.Memory = "256M",
+    env: options.Env = None,
     workdir: Annotated[str, typer.Option(help="Working directory of the program.")] = "/",
-    image: Annotated[
-        str, typer.Option(metavar="NAME", help="The image to boot; its disk is never changed.")
-    ] = "tiny",
-    disk: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FILE[,ro|,cow]",
-            help="A disk: written to, read only, or with what is written kept apart until `rm`.",
-        ),
-    ] = None,
-    net: Annotated[
-        str | None,
-        typer.Option(
-            metavar="user|switch:NAME",
-            help="A network: the host's, as far as you reach it, or one between VMs.",
-        ),
-    ] = None,
-    publish: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[ADDR:]HOST:GUEST[/udp]",
-            help="Lead a port of this machine's loopback, or of ADDR, to the guest.",
-        ),
-    ] = None,
-    host_port: Annotated[
-        list[int] | None,
-        typer.Option(help="A port of this machine's loopback that the guest may reach."),
-    ] = None,
-    mac: Annotated[str | None, typer.Option(help="The guest's MAC address.")] = None,
-    mtu: Annotated[int | None, typer.Option(help="Largest payload of a network frame.")] = None,
-    net_rate: Annotated[
-        str | None, typer.Option(help="Bytes a second that the guest may send, such as 10M.")
-    ] = None,
-    kernel: Annotated[
-        Path | None,
-        typer.Option(help="A vmlinuz or vmlinux instead of the image's own kernel."),
-    ] = None,
-    on_hang: Annotated[
-        str, typer.Option(metavar="report|kill", help="What becomes of a guest that hangs.")
-    ] = "report",
-    processor: Annotated[
-        str, typer.Option(metavar="auto|kvm|soft", help="What runs the guest's instructions.")
-    ] = "auto",
+    image: options.Image = "tiny",
+    disk: options.Disks = None,
+    net: options.Net = None,
+    publish: options.Publish = None,
+    host_port: options.HostPorts = None,
+    mac: options.Mac = None,
+    mtu: options.Mtu = None,
+    net_rate: options.NetRate = None,
+    kernel: options.Kernel = None,
+    on_hang: options.OnHang = "report",
+    processor: options.Processor = "auto",
     no_agent: Annotated[
         bool,
         typer.Option("--no-agent", help="For an image that boots by itself, without our agent."),
     ] = False,
-    allow_missing_wall: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Run without a wall that this host cannot give."),
-    ] = None,
+    allow_missing_wall: options.AllowMissingWall = None,
 ) -> None:
     """Start a virtual machine that goes on when this command ends.
 
