@@ -113,7 +113,8 @@ class VM(Guest):
         net = wanted(
             network, publish=publish, host_ports=host_ports, mac=mac, mtu=mtu, rate=net_rate
         )
-        self.processor = choose(processor)
+        # `load` must not hold this object: a VM that nobody refers to any more is closed.
+        found = self.processor = choose(processor)
         adapter = modules.NETWORK if net else ()
         boot = _boot_files(
             chosen, None if kernel is None else Path(kernel), disks=bool(disks), further=adapter
@@ -123,7 +124,7 @@ class VM(Guest):
         def load(descriptor: int, size: int, extra: str) -> BootState:
             arguments = loader.command_line(
                 console=console is not None,
-                processor=self.processor,
+                processor=found,
                 agent=agent,
                 extra=f"{parameters} {extra}".strip(),
             )
@@ -141,7 +142,7 @@ class VM(Guest):
             net,
             agent=agent,
             end_when_hung=on_hang == "kill",
-            processor=self.processor,
+            processor=found,
         )
         self._begin(machine, variables, boot_timeout)
 
