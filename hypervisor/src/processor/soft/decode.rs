@@ -6,7 +6,7 @@
 
 use super::{
     cpu::{Cpu, Exception, Exit},
-    integer,
+    integer::{self, shape::is_immediate},
     op::{Handler, Op},
     simd, system, x87,
 };
@@ -214,21 +214,6 @@ fn lower(instruction: &Instruction, run: Handler) -> Op {
     }
     op.src = source.unwrap_or(0);
     op
-}
-
-/// Whether an operand is an immediate, other than the second of two.
-pub fn is_immediate(kind: OpKind) -> bool {
-    matches!(
-        kind,
-        OpKind::Immediate8
-            | OpKind::Immediate16
-            | OpKind::Immediate32
-            | OpKind::Immediate64
-            | OpKind::Immediate8to16
-            | OpKind::Immediate8to32
-            | OpKind::Immediate8to64
-            | OpKind::Immediate32to64
-    )
 }
 
 fn lower_memory(instruction: &Instruction, op: &mut Op) {

@@ -14,7 +14,7 @@ mod data;
 mod decimal;
 mod multiply;
 mod operand;
-mod shape;
+pub mod shape;
 mod shift;
 mod stack;
 mod string;

@@ -1,6 +1,5 @@
 //! From a decoded instruction's operands to the handler made for their shapes.
 
-use super::super::decode::is_immediate;
 use iced_x86::{CodeSize, Instruction, MemorySize, OpKind, Register};
 
 /// What an operand of a decoded instruction is.
@@ -70,6 +69,21 @@ pub fn kind(instruction: &Instruction, operand: u32) -> Option<Kind> {
         kind if is_immediate(kind) => Some(Kind::Immediate),
         _ => None,
     }
+}
+
+/// Whether an operand is an immediate, other than the second of two.
+pub fn is_immediate(kind: OpKind) -> bool {
+    matches!(
+        kind,
+        OpKind::Immediate8
+            | OpKind::Immediate16
+            | OpKind::Immediate32
+            | OpKind::Immediate64
+            | OpKind::Immediate8to16
+            | OpKind::Immediate8to32
+            | OpKind::Immediate8to64
+            | OpKind::Immediate32to64
+    )
 }
 
 fn address_kind(instruction: &Instruction) -> Kind {
