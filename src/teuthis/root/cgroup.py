@@ -1,9 +1,9 @@
 """A control group for each VM, where this host lets us make one (Linux cgroup v2, cgroup-v2.rst).
 
-It bounds all processes of a VM together: memory that no address space limit sees (page tables,
-socket buffers, the page cache of its disks), the number of processes, and its share of processor
-time against the host's other VMs. It stands behind the limits that each process has of its own,
-which hold everywhere.
+It bounds a VM's hypervisor and worker together: memory that no address space limit sees (page
+tables, socket buffers, the page cache of its disks), the number of processes, and its share of
+processor time against the host's other VMs. It stands behind the limits that each process has of
+its own, which hold everywhere.
 
 A group can be made below the nearest group of ours that hands controllers on to its children and is
 ours to write: as root on most hosts; for an ordinary user in what `systemd` delegates, such as
@@ -23,7 +23,7 @@ MIB: Final = 1 << 20
 OWN_MEMORY: Final = 768 * MIB
 """What a VM's processes may take beside guest RAM: interpreter, decoded code, page tables."""
 PROCESSES: Final = 16
-"""Threads of all processes of one VM, its helpers for network and disks included."""
+"""Threads of all processes in one VM's group."""
 
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 _OWN: Final = Path("/proc/self/cgroup")
