@@ -75,6 +75,9 @@ def _is_free(uid: int) -> bool:
 def kill_something(chance: random.Random) -> Kill:
     """Starts a VM, kills one of its processes or its owner at some moment, sees the rest end.
 
+    Whatever the owner starts is a process of its VM: it needs no other program once the cache is
+    filled, so the death of each must be noticed.
+
     Raises `AssertionError` when anything is left, or the owner is not told what happened.
     """
     with tempfile.TemporaryDirectory() as directory:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from teuthis.errors import KernelError
-from teuthis.images import cache, default_kernel, kernel_from_file
+from teuthis.images import boot_files, cache, default_kernel, kernel_from_file
 from teuthis.images.cpio import Archive
 from teuthis.images.initrd import _is_static
 from teuthis.images.modules import INTEGRATION, NETWORK, STORAGE, TRANSPORT, ModuleTree
@@ -104,6 +104,18 @@ def test_the_default_kernel_has_the_drivers(drivers: tuple[str, ...]) -> None:
     assert modules is not None
     order = list(ModuleTree(modules).load_order(drivers))
     assert order.index("hv_vmbus") < order.index(drivers[0]) or drivers[0] == "hv_vmbus"
+
+
+def test_no_program_runs_for_an_initrd_once_busybox_has_been_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a process was started")
+
+    first = boot_files()
+    monkeypatch.setattr(subprocess, "run", refuse)
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    assert boot_files() == first
 
 
 def test_the_cache_keeps_what_was_used_last(tmp_path: Path) -> None:

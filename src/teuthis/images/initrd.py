@@ -37,6 +37,7 @@ _ETC = {
     "hosts": "127.0.0.1 localhost teuthis\n::1 localhost\n",
     "profile": "export PATH=/bin:/sbin:/usr/bin:/usr/sbin\n",
 }
+_BUSYBOX = "bin/busybox"
 _KEPT = 8
 """Initrds that stay in the cache, a few MB each: kernels and agents in use side by side."""
 LOAD_ORDER = "lib/modules/load-order"
@@ -59,7 +60,7 @@ def build(kernel: GuestKernel, modules: tuple[str, ...] = TRANSPORT) -> Path:
             "the guest agent needs shared libraries, which a guest does not have: "
             "build it with `make programs`"
         )
-    busybox = packages.unpacked("busybox-static") / "bin/busybox"
+    busybox = packages.unpacked("busybox-static")
     drivers = (
         ModuleTree(kernel.modules).load_order((*modules, *INTEGRATION)) if kernel.modules else {}
     )
@@ -83,7 +84,7 @@ def _archive(
     archive.character_device("dev/console", 5, 1)
     archive.character_device("dev/null", 1, 3, 0o666)
     archive.file("init", agent, 0o755)
-    archive.file("bin/busybox", busybox.read_bytes(), 0o755)
+    archive.file("bin/busybox", (busybox / _BUSYBOX).read_bytes(), 0o755)
     for applet in _applets(busybox):
         archive.link(f"bin/{applet}", "busybox")
     for name, text in _ETC.items():
@@ -107,9 +108,17 @@ def _is_static(program: bytes) -> bool:
 
 
 def _applets(busybox: Path) -> list[str]:
-    """Names of the programs that busybox is; asked of busybox itself, which runs here for that."""
-    try:
-        done = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise HostError(f"busybox does not run on this host: {error}") from error
-    return [name for name in done.stdout.split() if name != "busybox"]
+    """Names of the programs that busybox is.
+
+    It is asked once, by running it here; its answer is kept beside it.
+    """
+    answer = busybox / "applets"
+    if not answer.exists():
+        program = busybox / _BUSYBOX
+        try:
+            done = subprocess.run([program, "--list"], capture_output=True, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise HostError(f"busybox does not run on this host: {error}") from error
+        with cache.new_file(answer) as file:
+            file.write(done.stdout)
+    return [name for name in answer.read_text().split() if name != "busybox"]
