@@ -12,8 +12,9 @@ from teuthis.jail import landlock
 from .catalogue import CATALOGUE
 from .prison import SIGSYS, Prison
 from .test_attacks import LEFT_OPEN, bait
-from .test_system_calls import HYPERVISOR, WORKER
+from .test_system_calls import HYPERVISOR, SWITCH, WORKER
 
+PROCESSES = {"worker": WORKER, "hypervisor": HYPERVISOR, "switch": SWITCH}
 HEAD = """\
 # Attacks, and what answered
 
@@ -27,11 +28,11 @@ attacks behind all walls but the system-call filter, as if the attacker had foun
 where one of them works, the filter is the only wall.
 
 Besides these, every system call number up to 64 beyond the newest that we know is tried: all but
-the {worker} of the worker and the {hypervisor} of the hypervisor are *killed*.
+{calls} are *killed*.
 (`uretprobe` and `uprobe` are not put before any filter by recent kernels, and refused by those.)
 
-| the attacker tries to | worker | hypervisor | no filter: worker | hypervisor | what stands there |
-|---|---|---|---|---|---|
+| the attacker tries to | {processes} | no filter: {processes} | what stands there |
+|---|{rules}---|
 """
 
 
@@ -47,7 +48,7 @@ def shown(answer: str) -> str:
 
 def main() -> None:
     calls = [attack.calls for attack in CATALOGUE]
-    prisons = [Prison("worker", "root"), Prison("hypervisor", "root")]
+    prisons = [Prison(process, "root") for process in PROCESSES]
     with bait():
         columns = [prison.attempt(calls, given=[LEFT_OPEN]) for prison in prisons]
         columns += [
@@ -56,8 +57,9 @@ def main() -> None:
     text = HEAD.format(
         kernel=platform.release().partition("-")[0],
         landlock=landlock.version(),
-        worker=len(WORKER),
-        hypervisor=len(HYPERVISOR),
+        calls=" and ".join(f"the {len(list_)} of the {name}" for name, list_ in PROCESSES.items()),
+        processes=" | ".join(PROCESSES),
+        rules="---|" * 2 * len(PROCESSES),
     )
     for attack, *answers in zip(CATALOGUE, *columns, strict=True):
         cells = [attack.goal, *map(shown, answers), attack.second_wall or "the filter alone"]

@@ -1,4 +1,4 @@
-"""The catalogue of attacks, from inside both processes, behind all walls and without the filter."""
+"""The catalogue of attacks, from inside each process, behind all walls and without the filter."""
 
 import os
 from collections.abc import Iterator

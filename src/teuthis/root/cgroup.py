@@ -1,6 +1,7 @@
 """A control group for each VM, where this host lets us make one (Linux cgroup v2, cgroup-v2.rst).
 
-It bounds a VM's hypervisor and worker together: memory that no address space limit sees (page
+It bounds all processes that serve one VM alone (hypervisor, worker, the switch and passt of the
+user's network) together: memory that no address space limit sees (page
 tables, socket buffers, the page cache of its disks), the number of processes, and its share of
 processor time against the host's other VMs. It stands behind the limits that each process has of
 its own, which hold everywhere.

@@ -95,10 +95,12 @@ def launch(
         given.own(console_write)
 
         own = held.enter_context(identity.lease())
+        group = held.enter_context(cgroup.lease(memory_size, cgroup.place()))
         attached, adapter = None, None
         if network is not None:
             attached, adapter = attach(network, given, held, pages[3], allowed)
-        group = held.enter_context(cgroup.lease(memory_size, cgroup.place()))
+            for pid in attached.own_processes:
+                group.take(pid)
         whole = Memory(memory_size, memory)
         saved = None
         if isinstance(start, Saved):

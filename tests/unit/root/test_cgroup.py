@@ -112,12 +112,15 @@ def test_groups_of_killed_makers_are_swept(real: Place) -> None:
         assert list(real.directory.glob("teuthis-*")) == [group.directory]
 
 
+@pytest.mark.parametrize("network", [None, "user"])
 def test_a_vm_lives_in_its_group_and_leaves_nothing(
-    real: Place, monkeypatch: pytest.MonkeyPatch
+    network: str | None, real: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cgroup, "place", lambda: real)
-    with teuthis.VM("128M") as vm:
+    with teuthis.VM("128M", network=network) as vm:
         (group,) = real.directory.glob("teuthis-*")
-        assert len((group / "cgroup.procs").read_text().split()) == 2
+        inside = {int(pid) for pid in (group / "cgroup.procs").read_text().split()}
+        assert inside == set(vm.machine.processes.values())
+        assert len(inside) == (4 if network else 2)
         assert vm.run(["true"]).exit_code == 0
     assert not group.exists()

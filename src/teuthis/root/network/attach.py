@@ -1,7 +1,7 @@
 """Puts a VM on its network before it boots: what the worker and the guest need for that."""
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from teuthis.protocol import NetworkConfig
@@ -19,7 +19,8 @@ class Attachment:
         prefix: the length of its network's prefix.
         gateway: the IPv4 address of the way out, where there is one.
         name_servers: IPv4 addresses.
-        processes: those that serve it, by name, as process ids; a named network's switch is shared.
+        processes: those that serve it, by name, as process ids.
+        shared: other VMs have the same processes.
     """
 
     address: str
@@ -28,6 +29,12 @@ class Attachment:
     gateway: str | None = None
     name_servers: tuple[str, ...] = ()
     processes: Mapping[str, int] = field(default_factory=dict)
+    shared: bool = False
+
+    @property
+    def own_processes(self) -> Collection[int]:
+        """Those that serve no other VM, and end with this one."""
+        return () if self.shared else self.processes.values()
 
     @property
     def argument(self) -> str:
@@ -79,4 +86,5 @@ def attach(
         return attachment, config
     address, pid = named.join(wanted, wanted.name, switch, counters, allow_missing_walls)
     prefix = named.SUBNET.prefixlen
-    return Attachment(str(address), prefix, wanted.mtu, processes={"switch": pid}), config
+    processes = {"switch": pid}
+    return Attachment(str(address), prefix, wanted.mtu, processes=processes, shared=True), config
