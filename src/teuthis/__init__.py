@@ -48,7 +48,8 @@ from teuthis.protocol import Health
 if TYPE_CHECKING:
     from teuthis.root.disks import Disk
     from teuthis.root.named import NamedVM, connect, list, remove, start, start_again, stop
-    from teuthis.root.process import PIPE, STDOUT, Process, Result
+    from teuthis.root.process import PIPE, STDOUT, Process
+    from teuthis.root.result import Result
     from teuthis.root.vm import VM, run
 else:
     # Imported when first used: a worker process imports this package too, and must not carry the
@@ -59,7 +60,7 @@ else:
         "PIPE": "process",
         "STDOUT": "process",
         "Process": "process",
-        "Result": "process",
+        "Result": "result",
         "VM": "vm",
         "connect": "named",
         "list": "named",

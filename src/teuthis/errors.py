@@ -40,7 +40,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from teuthis.root.process import Result
+    from teuthis.root.result import Result
 
 
 class TeuthisError(Exception):

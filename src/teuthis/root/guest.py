@@ -14,7 +14,8 @@ from teuthis.flows import Count
 from teuthis.protocol import Health
 from teuthis.root import copy, files, integration, settings
 from teuthis.root.caller import Caller
-from teuthis.root.process import PIPE, Process, Result
+from teuthis.root.process import PIPE, Process
+from teuthis.root.result import Result
 from teuthis.root.streams import MAX_OUTPUT
 
 DEFAULT_ENVIRONMENT: Final = {

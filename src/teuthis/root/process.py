@@ -1,4 +1,4 @@
-"""A program that runs in a guest, and what is left of it when it has ended."""
+"""A program that runs in a guest."""
 
 import errno
 import math
@@ -7,7 +7,6 @@ import signal
 import time
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
@@ -22,6 +21,7 @@ from teuthis.errors import (
 from teuthis.protocol import Exec, Resize, Signal, StatusKind
 from teuthis.root import settings
 from teuthis.root.caller import Caller
+from teuthis.root.result import Result
 from teuthis.root.streams import Exchange, Pipes
 
 PIPE: Final = -1
@@ -37,25 +37,6 @@ _KILL_PATIENCE: Final = 2.0
 """Seconds that the guest's kernel gets to end a killed program."""
 _DEATH_PATIENCE: Final = 3.0
 """Seconds from a lost connection to the end of the VM, if that is why it was lost."""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a program left behind.
-
-    Attributes:
-        exit_code: its exit code; 128 + n when signal n killed it, as shells say it.
-        signal: the signal that killed it, or None.
-        stdout: all it wrote there.
-        stderr: all it wrote there.
-        duration: seconds from the request to the end.
-    """
-
-    exit_code: int
-    signal: int | None
-    stdout: bytes
-    stderr: bytes
-    duration: float
 
 
 class Process:

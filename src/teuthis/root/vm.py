@@ -17,8 +17,8 @@ from teuthis.root.guest import DEFAULT_ENVIRONMENT, Guest
 from teuthis.root.loader import BootState
 from teuthis.root.machine import Machine
 from teuthis.root.network import wanted
-from teuthis.root.process import Result
 from teuthis.root.processor import choose
+from teuthis.root.result import Result
 from teuthis.root.saved import Saved, seal
 from teuthis.root.streams import MAX_OUTPUT
 
