@@ -26,7 +26,7 @@ from machines import (
 )
 
 import teuthis
-from teuthis import images
+from teuthis.images.boot import boot_files
 from teuthis.root.loader.kernel import open_kernel
 
 UNITS = {
@@ -79,7 +79,7 @@ def main() -> None:
     if not shutil.which("qemu-system-x86_64"):
         sys.exit("qemu-system-x86_64 is missing: `make bench` installs it by apt")
 
-    files = images.boot_files()
+    files = boot_files()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         kernel = directory / "vmlinux"

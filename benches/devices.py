@@ -17,7 +17,8 @@ from pathlib import Path
 from machines import COMMAND_LINE, MEMORY, parse, qemu_initrd, run_qemu, work_program
 
 import teuthis
-from teuthis import images
+from teuthis.images.boot import boot_files
+from teuthis.images.kernel import default_kernel
 from teuthis.images.modules import ModuleTree
 from teuthis.root.loader.kernel import open_kernel
 
@@ -79,8 +80,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="runs of each machine (3)")
     options = parser.parse_args()
     ports = {work: serve(send=work == "net-receive") for work in NETWORK}
-    files = images.boot_files()
-    modules = images.default_kernel().modules
+    files = boot_files()
+    modules = default_kernel().modules
     assert modules is not None
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)

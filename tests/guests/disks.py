@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tests.guests.processes import alive, await_true, children
-from teuthis.images import default_kernel, packages, store
+from teuthis.images import packages, store
+from teuthis.images.kernel import default_kernel
 from teuthis.images.store import Pin, Record
 
 MIB = 1 << 20

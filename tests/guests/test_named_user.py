@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from teuthis.images import cache, default_kernel
+from teuthis.images import cache
+from teuthis.images.kernel import default_kernel
 
 pytestmark = [
     pytest.mark.timeout(300),

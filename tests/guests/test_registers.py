@@ -12,7 +12,7 @@ import pytest
 import teuthis
 from teuthis import VM
 from teuthis.flows import Count
-from teuthis.images import default_kernel
+from teuthis.images.kernel import default_kernel
 
 SEED = "0x7e07715"
 

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from teuthis.errors import KernelError
-from teuthis.images import boot_files, cache, default_kernel, kernel_from_file
+from teuthis.images import cache
+from teuthis.images.boot import boot_files
 from teuthis.images.cpio import Archive
 from teuthis.images.initrd import _is_static
+from teuthis.images.kernel import default_kernel, kernel_from_file
 from teuthis.images.modules import INTEGRATION, NETWORK, STORAGE, TRANSPORT, ModuleTree
 
 

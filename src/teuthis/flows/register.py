@@ -1,10 +1,15 @@
 """Loads `flows.toml`: the one list of every way that data crosses a boundary.
 
 Numbers, limits, dispatch tables and counters of the Python side come from here; the Rust side
-takes the same file through its build script.
+takes the same file through its build script. Parsing it takes longer than starting a VM from a
+template may: what was parsed is kept beside this module's compiled code, as Python keeps that,
+until the file's size or time changes.
 """
 
-import tomllib
+import marshal
+import os
+import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,8 +71,34 @@ def _flow(index: int, entry: dict[str, Any]) -> Flow:
     return Flow(index=index, **entry)
 
 
+def _load(path: Path, kept: Path | None) -> dict[str, Any]:
+    """The document at `path`, from `kept` where that was made of this very file."""
+    status = path.stat()
+    made_of = (status.st_mtime_ns, status.st_size)
+    if kept is not None:
+        with suppress(OSError, ValueError, EOFError, TypeError):
+            of, document = marshal.loads(kept.read_bytes())  # noqa: S302 - as compiled code is
+            if of == made_of:
+                return dict(document)
+    import tomllib
+
+    parsed = tomllib.loads(path.read_text(encoding="utf-8"))
+    if kept is not None:
+        with suppress(OSError):  # a place that is not ours to write
+            new = kept.with_suffix(f".{os.getpid()}")
+            new.write_bytes(marshal.dumps((made_of, parsed)))
+            new.replace(kept)
+    return parsed
+
+
+def _kept() -> Path | None:
+    """Where the parsed register is kept; None: Python keeps nothing either."""
+    compiled = __spec__.cached if __spec__ is not None else None
+    return None if compiled is None or sys.dont_write_bytecode else Path(f"{compiled[:-4]}.flows")
+
+
 REGISTER_PATH = _find()
-_document = tomllib.loads(REGISTER_PATH.read_text(encoding="utf-8"))
+_document = _load(REGISTER_PATH, _kept())
 RECEIVERS: dict[str, Receiver] = {
     name: Receiver(name, entry["reach"]) for name, entry in _document["receivers"].items()
 }

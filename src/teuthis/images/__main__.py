@@ -6,7 +6,8 @@ With `--update` the distribution is asked for a newer kernel than the cached one
 import sys
 
 from teuthis.errors import TeuthisError
-from teuthis.images import boot_files, default_kernel
+from teuthis.images.boot import boot_files
+from teuthis.images.kernel import default_kernel
 
 if __name__ == "__main__":
     try:

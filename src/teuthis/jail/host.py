@@ -1,7 +1,5 @@
 """The root side of the walls: which of them this host gives, and which a VM was started without."""
 
-import json
-import subprocess
 import sys
 from collections.abc import Iterable
 
@@ -22,6 +20,9 @@ def check_names(names: Iterable[str]) -> frozenset[str]:
 
 def missing() -> dict[str, str]:
     """Which walls this host does not give to the caller's processes, and why. Runs a process."""
+    import json
+    import subprocess
+
     with identity.lease() as own:
         probe = subprocess.run(
             [sys.executable, "-I", "-m", "teuthis.jail.probe", str(own.worker or "")],

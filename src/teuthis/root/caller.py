@@ -11,7 +11,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from typing import Final
 
@@ -173,7 +172,7 @@ def done(answer: Answer, what: str) -> None:
     """Waits until a machine is `what` it was asked to be. Raises `SnapshotError`, `VMError`."""
     try:
         status = answer.finished.result(_STANDSTILL_TIMEOUT)
-    except FutureTimeoutError:
+    except TimeoutError:
         raise SnapshotError(f"the machine could not be {what} in time") from None
     if status.kind is StatusKind.DONE:
         return

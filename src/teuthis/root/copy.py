@@ -18,7 +18,6 @@ from teuthis.root.unpack import Unpacker
 if TYPE_CHECKING:
     from teuthis.root.guest import Guest
 
-MAX_SIZE: Final = 1 << 30
 _KEPT: Final = 4096
 _CHUNK: Final = 64 * 1024
 # Where a path that is a link leads to is what is packed, as `cp` has it.

@@ -3,7 +3,6 @@
 import fcntl
 import os
 import stat
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -139,6 +138,8 @@ def _punches(descriptor: int, end: int) -> bool:
 def _temporary(size: int, given: Descriptors) -> int:
     """A file for a layer to be thrown away: it has no name, so nothing can leave it behind."""
     try:
+        import tempfile
+
         with tempfile.TemporaryFile(dir=cache.directory("layers")) as file:
             descriptor = given.own(os.dup(file.fileno()))
             os.set_inheritable(descriptor, False)

@@ -12,7 +12,7 @@ from typing import Final, Self
 from teuthis.errors import CommandFailed, CommandOutOfMemory, ConfigurationError, FileError
 from teuthis.flows import Count
 from teuthis.protocol import Health
-from teuthis.root import copy, files, integration, settings
+from teuthis.root import files, integration, settings
 from teuthis.root.caller import Caller
 from teuthis.root.process import PIPE, Process
 from teuthis.root.result import Result
@@ -23,6 +23,8 @@ DEFAULT_ENVIRONMENT: Final = {
     "LANG": "C.UTF-8",
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 }
+MAX_COPY: Final = 1 << 30
+"""Bytes that a guest may send of a file or directory that is copied out."""
 SHUTDOWN_TIMEOUT: Final = 60.0
 """Seconds that a guest may take to power off in order."""
 _SIGKILL: Final = 9
@@ -208,6 +210,8 @@ class Guest:
             CommandError: the guest refused.
             VMError: the VM is no more.
         """
+        from teuthis.root import copy
+
         copy.copy_in(self, Path(source), settings.guest_path(target))
 
     def copy_out(
@@ -215,7 +219,7 @@ class Guest:
         source: str | os.PathLike[str],
         target: str | os.PathLike[str],
         *,
-        max_size: int = copy.MAX_SIZE,
+        max_size: int = MAX_COPY,
     ) -> list[str]:
         """Copies a file or a directory of the guest to a path on this host, or into a directory.
 
@@ -237,6 +241,8 @@ class Guest:
             CommandError: the guest refused, or what it sent was refused here.
             VMError: the VM is no more.
         """
+        from teuthis.root import copy
+
         left_out: list[str] = []
         copy.copy_out(self, settings.guest_path(source), Path(target), max_size, left_out.append)
         return left_out

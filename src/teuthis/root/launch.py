@@ -1,31 +1,35 @@
 """Starts the two processes of one VM, each with exactly the descriptors that are its own."""
 
+from __future__ import annotations
+
 import os
 import socket
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from teuthis import programs
 from teuthis.flows import FLOWS, Counters, counters_size
 from teuthis.jail import host, identity
-from teuthis.protocol import SavedMachine, WorkerConfig
+from teuthis.protocol import DiskConfig, SavedMachine, WorkerConfig
 from teuthis.root import cgroup
 from teuthis.root.console import Console, Sink
 from teuthis.root.descriptors import Descriptors
-from teuthis.root.disks import Disk, open_disks
-from teuthis.root.loader import BootState
-from teuthis.root.network import Attachment, Wanted, attach
 from teuthis.root.processor import Processor, open_device
 from teuthis.root.saved import Memory, Saved
 from teuthis.root.spawn import Child
 
+if TYPE_CHECKING:
+    from teuthis.root.disks import Disk
+    from teuthis.root.loader import BootState
+    from teuthis.root.network import Attachment, Wanted
+
 _DOORBELLS_SIZE: Final = FLOWS["doorbell.to-worker"].values["page_bytes"]
 
-Load = Callable[[int, int, str], BootState]
+Load = Callable[[int, int, str], "BootState"]
 """Puts what the guest starts with into a memory file: `load(descriptor, size, arguments)`.
 
 The arguments are those of the kernel's command line that are known only now.
@@ -98,6 +102,8 @@ def launch(
         group = held.enter_context(cgroup.lease(memory_size, cgroup.place()))
         attached, adapter = None, None
         if network is not None:
+            from teuthis.root.network import attach
+
             attached, adapter = attach(network, given, held, pages[3], allowed)
             for pid in attached.own_processes:
                 group.take(pid)
@@ -119,7 +125,7 @@ def launch(
             agent=agent,
             uid=own.worker,
             allow_missing_walls=allowed,
-            disks=open_disks(disks, given),
+            disks=_open(disks, given),
             saved=saved,
         )
         document = given.document("config", msgspec.json.encode(config))
@@ -168,6 +174,14 @@ def launch(
         return Processes(
             worker, hypervisor, control, counters, pages, whole, console, held.pop_all(), attached
         )
+
+
+def _open(disks: Sequence[Disk], given: Descriptors) -> tuple[DiskConfig, ...]:
+    if not disks:
+        return ()
+    from teuthis.root.disks import open_disks
+
+    return open_disks(disks, given)
 
 
 def _registers(state: BootState) -> dict[str, int]:

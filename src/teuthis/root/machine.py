@@ -7,6 +7,8 @@ included, the control socket closes with it and the worker ends, and the hypervi
 worker; a process that is stuck or taken over the kernel kills, as its parent thread is gone.
 """
 
+from __future__ import annotations
+
 import os
 import select
 import threading
@@ -14,7 +16,7 @@ import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from teuthis.errors import HostError, SnapshotError, TeuthisError, VMClosed, VMError
 from teuthis.flows import Count
@@ -22,12 +24,14 @@ from teuthis.jail import host
 from teuthis.protocol import STATUS_SIZE, Ended, Health, ProtocolError, Save, Stop, encode_request
 from teuthis.root.caller import Caller, done, total
 from teuthis.root.console import Console, Sink
-from teuthis.root.disks import Disk
 from teuthis.root.ending import ending
 from teuthis.root.launch import Start, launch
-from teuthis.root.network import Attachment, Wanted
 from teuthis.root.processor import Processor
 from teuthis.root.saved import Saved, copy
+
+if TYPE_CHECKING:
+    from teuthis.root.disks import Disk
+    from teuthis.root.network import Attachment, Wanted
 
 _MAX_STATE: Final = 64 << 20
 """Bytes of state that a worker may write."""

@@ -5,7 +5,6 @@ import math
 import os
 import signal
 import time
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
@@ -77,7 +76,7 @@ class Process:
             pipes.sent()
             try:
                 self.pid = self._answer.started.result(timeout)
-            except FutureTimeoutError:
+            except TimeoutError:
                 self.kill()
                 raise _too_slow(args, timeout, self._result(-signal.SIGKILL, None)) from None
             if self.pid == 0:
@@ -129,7 +128,7 @@ class Process:
         """
         try:
             status = self._answer.finished.result(timeout)
-        except FutureTimeoutError:
+        except TimeoutError:
             raise TimeoutError(f"{self.args[0]!r} still runs after {timeout:g} s") from None
         if status.kind is StatusKind.FAILED:
             # A dying guest drops its connections first.

@@ -9,8 +9,6 @@ worker          the state of the worker, opaque to the root side
 
 import hashlib
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -51,6 +49,9 @@ def write(directory: Path, saved: Saved, env: dict[str, str]) -> None:
     Raises:
         SnapshotError: it is there already, or cannot be written.
     """
+    import shutil
+    import tempfile
+
     if directory.exists():
         raise SnapshotError(f"{directory} exists: choose another name, or remove it")
     try:

@@ -1,26 +1,29 @@
 """The virtual machine of the public API."""
 
+from __future__ import annotations
+
 import os
 import weakref
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import TYPE_CHECKING, Final, Literal, Self
 
 from teuthis.errors import BootTimeout, ConfigurationError
-from teuthis.images import BootFiles, GuestKernel, boot_files, kernel_from_file, modules, store
+from teuthis.images import store
 from teuthis.images.store import Image
-from teuthis.root import loader, settings, snapshot, templates
+from teuthis.root import settings, snapshot, templates
 from teuthis.root.console import Sink
-from teuthis.root.disks import Disk
 from teuthis.root.guest import DEFAULT_ENVIRONMENT, Guest
-from teuthis.root.loader import BootState
 from teuthis.root.machine import Machine
-from teuthis.root.network import wanted
 from teuthis.root.processor import choose
 from teuthis.root.result import Result
 from teuthis.root.saved import Saved, seal
 from teuthis.root.streams import MAX_OUTPUT
+
+if TYPE_CHECKING:
+    from teuthis.images.boot import BootFiles
+    from teuthis.root.disks import Disk
+    from teuthis.root.loader import BootState
 
 DEFAULT_MEMORY: Final = "256M"
 BOOT_TIMEOUT: Final = 120.0
@@ -103,6 +106,11 @@ class VM(Guest):
             HostError: this host lacks something.
             BootTimeout, GuestPanic, …: the guest did not come up.
         """
+        # What only a boot needs: a VM from a template starts faster than this is imported.
+        from teuthis.images import modules
+        from teuthis.root import loader
+        from teuthis.root.network.wanted import wanted
+
         size = settings.memory_size(memory)
         if boot_timeout is None:
             boot_timeout = BOOT_TIMEOUT if agent else INIT_BOOT_TIMEOUT
@@ -153,7 +161,7 @@ class VM(Guest):
         self._finalizer = weakref.finalize(self, machine.close)
         try:
             machine.ready.result(timeout)
-        except FutureTimeoutError:
+        except TimeoutError:
             self.close()
             words = machine.console.last_words()
             raise BootTimeout(
@@ -290,6 +298,8 @@ class VM(Guest):
 
 def _root_disk(image: Image, keep: str | os.PathLike[str] | None) -> list[Disk]:
     if image.disk is not None:
+        from teuthis.root.disks import Disk
+
         return [Disk(image.disk, copy_on_write=True, layer=keep)]
     if keep is not None:
         raise ConfigurationError(f"the image {image.name!r} has no disk of which to keep a layer")
@@ -318,6 +328,10 @@ def _agent_parameters(image: Image, disks: Sequence[Disk]) -> str:
 def _boot_files(
     image: Image, kernel: Path | None, *, disks: bool, further: tuple[str, ...]
 ) -> BootFiles:
+    from teuthis.images import modules
+    from teuthis.images.boot import BootFiles, boot_files
+    from teuthis.images.kernel import GuestKernel, kernel_from_file
+
     if image.initrd is not None:
         return BootFiles(kernel or image.kernel, image.initrd)
     chosen = kernel_from_file(kernel) if kernel else GuestKernel(image.kernel, image.modules)
