@@ -8,10 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any, Final
-
-import typer
-from typer.core import TyperCommand
+from typing import TYPE_CHECKING, Final
 
 from teuthis.errors import (
     CommandNotExecutable,
@@ -22,9 +19,11 @@ from teuthis.errors import (
     VMError,
 )
 from teuthis.root.console import harmless
-from teuthis.root.disks import Disk
 from teuthis.root.guest import Guest
 from teuthis.root.process import PIPE
+
+if TYPE_CHECKING:
+    from teuthis.root.disks import Disk
 
 TIMED_OUT: Final = 124
 OWN_ERROR: Final = 125
@@ -32,19 +31,6 @@ _NOT_EXECUTABLE: Final = 126
 _NOT_FOUND: Final = 127
 _STDIN, STDOUT, _STDERR = 0, 1, 2
 _CHUNK: Final = 64 * 1024
-
-
-class Command(TyperCommand):
-    """The verb; wrong options end it with the exit code of our own errors, not the program's."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parses the command line."""
-        try:
-            return super().parse_args(ctx, args)
-        except Exception as error:
-            if getattr(error, "exit_code", 0) == 2:
-                error.exit_code = OWN_ERROR  # type: ignore[attr-defined]
-            raise
 
 
 @contextmanager
@@ -62,10 +48,10 @@ def verb(*, brief: bool = False) -> Iterator[None]:
         with _signals():
             yield
     except _Signalled as end:
-        raise typer.Exit(128 + end.number) from None
+        raise SystemExit(128 + end.number) from None
     except TeuthisError as error:
         say(str(error).partition("\n")[0] if brief else str(error))
-        raise typer.Exit(codes.get(type(error), OWN_ERROR)) from None
+        raise SystemExit(codes.get(type(error), OWN_ERROR)) from None
 
 
 def variable(text: str) -> tuple[str, str]:
@@ -76,8 +62,10 @@ def variable(text: str) -> tuple[str, str]:
     return name, value
 
 
-def disk(text: str) -> Disk:
+def disk(text: str) -> "Disk":
     """What a `--disk` option says."""
+    from teuthis.root.disks import Disk
+
     path, comma, mode = text.rpartition(",")
     if not comma or mode not in ("ro", "cow"):
         return Disk(text)

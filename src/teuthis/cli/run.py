@@ -1,15 +1,22 @@
 """`teuthis run`: one program in a virtual machine of its own, its streams connected to ours."""
 
+from __future__ import annotations
+
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from teuthis.cli import attach, options, terminal
+from teuthis.cli import attach
 from teuthis.errors import ConfigurationError, TeuthisError
 from teuthis.flows import Count, Counters
-from teuthis.root.disks import Disk
 from teuthis.root.vm import VM
+
+if TYPE_CHECKING:
+    # Words of the annotations only: `plain` calls `main` without them, `verbs` puts them here.
+    import typer
+
+    from teuthis.cli import options
+    from teuthis.root.disks import Disk
 
 
 def main(
@@ -99,6 +106,8 @@ def main(
         limit = None if timeout is None else settings.duration(timeout)
         variables = dict(attach.variable(text) for text in env or ())
         if tty:
+            from teuthis.cli import terminal
+
             terminal.check()
             if console:
                 raise ConfigurationError("--console would write over what --tty shows: choose one")
@@ -162,7 +171,7 @@ def main(
                     print_counts(_flows(vm, shown))
                 if counts is not None:
                     _write_counts(counts, _flows(vm, shown))
-        raise typer.Exit(code)
+        sys.exit(code)
 
 
 def _power_off(vm: VM) -> None:

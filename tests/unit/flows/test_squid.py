@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 from typer.testing import CliRunner
 
-from teuthis.cli import app
+from teuthis.cli.verbs import app
 from teuthis.errors import ConfigurationError
 from teuthis.flows import FLOWS, RECEIVERS, Count, counts
 from teuthis.flows.squid import draw
@@ -87,7 +87,7 @@ def test_counters_go_through_a_file(tmp_path: Path) -> None:
     some = {"agent.stdout": Count(2, 30, 1), "agent.stderr": Count(0, 0, 0)}
     counts.write(path, some)
     assert counts.read(path) == {"agent.stdout": Count(2, 30, 1)}
-    result = CliRunner().invoke(app, ["squid", "--counts", str(path)])
+    result = CliRunner().invoke(app(), ["squid", "--counts", str(path)])
     assert result.exit_code == 0
     assert "2 times, 30 bytes, 1 refused" in result.output
 
@@ -104,6 +104,6 @@ def test_a_file_without_counters_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_the_command_writes_a_file(tmp_path: Path) -> None:
     path = tmp_path / "squid.svg"
-    assert CliRunner().invoke(app, ["squid", "-o", str(path)]).exit_code == 0
+    assert CliRunner().invoke(app(), ["squid", "-o", str(path)]).exit_code == 0
     assert path.read_text() == draw()
-    assert CliRunner().invoke(app, ["squid", "--run"]).exit_code == 2
+    assert CliRunner().invoke(app(), ["squid", "--run"]).exit_code == 2
