@@ -86,7 +86,7 @@ def _control_groups() -> tuple[bool | None, str]:
 
 def _kvm() -> tuple[bool | None, str]:
     try:
-        verdict = processor.kvm()
+        verdict = processor.kvm(anew=True)
     except TeuthisError as error:
         return None, str(error)
     if verdict.usable:

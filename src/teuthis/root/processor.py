@@ -21,7 +21,7 @@ Processor = Literal["kvm", "soft"]
 DEVICE: Final = Path("/dev/kvm")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PATIENCE = 10.0
-"""Seconds after which a probe is given up; it takes milliseconds, on a slow KVM a tenth of one."""
+"""Seconds after which a probe is given up; it takes milliseconds, on a slow KVM a third of one."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -69,8 +69,12 @@ def open_device() -> int:
     return os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
 
 
-def kvm() -> Verdict:
-    """Whether KVM can run guests on this host; tried once and remembered until its next boot."""
+def kvm(*, anew: bool = False) -> Verdict:
+    """Whether KVM can run guests on this host; tried once and remembered until its next boot.
+
+    Args:
+        anew: tries it now, whatever is remembered.
+    """
     try:
         device = open_device()
     except FileNotFoundError:
@@ -81,7 +85,8 @@ def kvm() -> Verdict:
         program = programs.find(programs.HYPERVISOR)
         host = _host(program)
         known = cache.directory("kvm") / "verdict.json"
-        if (remembered := _read(known)) is not None and remembered.host == host:
+        remembered = None if anew else _read(known)
+        if remembered is not None and remembered.host == host:
             return remembered.verdict
         verdict = _probe(program, device)
         with cache.new_file(known) as file:
