@@ -83,7 +83,7 @@ test-python: setup prisoner $(STAMPS)/test-packages.stamp
 	@rm -f $(EVIDENCE)/python.json
 	@$(BIN)/python -m pytest -q
 
-test-kvm: setup ## test the kvm processor on a genuine kvm_amd inside QEMU's emulator
+test-kvm: setup $(STAMPS)/test-packages.stamp ## test the kvm processor on a genuine kvm_amd inside QEMU's emulator
 	@sh scripts/packages $(BENCH_PACKAGES)
 	@$(BIN)/python -m pytest -q tests/nested
 
