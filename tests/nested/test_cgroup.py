@@ -1,4 +1,4 @@
-"""Control groups, tested where there are real ones: hosts and containers often have none to give."""
+"""Control groups where they are real: many hosts and containers have none to give."""
 
 import pytest
 
