@@ -1,14 +1,19 @@
 """The file of a copy-on-write layer: the root side makes it, a worker uses it.
 
-First the disk's bytes at the disk's own offsets, sparse. A layer that is kept has two more parts:
-the map, one byte for each block of the disk (0: the base has it, 1: the layer has it, 2: zeros),
-and a page that says of which base this is the layer, written once by the root side.
+First the disk's bytes at the disk's own offsets, sparse; then the map, one byte for each block of
+the disk, which says who has it; in a layer that is kept, a page that says of which base this is the
+layer, written once by the root side. In a layer that is thrown away with its VM the map is written
+only when the VM is saved.
+
+Below the layer of a restored VM lies the one that was saved with it, which is only read.
 """
 
 import struct
 from typing import Final
 
 BLOCK: Final = 4096
+BASE, OWN, HOLE, LOWER = range(4)
+"""Entries of the map: the base has the block, this layer, nobody (zeros), the layer below."""
 MAP_PAGE: Final = 4096
 """Entries of the map that are written together."""
 MAX_DISK: Final = 1 << 40
@@ -33,9 +38,9 @@ def identity_offset(size: int) -> int:
     return map_offset(size) + map_size(size)
 
 
-def file_size(size: int, *, kept: bool) -> int:
+def file_size(size: int) -> int:
     """Bytes of the whole file."""
-    return identity_offset(size) + MAP_PAGE if kept else size
+    return identity_offset(size) + MAP_PAGE
 
 
 def identity(size: int, modified_ns: int) -> bytes:

@@ -73,7 +73,9 @@ class LayerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limit: Annotated[int, msgspec.Meta(ge=0)]
     """Bytes that its data may take."""
     kept: bool
-    """Whether its file has a map, to be used again."""
+    """Whether it is to be used again."""
+    lower: Descriptor | None = None
+    """The layer below, of a saved machine, which is only read."""
 
 
 class DiskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -96,7 +98,10 @@ class DiskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def descriptors(self) -> list[int]:
         """Its descriptors."""
-        return [self.file] + ([self.layer.file] if self.layer else [])
+        if self.layer is None:
+            return [self.file]
+        lower = self.layer.lower
+        return [self.file, self.layer.file, *([] if lower is None else [lower])]
 
 
 PASST_MAC: Final = "02:7e:07:00:00:01"

@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 
 import teuthis
+from tests.guests import disks
+from teuthis import Disk, layer
 from teuthis.images import cache
+from teuthis.root import snapshot
 from teuthis.root.saved import PAGE
 
 pytestmark = pytest.mark.timeout(300)
@@ -168,10 +171,10 @@ def _manifest(path: Path, **changes: object) -> None:
 
 
 def test_newer_and_contradictory_snapshots_are_refused(copied: Path) -> None:
-    _manifest(copied, format=2)
+    _manifest(copied, format=snapshot.FORMAT + 1)
     with pytest.raises(teuthis.SnapshotError, match="newer"):
         teuthis.VM.restore(copied)
-    _manifest(copied, format=1, memory_size=96 << 20)
+    _manifest(copied, format=snapshot.FORMAT, memory_size=96 << 20)
     with pytest.raises(teuthis.SnapshotError, match="pages"):
         teuthis.VM.restore(copied)
     _manifest(copied, memory_size=4095)
@@ -202,6 +205,145 @@ def test_nothing_stays_behind(vm: teuthis.VM, saved: Path) -> None:
     before = held()
     use()
     assert held() == before
+
+
+# ---- disks ---------------------------------------------------------------------------------------
+
+
+class WithDisks:
+    """A VM with a base and a layer, a disk that is read only, and a snapshot of it."""
+
+    def __init__(self, place: Path) -> None:
+        self.base, self.locked = disks.ext4(place / "base"), disks.ext4(place / "locked")
+        self.before = [disks.digest(each) for each in (self.base, self.locked)]
+        self.vm = teuthis.VM(
+            "192M",
+            disks=[Disk(self.base, copy_on_write=True), Disk(self.locked, read_only=True)],
+        )
+        self.vm.run(["sh", "-c", "mkdir /mnt; mount -t ext4 /dev/sda /mnt"], check=True)
+        self.vm.write_file("/mnt/synced", b"of all")
+        self.vm.run(["sync"], check=True)
+        self.vm.write_file("/mnt/cached", b"in the guest's memory")
+        self.saved = place / "saved"
+        self.vm.snapshot(self.saved)
+
+    def __enter__(self) -> "WithDisks":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.vm.close()
+
+
+@pytest.fixture(scope="module")
+def with_disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WithDisks]:
+    with WithDisks(tmp_path_factory.mktemp("disks")) as machine:
+        yield machine
+
+
+def _uncached(vm: teuthis.VM, path: str) -> bytes:
+    """A file of the guest's as its disk has it."""
+    vm.run(["sh", "-c", "sync; echo 3 >/proc/sys/vm/drop_caches"], check=True)
+    return vm.read_file(path)
+
+
+def test_copies_have_disks_of_their_own(with_disks: WithDisks) -> None:
+    vm = with_disks.vm
+    copies = vm.fork(2)
+    try:
+        for number, each in enumerate(copies):
+            assert _uncached(each, "/mnt/synced") == b"of all"
+            assert _uncached(each, "/mnt/cached") == b"in the guest's memory"
+            each.write_file("/mnt/synced", bytes((number,)) * 100_000)
+        for number, each in enumerate(copies):
+            assert _uncached(each, "/mnt/synced") == bytes((number,)) * 100_000
+        assert _uncached(vm, "/mnt/synced") == b"of all"
+        (grandchild,) = copies[1].fork()
+        copies[1].close()
+        with grandchild:
+            assert _uncached(grandchild, "/mnt/synced") == bytes((1,)) * 100_000
+    finally:
+        for each in copies:
+            each.close()
+    assert [disks.digest(with_disks.base), disks.digest(with_disks.locked)] == with_disks.before
+
+
+def test_a_disk_is_saved_with_its_vm(with_disks: WithDisks) -> None:
+    layer = disks.digest(with_disks.saved / "disk-0")
+    for _ in range(2):
+        with teuthis.VM.restore(with_disks.saved) as vm:
+            assert _uncached(vm, "/mnt/synced") == b"of all"
+            assert _uncached(vm, "/mnt/cached") == b"in the guest's memory"
+            vm.write_file("/mnt/synced", b"changed")
+            assert _uncached(vm, "/mnt/synced") == b"changed"
+            assert vm.run(["cat", "/sys/block/sdb/ro"]).stdout == b"1\n"
+    assert disks.digest(with_disks.saved / "disk-0") == layer
+    assert not (with_disks.saved / "disk-1").exists()
+    assert disks.used(with_disks.saved / "disk-0") < 4 << 20
+    assert [disks.digest(with_disks.base), disks.digest(with_disks.locked)] == with_disks.before
+
+
+def test_writing_goes_on_while_a_vm_is_saved(with_disks: WithDisks, tmp_path: Path) -> None:
+    """Requests are under way when the guest stands still: none is lost, none is done twice."""
+    vm = with_disks.vm
+    loop = (
+        "while dd if=/dev/urandom of=/mnt/busy bs=64k count=40 conv=fsync 2>/dev/null; do :; done"
+    )
+    vm.run(["sh", "-c", f"({loop}) > /dev/null 2>&1 < /dev/null &"], check=True)
+    for number in range(3):
+        vm.snapshot(tmp_path / str(number))
+    vm.run(["sh", "-c", "killall sh dd; rm -f /mnt/busy"])
+    for number in range(3):
+        with teuthis.VM.restore(tmp_path / str(number)) as restored:
+            restored.run(["sh", "-c", "killall sh dd"])
+            assert _uncached(restored, "/mnt/synced") == b"of all"
+            assert not restored.run(
+                ["sh", "-c", "dmesg | grep -E 'EXT4-fs error|I/O error'"]
+            ).stdout
+
+
+def test_a_base_that_has_changed_or_gone_is_refused(with_disks: WithDisks, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(with_disks.saved, tmp_path / "copy"))
+    manifest = json.loads((copied / "snapshot.json").read_text())
+    base = tmp_path / "base"
+    shutil.copy2(with_disks.base, base)
+    manifest["disks"][0]["path"] = str(base)
+    manifest["disks"][0]["base"]["inode"] = base.stat().st_ino
+    manifest["disks"][0]["base"]["modified_ns"] = base.stat().st_mtime_ns
+    (copied / "snapshot.json").write_text(json.dumps(manifest))
+    teuthis.VM.restore(copied).close()
+    with base.open("r+b") as file:
+        file.write(b"x")
+    with pytest.raises(teuthis.SnapshotError, match="changed"):
+        teuthis.VM.restore(copied)
+    base.unlink()
+    with pytest.raises(teuthis.SnapshotError, match=r"base.*No such file"):
+        teuthis.VM.restore(copied)
+
+
+@pytest.mark.parametrize("at", ["map", "data"])
+def test_a_layer_that_is_damaged_is_refused(with_disks: WithDisks, tmp_path: Path, at: str) -> None:
+    copied = Path(shutil.copytree(with_disks.saved, tmp_path / "copy"))
+    size = with_disks.base.stat().st_size
+    entries = (copied / "disk-0").read_bytes()[layer.map_offset(size) :]
+    block = entries.index(layer.OWN)
+    with (copied / "disk-0").open("r+b") as file:
+        file.seek(block * layer.BLOCK if at == "data" else layer.map_offset(size) + block)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes((byte[0] ^ 1,)))
+    with pytest.raises(teuthis.SnapshotError, match="disk-0"):
+        teuthis.VM.restore(copied)
+    os.truncate(copied / "disk-0", size)
+    with pytest.raises(teuthis.SnapshotError, match="damaged"):
+        teuthis.VM.restore(copied)
+
+
+def test_a_disk_that_is_written_to_itself_cannot_be_saved(tmp_path: Path) -> None:
+    with teuthis.VM("192M", disks=[Disk(disks.ext4(tmp_path / "disk"))]) as vm:
+        with pytest.raises(teuthis.SnapshotError, match="copy_on_write"):
+            vm.snapshot(tmp_path / "saved")
+        assert vm.run(["echo", "alive"]).stdout == b"alive\n"
+        assert not (tmp_path / "saved").exists()
 
 
 # ---- templates -----------------------------------------------------------------------------------

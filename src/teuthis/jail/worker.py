@@ -102,5 +102,5 @@ def _maps(disk: DiskConfig) -> int:
 def _written_bytes(disk: DiskConfig) -> int:
     """The size of the file that a disk writes to."""
     if disk.layer:
-        return layer.file_size(disk.size, kept=disk.layer.kept)
+        return layer.file_size(disk.size)
     return disk.size if disk.writable else 0

@@ -1,4 +1,8 @@
-"""Disks of a VM: what a user says, checked; their files opened, locked and handed to the worker."""
+"""Disks of a VM: what a user says, checked; their files opened, locked and handed to the worker.
+
+A disk of a saved machine is opened again from what was said about its base then, which must not
+have changed; what the guest had written lies in a layer that is only read from then on.
+"""
 
 import fcntl
 import os
@@ -10,12 +14,13 @@ from pathlib import Path
 from typing import Final
 
 from teuthis import layer
-from teuthis.errors import ConfigurationError, HostError
+from teuthis.errors import ConfigurationError, HostError, SnapshotError
 from teuthis.flows import FLOWS
 from teuthis.images import cache
 from teuthis.jail.kernel import punch_hole
 from teuthis.protocol import DiskConfig, LayerConfig
 from teuthis.root.descriptors import Descriptors
+from teuthis.root.saved import Identity, SavedDisk
 from teuthis.root.settings import byte_count
 
 _SECTOR: Final = 512
@@ -44,19 +49,77 @@ class Disk:
     layer_limit: int | str | None = None
 
 
-def open_disks(disks: Sequence[Disk], given: Descriptors) -> tuple[DiskConfig, ...]:
-    """Opens and locks the files of a VM's disks; the descriptors belong to `given`.
+@dataclass(frozen=True, slots=True)
+class OpenDisk:
+    """A disk of a running VM: what its worker is given, and what saving it takes.
 
-    A file that is written to is locked for its one writer, all others against writers. The locks
-    are the descriptors' own and end with the last process that has them: the worker.
+    Attributes:
+        layer: descriptor of its layer's file, if it has one.
+        lower: that of the layer below.
+    """
+
+    path: str
+    base: Identity
+    config: DiskConfig
+    layer: int | None = None
+    lower: int | None = None
+
+    def check_saveable(self) -> None:
+        """Raises `SnapshotError` when the disk can be no part of a saved machine."""
+        if self.config.writable and self.config.layer is None:
+            raise SnapshotError(
+                f"the guest writes to {self.path} itself: only disks that are read only or have a "
+                "layer (copy_on_write) can be saved with a VM"
+            )
+        if not Path(self.path).is_file():
+            raise SnapshotError(
+                f"{self.path} is no regular file: nobody could tell later whether it has changed"
+            )
+
+
+def open_disks(
+    disks: Sequence[Disk | SavedDisk], given: Descriptors, held: Descriptors
+) -> tuple[OpenDisk, ...]:
+    """Opens and locks the files of a VM's disks.
+
+    The descriptors for the worker belong to `given`, those for saving the VM to `held`. A file that
+    is written to is locked for its one writer, all others against writers. The locks are the
+    descriptors' own and end with the last process that has them: the worker, or for a layer us.
 
     Raises:
         ConfigurationError: a disk that cannot be used, or is in use.
+        SnapshotError: a saved disk whose base is not there any more as it was.
         HostError: this host cannot keep a layer.
     """
     if len(disks) > _MAX_DISKS:
         raise ConfigurationError(f"{len(disks)} disks: a VM can have up to {_MAX_DISKS}")
-    return tuple(_open(disk, given) for disk in disks)
+    opened = []
+    for disk in disks:
+        config = _open_saved(disk, given) if isinstance(disk, SavedDisk) else _open(disk, given)
+        top = lower = None
+        if config.layer is not None:
+            top = held.own(os.dup(config.layer.file))
+            if config.layer.lower is not None:
+                lower = held.own(os.dup(config.layer.lower))
+        path = str(Path(disk.path).absolute())
+        opened.append(OpenDisk(path, Identity.of(config.file), config, top, lower))
+    return tuple(opened)
+
+
+def _open_saved(disk: SavedDisk, given: Descriptors) -> DiskConfig:
+    try:
+        file = _open_file(Path(disk.path), given, os.O_RDONLY)
+    except ConfigurationError as error:
+        raise SnapshotError(f"the saved VM needs its disk: {error}") from error
+    if Identity.of(file) != disk.base:
+        raise SnapshotError(
+            f"the saved VM needs {disk.path} as it was when it was saved; the file has changed"
+        )
+    if disk.limit is None:
+        return DiskConfig(file=file, size=disk.base.size, writable=False, punches=False)
+    top = given.own(temporary(disk.base.size))
+    lower = None if disk.layer is None else given.own(os.dup(disk.layer))
+    return _layered(file, disk.base.size, LayerConfig(top, disk.limit, kept=False, lower=lower))
 
 
 def _open(disk: Disk, given: Descriptors) -> DiskConfig:
@@ -78,18 +141,16 @@ def _open(disk: Disk, given: Descriptors) -> DiskConfig:
     if size > layer.MAX_DISK:
         raise ConfigurationError(f"disk {disk.path} is larger than 1 TiB: it cannot have a layer")
     if disk.layer is None:
-        top = _temporary(size, given)
+        top = given.own(temporary(size))
     else:
         top = _kept(Path(disk.layer), Path(disk.path), file, size, given)
     limit = size + layer.BLOCK if disk.layer_limit is None else byte_count(disk.layer_limit)
-    kept = disk.layer is not None
-    return DiskConfig(
-        file=file,
-        size=size,
-        writable=True,
-        punches=_punches(top, layer.file_size(size, kept=kept)),
-        layer=LayerConfig(file=top, limit=limit, kept=kept),
-    )
+    return _layered(file, size, LayerConfig(top, limit, kept=disk.layer is not None))
+
+
+def _layered(file: int, size: int, own: LayerConfig) -> DiskConfig:
+    punches = _punches(own.file, layer.file_size(size))
+    return DiskConfig(file=file, size=size, writable=True, punches=punches, layer=own)
 
 
 def _open_file(path: Path, given: Descriptors, flags: int) -> int:
@@ -135,21 +196,23 @@ def _punches(descriptor: int, end: int) -> bool:
     return True
 
 
-def _temporary(size: int, given: Descriptors) -> int:
-    """A file for a layer to be thrown away: it has no name, so nothing can leave it behind."""
+def temporary(size: int) -> int:
+    """A file for a layer to be thrown away: it has no name, so nothing can leave it behind.
+
+    Raises:
+        HostError: this host cannot keep it.
+    """
     try:
         import tempfile
 
         with tempfile.TemporaryFile(dir=cache.directory("layers")) as file:
-            descriptor = given.own(os.dup(file.fileno()))
-            os.set_inheritable(descriptor, False)
-        os.ftruncate(descriptor, size)
+            os.ftruncate(file.fileno(), layer.file_size(size))
+            return os.dup(file.fileno())
     except OSError as error:
         raise HostError(
             f"no place for what the guest writes ({error.strerror}): "
             "TEUTHIS_CACHE names a directory on a file system with sparse files"
         ) from error
-    return descriptor
 
 
 def _kept(path: Path, base: Path, base_descriptor: int, size: int, given: Descriptors) -> int:
@@ -157,7 +220,7 @@ def _kept(path: Path, base: Path, base_descriptor: int, size: int, given: Descri
     descriptor = _open_file(path, given, os.O_RDWR | os.O_CREAT)
     # Compared, not parsed: a worker that was taken over could have written anything there.
     identity = layer.identity(size, os.fstat(base_descriptor).st_mtime_ns)
-    whole = layer.file_size(size, kept=True)
+    whole = layer.file_size(size)
     at = layer.identity_offset(size)
     found = os.fstat(descriptor).st_size
     if found == 0:

@@ -14,16 +14,16 @@ import msgspec
 from teuthis import programs
 from teuthis.flows import FLOWS, Counters, counters_size
 from teuthis.jail import host, identity
-from teuthis.protocol import DiskConfig, SavedMachine, WorkerConfig
+from teuthis.protocol import SavedMachine, WorkerConfig
 from teuthis.root import cgroup
 from teuthis.root.console import Console, Sink
 from teuthis.root.descriptors import Descriptors
 from teuthis.root.processor import Processor, open_device
-from teuthis.root.saved import Memory, Saved
+from teuthis.root.saved import Memory, Saved, SavedDisk
 from teuthis.root.spawn import Child
 
 if TYPE_CHECKING:
-    from teuthis.root.disks import Disk
+    from teuthis.root.disks import Disk, OpenDisk
     from teuthis.root.loader import BootState
     from teuthis.root.network import Attachment, Wanted
 
@@ -53,6 +53,7 @@ class Processes:
     memory: Memory
     console: Console
     held: Descriptors
+    disks: tuple[OpenDisk, ...] = ()
     attached: Attachment | None = None
 
 
@@ -65,7 +66,7 @@ def launch(
     start: Start,
     sink: Sink | None,
     allow_missing_walls: Collection[str] = (),
-    disks: Sequence[Disk] = (),
+    disks: Sequence[Disk | SavedDisk] = (),
     network: Wanted | None = None,
     *,
     agent: bool = True,
@@ -111,6 +112,8 @@ def launch(
         saved = None
         if isinstance(start, Saved):
             whole, saved = _restored(start, memory, given, held)
+            disks = [*start.disks, *disks]
+        opened = _open(disks, given, held)
         config = WorkerConfig(
             memory=memory,
             memory_size=memory_size,
@@ -125,7 +128,7 @@ def launch(
             agent=agent,
             uid=own.worker,
             allow_missing_walls=allowed,
-            disks=_open(disks, given),
+            disks=tuple(disk.config for disk in opened),
             saved=saved,
         )
         document = given.document("config", msgspec.json.encode(config))
@@ -172,16 +175,27 @@ def launch(
         for each in counters:
             held.callback(each.close)
         return Processes(
-            worker, hypervisor, control, counters, pages, whole, console, held.pop_all(), attached
+            worker,
+            hypervisor,
+            control,
+            counters,
+            pages,
+            whole,
+            console,
+            held.pop_all(),
+            opened,
+            attached,
         )
 
 
-def _open(disks: Sequence[Disk], given: Descriptors) -> tuple[DiskConfig, ...]:
+def _open(
+    disks: Sequence[Disk | SavedDisk], given: Descriptors, held: Descriptors
+) -> tuple[OpenDisk, ...]:
     if not disks:
         return ()
     from teuthis.root.disks import open_disks
 
-    return open_disks(disks, given)
+    return open_disks(disks, given, held)
 
 
 def _registers(state: BootState) -> dict[str, int]:

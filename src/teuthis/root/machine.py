@@ -27,7 +27,7 @@ from teuthis.root.console import Console, Sink
 from teuthis.root.ending import ending
 from teuthis.root.launch import Start, launch
 from teuthis.root.processor import Processor
-from teuthis.root.saved import Saved, copy
+from teuthis.root.saved import Saved, SavedDisk, copy
 
 if TYPE_CHECKING:
     from teuthis.root.disks import Disk
@@ -136,6 +136,8 @@ class Machine(Caller):
         """
         with ExitStack() as undo:
             undo.callback(os.close, target)
+            for disk in self._processes.disks:
+                disk.check_saveable()
             self.pause()
             try:
                 hypervisor, worker = self._state()
@@ -145,11 +147,21 @@ class Machine(Caller):
                     # Under the lock: the VM's end closes the descriptors.
                     memory = self._processes.memory
                     pages = copy(memory, target)
+                    disks = self._saved_disks()
+            except OSError as error:
+                raise SnapshotError(f"the machine could not be saved: {error}") from error
             finally:
                 with suppress(VMError):
                     self.resume()
             undo.pop_all()
-        return Saved(memory.size, target, pages, hypervisor, worker)
+        return Saved(memory.size, target, pages, hypervisor, worker, disks)
+
+    def _saved_disks(self) -> tuple[SavedDisk, ...]:
+        if not self._processes.disks:
+            return ()
+        from teuthis.root import layers
+
+        return layers.save(self._processes.disks, self._counters)
 
     def _state(self) -> tuple[bytes, bytes]:
         """The state of the hypervisor and of the worker, while the machine stands still."""

@@ -11,6 +11,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Final, Self
 
+import msgspec
+
 PAGE: Final = 4096
 IN_FILE: Final = 0
 ZERO: Final = 1
@@ -37,9 +39,40 @@ class Memory:
     pages: int | None = None
 
 
+class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a file is known by: it has not changed as long as this is the same."""
+
+    size: int
+    modified_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, descriptor: int) -> "Identity":
+        """That of an open file."""
+        found = os.fstat(descriptor)
+        return cls(found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+@dataclass(frozen=True, slots=True)
+class SavedDisk:
+    """A disk of a saved machine.
+
+    Attributes:
+        path: its file, absolute.
+        base: what the file was known by when the machine was saved.
+        limit: bytes that the guest may have in layers; None: it cannot write.
+        layer: read-only descriptor of what it had written.
+    """
+
+    path: str
+    base: Identity
+    limit: int | None = None
+    layer: int | None = None
+
+
 @dataclass(frozen=True)
 class Saved:
-    """A saved machine, ready to be started from. Closes its descriptor at its end.
+    """A saved machine, ready to be started from. Closes its descriptors at its end.
 
     Attributes:
         memory_size: in bytes.
@@ -47,6 +80,7 @@ class Saved:
         pages: for each page `IN_FILE` or `ZERO`.
         hypervisor: the state of processor and partition.
         worker: the state of the worker.
+        disks: its disks, by LUN.
     """
 
     memory_size: int
@@ -54,17 +88,20 @@ class Saved:
     pages: bytes
     hypervisor: bytes
     worker: bytes
+    disks: tuple[SavedDisk, ...] = ()
     _held: ExitStack = field(default_factory=ExitStack, repr=False)
 
     def __post_init__(self) -> None:
-        self._held.callback(os.close, self.template)
+        for file in (self.template, *(disk.layer for disk in self.disks)):
+            if file is not None:
+                self._held.callback(os.close, file)
 
     def page_file(self) -> bytes:
         """The content of the page file of a VM that is started from this."""
         return _HEADER + self.pages
 
     def close(self) -> None:
-        """Closes the memory file; VMs started from it have it for themselves."""
+        """Closes the files; VMs started from it have them for themselves."""
         self._held.close()
 
     def __enter__(self) -> Self:

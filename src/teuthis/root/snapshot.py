@@ -5,20 +5,24 @@ memory          the guest's memory, sparse; restored VMs map it and never write 
 pages           one byte per page: 0 in `memory`, 1 nothing but zeros
 hypervisor      the state of processor and partition, opaque to the root side
 worker          the state of the worker, opaque to the root side
+disk-0 …        what the guest had written to a disk that has a layer (`teuthis.layer`), sparse
+
+The disks themselves are not part of it: they stay where they were, and must not change.
 """
 
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import msgspec
 
 from teuthis.errors import SnapshotError
-from teuthis.root.saved import IN_FILE, PAGE, ZERO, Saved
+from teuthis.root.saved import IN_FILE, PAGE, ZERO, Identity, Saved, SavedDisk
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 _MANIFEST: Final = "snapshot.json"
 _MAX_STATE: Final = 64 << 20
 _CHUNK: Final = 1 << 20
@@ -26,10 +30,19 @@ _CHUNK: Final = 1 << 20
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
+class ManifestDisk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A `SavedDisk`; `layer` is the digest of its layer."""
+
+    path: str
+    base: Identity
+    limit: Annotated[int, msgspec.Meta(ge=0)] | None
+    layer: Digest | None
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What `snapshot.json` says."""
 
-    format: Literal[1]
+    format: Literal[2]
     memory_size: Annotated[int, msgspec.Meta(ge=PAGE, le=1 << 46, multiple_of=PAGE)]
     env: dict[str, str]
     """Environment variables of all programs."""
@@ -37,6 +50,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pages: Digest
     hypervisor: Digest
     worker: Digest
+    disks: list[ManifestDisk]
 
 
 class _Format(msgspec.Struct):
@@ -62,12 +76,14 @@ def write(directory: Path, saved: Saved, env: dict[str, str]) -> None:
             parts = {"pages": saved.pages, "hypervisor": saved.hypervisor, "worker": saved.worker}
             for name, content in parts.items():
                 (new / name).write_bytes(content)
+            disks = [_write_disk(disk, _layer(new, lun)) for lun, disk in enumerate(saved.disks)]
             manifest = Manifest(
                 format=FORMAT,
                 memory_size=saved.memory_size,
                 env=env,
                 memory=memory_digest(saved.template, saved.pages),
                 **{name: hashlib.sha256(content).hexdigest() for name, content in parts.items()},
+                disks=disks,
             )
             (new / _MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
             new.rename(directory)
@@ -76,6 +92,21 @@ def write(directory: Path, saved: Saved, env: dict[str, str]) -> None:
             raise
     except OSError as error:
         raise SnapshotError(f"could not write the snapshot {directory}: {error}") from error
+
+
+def _layer(directory: Path, lun: int) -> Path:
+    return directory / f"disk-{lun}"
+
+
+def _write_disk(disk: SavedDisk, path: Path) -> ManifestDisk:
+    from teuthis.root import layers
+
+    found = None
+    if disk.layer is not None:
+        with path.open("wb") as file:
+            layers.copy(disk.layer, None, disk.base.size, file.fileno())
+        found = layers.digest(disk.layer, disk.base.size)
+    return ManifestDisk(disk.path, disk.base, disk.limit, found)
 
 
 def _copy_memory(saved: Saved, path: Path) -> None:
@@ -113,12 +144,12 @@ def memory_digest(memory: int, pages: bytes) -> str:
 
 
 def read(
-    directory: Path, *, trusted: Callable[[int], bool] = lambda memory: False
+    directory: Path, *, trusted: Callable[[str, int], bool] = lambda name, file: False
 ) -> tuple[Saved, Manifest]:
-    """Opens a snapshot and checks all of it.
+    """Opens a snapshot and checks all of it but the disks, which are checked when they are opened.
 
-    `trusted` may answer for the memory file, by its descriptor, that it is unchanged since it was
-    checked.
+    `trusted` may answer for a large file, by its name and descriptor, that it is unchanged since it
+    was checked.
 
     Raises:
         SnapshotError: it is not there, damaged, cut off, newer, or no snapshot at all.
@@ -130,22 +161,49 @@ def read(
             parts[name] = _part(directory / name, getattr(manifest, name))
         if len(parts["pages"]) != manifest.memory_size // PAGE or set(parts["pages"]) - {0, 1}:
             raise _damaged(directory / "pages")
-        memory = os.open(directory / "memory", os.O_RDONLY | os.O_CLOEXEC)
+        with ExitStack() as undo:
+            memory = _open(directory / "memory", undo)
+            if os.fstat(memory).st_size != manifest.memory_size:
+                raise _damaged(directory / "memory")
+            if not trusted("memory", memory) and (
+                memory_digest(memory, parts["pages"]) != manifest.memory
+            ):
+                raise _damaged(directory / "memory")
+            disks = []
+            for lun, disk in enumerate(manifest.disks):
+                file, path = None, _layer(directory, lun)
+                if disk.layer is not None:
+                    file = _open(path, undo)
+                    if not trusted(path.name, file) and (
+                        _layer_digest(file, disk.base.size) != disk.layer
+                    ):
+                        raise _damaged(path)
+                disks.append(SavedDisk(disk.path, disk.base, disk.limit, file))
+            undo.pop_all()
     except OSError as error:
         what = error.strerror or str(error)
         raise SnapshotError(f"{directory} cannot be read as a snapshot: {what}") from error
     saved = Saved(
-        manifest.memory_size, memory, parts["pages"], parts["hypervisor"], parts["worker"]
+        manifest.memory_size,
+        memory,
+        parts["pages"],
+        parts["hypervisor"],
+        parts["worker"],
+        tuple(disks),
     )
-    try:
-        if os.fstat(memory).st_size != manifest.memory_size:
-            raise _damaged(directory / "memory")
-        if not trusted(memory) and memory_digest(memory, saved.pages) != manifest.memory:
-            raise _damaged(directory / "memory")
-    except BaseException:
-        saved.close()
-        raise
     return saved, manifest
+
+
+def _layer_digest(file: int, size: int) -> str:
+    from teuthis.root import layers
+
+    return layers.digest(file, size)
+
+
+def _open(path: Path, undo: ExitStack) -> int:
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    undo.callback(os.close, file)
+    return file
 
 
 def _manifest(content: bytes, directory: Path) -> Manifest:

@@ -85,15 +85,16 @@ def _alone(directory: Path) -> Iterator[None]:
 
 def _read(directory: Path) -> Saved:
     checked = directory / _CHECKED
-    found: list[int] = []
+    found: dict[str, list[int]] = {}
+    try:
+        known = msgspec.json.decode(checked.read_bytes(), type=dict[str, list[int]])
+    except (OSError, msgspec.MsgspecError):
+        known = {}
 
-    def trusted(memory: int) -> bool:
-        at = os.fstat(memory)
-        found[:] = [at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns]
-        try:
-            return msgspec.json.decode(checked.read_bytes(), type=list[int]) == found
-        except (OSError, msgspec.MsgspecError):
-            return False
+    def trusted(name: str, file: int) -> bool:
+        at = os.fstat(file)
+        found[name] = [at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns]
+        return known.get(name) == found[name]
 
     saved, _ = snapshot.read(directory, trusted=trusted)
     if not checked.exists():

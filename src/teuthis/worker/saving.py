@@ -83,6 +83,9 @@ class Saving:
         except NotImplementedError:
             self._fail(request.id, descriptors, errno.ENOTSUP)
             return
+        except OSError as error:  # of a disk's file
+            self._fail(request.id, descriptors, error.errno or errno.EIO)
+            return
         self._saving = request, descriptors, state
         self._collector = Collector()
         self._send(link.SAVE)

@@ -79,8 +79,8 @@ def test_an_image_in_use_is_not_removed() -> None:
     disk = store.find("one").disk
     assert disk is not None
     with Descriptors() as held:
-        open_disks([Disk(disk, copy_on_write=True)], held)
-        open_disks([Disk(disk, copy_on_write=True)], held)
+        open_disks([Disk(disk, copy_on_write=True)], held, held)
+        open_disks([Disk(disk, copy_on_write=True)], held, held)
         with pytest.raises(ImageError, match="in use"):
             store.remove("one")
         assert (home / "image.json").exists()

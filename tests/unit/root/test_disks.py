@@ -27,7 +27,7 @@ def path(tmp_path: Path) -> Path:
 
 def opened(*disks: Disk) -> tuple[DiskConfig, ...]:
     with Descriptors() as given:
-        return open_disks(disks, given)
+        return tuple(disk.config for disk in open_disks(disks, given, given))
 
 
 def refused(*disks: Disk) -> str:
@@ -55,10 +55,10 @@ def test_kinds_of_disks(path: Path, tmp_path: Path) -> None:
 def test_the_file_is_opened_as_the_disk_needs_it(path: Path) -> None:
     with Descriptors() as given:
         for asked in (Disk(path, read_only=True), Disk(path, copy_on_write=True)):
-            (disk,) = open_disks([asked], given)
-            flags = Path(f"/proc/self/fdinfo/{disk.file}").read_text().split()[3]
+            (disk,) = open_disks([asked], given, given)
+            flags = Path(f"/proc/self/fdinfo/{disk.config.file}").read_text().split()[3]
             assert int(flags, 8) & os.O_ACCMODE == os.O_RDONLY
-            assert not os.get_inheritable(disk.file)
+            assert not os.get_inheritable(disk.config.file)
 
 
 def test_what_is_no_disk_is_refused(path: Path, tmp_path: Path) -> None:
@@ -88,11 +88,11 @@ def test_contradictions_are_refused(path: Path, tmp_path: Path) -> None:
 
 def test_one_writer_or_many_readers(path: Path) -> None:
     with Descriptors() as given:
-        open_disks([Disk(path, read_only=True), Disk(path, copy_on_write=True)], given)
+        open_disks([Disk(path, read_only=True), Disk(path, copy_on_write=True)], given, given)
         assert "in use" in refused(Disk(path))
         opened(Disk(path, read_only=True))
     with Descriptors() as given:
-        open_disks([Disk(path)], given)
+        open_disks([Disk(path)], given, given)
         assert "in use" in refused(Disk(path))
         assert "in use" in refused(Disk(path, read_only=True))
     opened(Disk(path))
@@ -101,10 +101,10 @@ def test_one_writer_or_many_readers(path: Path) -> None:
 def test_a_lock_lives_as_long_as_somebody_has_the_descriptor(path: Path) -> None:
     code = "import sys; print(flush=True); sys.stdin.read()"
     with Descriptors() as given:
-        (disk,) = open_disks([Disk(path)], given)
+        (disk,) = open_disks([Disk(path)], given, given)
         child = subprocess.Popen(
             [sys.executable, "-c", code],
-            pass_fds=[disk.file],
+            pass_fds=[disk.config.file],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -118,7 +118,7 @@ def test_a_lock_lives_as_long_as_somebody_has_the_descriptor(path: Path) -> None
 def test_a_layer_fits_its_base_only(path: Path, tmp_path: Path) -> None:
     top = tmp_path / "layer"
     opened(Disk(path, layer=top))
-    assert top.stat().st_size == layer.file_size(SIZE, kept=True)
+    assert top.stat().st_size == layer.file_size(SIZE)
     assert top.stat().st_mode & 0o777 == 0o600
     opened(Disk(path, layer=top))
     other = tmp_path / "other"
@@ -131,7 +131,7 @@ def test_a_layer_fits_its_base_only(path: Path, tmp_path: Path) -> None:
 
 def test_what_is_no_layer_is_left_alone(path: Path, tmp_path: Path) -> None:
     top = tmp_path / "precious"
-    for content in (b"x", bytes(SIZE), bytes(layer.file_size(SIZE, kept=True))):
+    for content in (b"x", bytes(SIZE), bytes(layer.file_size(SIZE))):
         top.write_bytes(content)
         assert "not a layer of" in refused(Disk(path, layer=top))
         assert top.read_bytes() == content
@@ -142,9 +142,9 @@ def test_a_layer_to_be_thrown_away_has_no_name(
 ) -> None:
     monkeypatch.setenv("TEUTHIS_CACHE", str(tmp_path / "cache"))
     with Descriptors() as given:
-        (disk,) = open_disks([Disk(path, copy_on_write=True)], given)
+        (disk,) = open_disks([Disk(path, copy_on_write=True)], given, given)
         assert disk.layer is not None
-        assert os.fstat(disk.layer.file).st_size == SIZE
+        assert os.fstat(disk.layer).st_size == layer.file_size(SIZE), "with room for its map"
         assert list((tmp_path / "cache/layers").iterdir()) == []
 
 
@@ -184,5 +184,10 @@ def test_the_worker_gets_what_its_disks_need() -> None:
         worker.worker(config(*disks), {}).limits[resource.RLIMIT_FSIZE]
         for disks in ((), (locked,), (locked, discarded), (locked, raw, discarded))
     ]
-    assert limits == [0, 0, 2 * SIZE, 4 * SIZE]
+    assert limits == [0, 0, layer.file_size(2 * SIZE), 4 * SIZE]
+    below = LayerConfig(file=13, limit=0, kept=False, lower=14)
+    restored = DiskConfig(file=12, size=SIZE, writable=True, punches=True, layer=below)
+    calls = named((restored,))
+    assert calls["preadv2"] == {12, 13, 14}
+    assert calls["pwritev2"] == calls["fallocate"] == {13}, "what others read is never written"
     assert worker.worker(config(locked, raw), {}).descriptors.count(11) == 1  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from teuthis.layer import BLOCK, file_size, map_offset
+from teuthis.layer import BLOCK, LOWER, file_size, map_offset
 from teuthis.worker.devices.storage.backend import SECTOR, File, Memory
 from teuthis.worker.devices.storage.layer import Layer, LayerDamaged
 
@@ -24,7 +24,7 @@ def make(tmp_path: Path) -> Make:
 
     def layer(*, limit: int = 1 << 30, kept: bool = True, punches: bool = True) -> Layer:
         path = tmp_path / "layer"
-        whole = file_size(SIZE, kept=kept)
+        whole = file_size(SIZE)
         with path.open("ab") as file:
             file.truncate(whole)
         base = os.open(tmp_path / "base", os.O_RDONLY)
@@ -174,3 +174,82 @@ def test_a_map_that_no_layer_can_have_is_refused(make: Make, tmp_path: Path) -> 
         file.write(b"\x03")
     with pytest.raises(LayerDamaged):
         make()
+
+
+def test_a_saved_layer_is_gone_on_with_and_never_written(make: Make, tmp_path: Path) -> None:
+    """Generations: each is a layer over the one before, whose map holds all that it needs."""
+    mirror = bytearray(BASE)
+    choose = random.Random(11)
+    lower: Path | None = None
+    for generation in range(4):
+        path = tmp_path / f"own-{generation}"
+        with path.open("wb") as file:
+            file.truncate(file_size(SIZE))
+        below = None
+        if lower is not None:
+            below = File(os.open(lower, os.O_RDONLY), SIZE, writable=False, punches=False)
+        layer = Layer(
+            File(os.open(tmp_path / "base", os.O_RDONLY), SIZE, writable=False, punches=False),
+            File(os.open(path, os.O_RDWR), SIZE, writable=True, punches=True),
+            below,
+            limit=1 << 30,
+            kept=False,
+        )
+        layer.load()
+        assert content(layer) == mirror
+        before = lower.read_bytes() if lower else b""
+        for _ in range(60):
+            first = choose.randrange(SIZE // SECTOR)
+            count = min(choose.choice((1, 8, 9, 64)), SIZE // SECTOR - first)
+            offset, length = first * SECTOR, count * SECTOR
+            data = choose.randbytes(length) if choose.randrange(3) else bytes(length)
+            if any(data):
+                put(layer, offset, data)
+            else:
+                layer.zero(offset, length)
+            mirror[offset : offset + length] = data
+            assert content(layer) == mirror
+        layer.save()
+        if lower is not None:
+            assert lower.read_bytes() == before
+        # What the root side does (`teuthis.root.layers`): both layers become one.
+        merged = bytearray(path.read_bytes())
+        entries = merged[map_offset(SIZE) :]
+        for block in range(-(-SIZE // BLOCK)):
+            if entries[block] == LOWER:
+                place = slice(block * BLOCK, min((block + 1) * BLOCK, SIZE))
+                merged[place] = before[place]
+                merged[map_offset(SIZE) + block] = 1
+        lower = tmp_path / f"merged-{generation}"
+        lower.write_bytes(merged)
+
+
+def test_a_limit_holds_for_both_layers(make: Make, tmp_path: Path) -> None:
+    below = make(kept=False)
+    put(below, 0, bytes(8 * BLOCK))
+    below.save()
+    (tmp_path / "layer").rename(tmp_path / "below")
+    lower = File(os.open(tmp_path / "below", os.O_RDONLY), SIZE, writable=False, punches=False)
+    (tmp_path / "own").write_bytes(bytes(file_size(SIZE)))
+    layer = Layer(
+        File(os.open(tmp_path / "base", os.O_RDONLY), SIZE, writable=False, punches=False),
+        File(os.open(tmp_path / "own", os.O_RDWR), SIZE, writable=True, punches=True),
+        lower,
+        limit=10 * BLOCK,
+        kept=False,
+    )
+    layer.load()
+    put(layer, 0, bytes(10 * BLOCK))
+    with pytest.raises(OSError, match="limit"):
+        put(layer, 10 * BLOCK, bytes(SECTOR))
+
+
+def test_a_saved_map_that_no_layer_can_have_is_refused(make: Make, tmp_path: Path) -> None:
+    made = make(kept=False)
+    put(made, 0, bytes(BLOCK))
+    made.save()
+    file = os.open(tmp_path / "layer", os.O_RDWR)
+    os.pwrite(file, bytes((LOWER,)), map_offset(SIZE) + 3)
+    base, own = (File(file, SIZE, writable=False, punches=False) for _ in range(2))
+    with pytest.raises(LayerDamaged):
+        Layer(base, own, own, limit=0, kept=False).load()

@@ -340,6 +340,9 @@ class Broken:
     def load(self) -> None:
         pass
 
+    def save(self) -> None:
+        self._fail()
+
 
 def test_errors_of_the_host_are_errors_of_the_disk(world: World) -> None:
     backend: Backend = Broken(errno.EIO)

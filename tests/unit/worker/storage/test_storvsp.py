@@ -4,14 +4,17 @@ import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from teuthis.worker.devices.storage.backend import SECTOR
-from teuthis.worker.devices.storage.storvsp import MAX_DISKS
+from teuthis.worker.devices.storage.storvsp import MAX_DISKS, Storvsp
 from teuthis.worker.memory import PAGE_SIZE
+from teuthis.worker.vmbus.ring import COMPLETION, Outgoing
 
 from ..conftest import World
 from .conftest import (
@@ -355,3 +358,82 @@ def test_any_packets_are_answered_or_end_the_channel(
                 driver.world.guest.pump()
                 assert driver.channel.gone
                 return
+
+
+# ---- saved machines ------------------------------------------------------------------------------
+
+
+def successor(driver: Driver) -> Storvsp:
+    """Another worker's device, which goes on from what this one saved."""
+    device = driver.device
+    other = Storvsp(
+        driver.world.server, driver.world.memory, driver.world.counters, [], driver.notes.append
+    )
+    other._disks = device._disks
+    other.restore(device.save(), None)
+    return other
+
+
+def test_requests_that_wait_are_part_of_the_state(driver: Driver) -> None:
+    """More than one turn's worth is in the ring: some are served, the rest by the successor."""
+    server = driver.world.server
+    channel = server._channels[driver.channel.relid]
+    asked = [
+        driver.raw(srb(cdb10(READ, 0, 1), IN, SECTOR), page_list([1024], SECTOR)) for _ in range(40)
+    ]
+    assert driver.device.ready(channel)
+    other = successor(driver)
+    assert len(other._waiting) == 24
+    channel.device = other
+    while other.ready(channel):
+        pass
+    assert sorted(driver.answers()) == asked
+
+
+def test_a_completion_without_room_is_part_of_the_state(driver: Driver) -> None:
+    driver.device._unsent = Outgoing(bytes(64), COMPLETION, 7)
+    assert successor(driver)._unsent == driver.device._unsent
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"state": 4},
+        {"state": "x"},
+        {"more": 1},
+        {"waiting": [{}]},
+        {"waiting": [{"type": 11, "transaction": 1, "header": b"", "payload": bytes(64)}]},
+        {"waiting": [{"type": 6, "transaction": 1, "header": b"", "payload": bytes(8)}]},
+        {"waiting": [{"type": 6, "transaction": -1, "header": b"", "payload": bytes(64)}]},
+        {"unsent": [bytes(64)]},
+        {"unsent": [b"", 1]},
+    ],
+)
+def test_states_that_cannot_be_are_refused(driver: Driver, change: dict[str, Any]) -> None:
+    with pytest.raises((ValueError, msgspec.ValidationError)):
+        driver.device.restore({**driver.device.save(), **change}, None)
+
+
+_VALUES = st.recursive(
+    st.none() | st.integers(-1, 1 << 64) | st.binary(max_size=80) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(state=_VALUES, waiting=_VALUES, unsent=_VALUES)
+def test_any_state_is_taken_or_refused(state: Any, waiting: Any, unsent: Any) -> None:
+    world = World()
+    with memory_disk() as disk:
+        driver = Driver(world, [disk]).initialize()
+        waiting = [
+            {"type": 9, "transaction": 1, "header": waiting, "payload": unsent},
+            *(waiting if isinstance(waiting, list) else []),
+        ]
+        saved = {"state": state, "waiting": waiting, "unsent": unsent}
+        try:
+            driver.device.restore(saved, None)
+        except (ValueError, msgspec.ValidationError):
+            return
+        driver.device.ready(world.server._channels[driver.channel.relid])

@@ -64,6 +64,9 @@ class Backend(Protocol):
     def load(self) -> None:
         """Reads what it needs to know of its own files. Raises `LayerDamaged`."""
 
+    def save(self) -> None:
+        """Leaves in its files all that whoever copies them needs to know."""
+
 
 class File:
     """Part of a file or a block device, from its start."""
@@ -109,3 +112,6 @@ class File:
 
     def load(self) -> None:
         """As `Backend.load`: the file is the disk, there is nothing to know."""
+
+    def save(self) -> None:
+        """As `Backend.save`: it is all there."""

@@ -10,5 +10,8 @@ def disk_backend(disk: DiskConfig) -> Backend:
     if disk.layer is None:
         return File(disk.file, disk.size, writable=disk.writable, punches=disk.punches)
     base = File(disk.file, disk.size, writable=False, punches=False)
-    layer = File(disk.layer.file, disk.size, writable=True, punches=disk.punches)
-    return Layer(base, layer, limit=disk.layer.limit, kept=disk.layer.kept)
+    own = File(disk.layer.file, disk.size, writable=True, punches=disk.punches)
+    lower = None
+    if disk.layer.lower is not None:
+        lower = File(disk.layer.lower, disk.size, writable=False, punches=False)
+    return Layer(base, own, lower, limit=disk.layer.limit, kept=disk.layer.kept)

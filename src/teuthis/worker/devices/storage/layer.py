@@ -2,22 +2,27 @@
 
 The layer file holds the disk's bytes at the disk's own offsets, sparse; it needs nothing of its
 file system but holes, and not even those. Which blocks count is in a map of one byte per block. A
-layer that is kept has its map behind the data, and is safe whenever the worker or the host dies:
-`flush` syncs the data before it writes the map entries that point at them, and then the map. A
-block whose entry was not written reads as it did before, which is what a disk may do with whatever
-was not flushed. A layer that is thrown away has no map in its file, and nothing to sync.
+layer that is kept is safe whenever the worker or the host dies: `flush` syncs the data before it
+writes the map entries that point at them, behind the data, and then the map. A block whose entry
+was not written reads as it did before, which is what a disk may do with whatever was not flushed. A
+layer that is thrown away has nothing to sync, and its map in its file only when the VM is saved.
+
+A restored VM has the layer of the saved machine between the base and its own, and only reads it.
 """
 
 import errno
 import mmap
+import re
 from collections.abc import Iterator
 from typing import Final
 
-from teuthis.layer import BLOCK, MAP_PAGE, map_offset, map_size
+from teuthis.layer import BASE, BLOCK, HOLE, LOWER, MAP_PAGE, OWN, map_offset, map_size
 from teuthis.worker.devices.storage.backend import Buffer, File, Memory, Zeros
 
-_BASE, _LAYER, _HOLE = 0, 1, 2
-_ENTRIES: Final = bytes((_BASE, _LAYER, _HOLE))
+_IN_FILES: Final = bytes((BASE, OWN, HOLE))
+"""Entries of a map that another machine may go on with."""
+_AS_LOWER: Final = bytes.maketrans(bytes((OWN,)), bytes((LOWER,)))
+_SAME_FILE: Final = re.compile(rb"%c+|[%c%c]+|%c+" % (BASE, OWN, HOLE, LOWER))
 _ZEROS_MAX: Final = 1 << 20
 
 
@@ -30,16 +35,22 @@ class LayerFull(OSError):
 
 
 class Layer:
-    """A disk of a base and a layer above it."""
+    """A disk of a base and a layer above it, or two."""
 
     writable = True
 
-    def __init__(self, base: File, layer: File, *, limit: int, kept: bool) -> None:
-        """`limit`: bytes that the layer's data may take; `kept`: whether its file has a map."""
+    def __init__(
+        self, base: File, layer: File, lower: File | None = None, *, limit: int, kept: bool
+    ) -> None:
+        """`lower`: the layer below; `limit`: bytes that the data of both may take.
+
+        `kept`: the layer is to be used again.
+        """
         self.size = base.size
         self.punches = layer.punches
         self._base = base
         self._layer = layer
+        self._lower = lower
         self._room = limit // BLOCK
         """Blocks that the layer may still come to hold."""
         self._kept = kept
@@ -66,7 +77,7 @@ class Layer:
         for block in partial:
             self._copy_up(block)
         self._layer.write(data, offset, length)
-        self._mark(first, last + 1, _LAYER)
+        self._mark(first, last + 1, OWN)
 
     def zero(self, offset: int, length: int) -> None:
         """As `Backend.zero`: whole blocks become holes of the layer, whatever they were."""
@@ -80,37 +91,52 @@ class Layer:
         self._write_zeros(behind * BLOCK, end)
         start, stop = first * BLOCK, min(behind * BLOCK, self.size)
         self._layer.zero(start, stop - start)
-        self._mark(first, behind, _HOLE)
+        self._mark(first, behind, HOLE)
 
     def flush(self) -> None:
         """As `Backend.flush`: the data first, then the map."""
         if not self._kept:
             return
         self._layer.flush()
-        if not self._dirty:
-            return
+        self._write_map()
+        self._layer.flush()
+
+    def load(self) -> None:
+        """As `Backend.load`: the map, as the last worker left it."""
+        if self._kept:
+            self._load_map(self._layer)
+        elif self._lower is not None:
+            self._load_map(self._lower, _AS_LOWER)
+
+    def save(self) -> None:
+        """As `Backend.save`: the map."""
+        self.flush()
+        self._write_map()
+
+    # ---- the map ---------------------------------------------------------------------------------
+
+    def _load_map(self, file: File, meaning: bytes | None = None) -> None:
+        piece = bytearray(1 << 20)
+        for at in range(0, len(self._map), len(piece)):
+            length = min(len(piece), len(self._map) - at)
+            file.read(Memory(piece), map_offset(self.size) + at, length)
+            entries = bytes(piece[:length])
+            if entries.translate(None, _IN_FILES):
+                raise LayerDamaged("its map holds what no map can hold")
+            if entries.count(BASE) == length:
+                continue
+            self._map[at : at + length] = entries.translate(meaning)
+            self._room -= entries.count(OWN)
+            if meaning is not None:
+                self._dirty.update(range(at // MAP_PAGE, (at + length) // MAP_PAGE))
+
+    def _write_map(self) -> None:
         view = memoryview(self._map)
         for page in sorted(self._dirty):
             at = page * MAP_PAGE
             entries = Memory(view[at : at + MAP_PAGE])
             self._layer.write(entries, map_offset(self.size) + at, MAP_PAGE)
-        self._layer.flush()
         self._dirty.clear()
-
-    def load(self) -> None:
-        """As `Backend.load`: the map, as the last worker left it."""
-        if not self._kept:
-            return
-        piece = bytearray(1 << 20)
-        for at in range(0, len(self._map), len(piece)):
-            length = min(len(piece), len(self._map) - at)
-            self._layer.read(Memory(piece), map_offset(self.size) + at, length)
-            entries = piece[:length]
-            if entries.translate(None, _ENTRIES):
-                raise LayerDamaged("its map holds what no map can hold")
-            if any(entries):
-                self._map[at : at + length] = bytes(entries)
-                self._room -= entries.count(_LAYER)
 
     # ---- blocks ----------------------------------------------------------------------------------
 
@@ -119,31 +145,31 @@ class Layer:
         end = offset + length
         first = offset // BLOCK
         entries = self._map[first : (end - 1) // BLOCK + 1]
-        at = 0
-        while at < len(entries):
-            if entries[at] == _BASE:
-                source = self._base
-                behind = len(entries) - len(entries[at:].lstrip(b"\0"))
-            else:
-                source = self._layer
-                found = entries.find(_BASE, at)
-                behind = len(entries) if found < 0 else found
-            start = max(offset, (first + at) * BLOCK)
-            yield source, start, min(end, (first + behind) * BLOCK) - start
-            at = behind
+        for run in _SAME_FILE.finditer(entries):
+            start = max(offset, (first + run.start()) * BLOCK)
+            stop = min(end, (first + run.end()) * BLOCK)
+            yield self._file(entries[run.start()]), start, stop - start
+
+    def _file(self, entry: int) -> File:
+        """Where a block with that entry is; holes are the layer's own."""
+        if entry == BASE:
+            return self._base
+        if entry == LOWER and self._lower is not None:
+            return self._lower
+        return self._layer
 
     def _copy_up(self, block: int) -> None:
         """Brings a block of the base into the layer, so that a part of it can be written."""
-        if self._map[block] != _BASE:
+        source = self._file(self._map[block])
+        if source is self._layer:
             return
         start = block * BLOCK
         copy = bytearray(min(BLOCK, self.size - start))
-        self._base.read(Memory(copy), start, len(copy))
+        source.read(Memory(copy), start, len(copy))
         self._layer.write(Memory(copy), start, len(copy))
 
     def _make_room(self, first: int, behind: int) -> None:
-        new = behind - first - self._map[first:behind].count(_LAYER)
-        if new > self._room:
+        if behind - first - _held(self._map[first:behind]) > self._room:
             raise LayerFull(errno.ENOSPC, "the layer has reached its limit")
 
     def _mark(self, first: int, behind: int, entry: int) -> None:
@@ -151,12 +177,16 @@ class Layer:
         if before == after:
             return
         self._map[first:behind] = after
-        self._room += before.count(_LAYER) - after.count(_LAYER)
-        if self._kept:
-            self._dirty.update(range(first // MAP_PAGE, (behind - 1) // MAP_PAGE + 1))
+        self._room += _held(before) - _held(after)
+        self._dirty.update(range(first // MAP_PAGE, (behind - 1) // MAP_PAGE + 1))
 
     def _write_zeros(self, offset: int, end: int) -> None:
         while offset < end:
             length = min(end - offset, _ZEROS_MAX)
             self.write(Zeros(), offset, length)
             offset += length
+
+
+def _held(entries: bytes) -> int:
+    """How many blocks of these the layers hold."""
+    return entries.count(OWN) + entries.count(LOWER)

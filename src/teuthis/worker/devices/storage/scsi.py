@@ -133,6 +133,10 @@ class Disk:
         self._counters.accept(command.flow, moved)
         return moved
 
+    def save(self) -> None:
+        """Lets its files be copied as they are now. Raises `OSError`."""
+        self._backend.save()
+
     # ---- what it is ------------------------------------------------------------------------------
 
     def _nothing(self, cdb: bytes, data: Data) -> int:

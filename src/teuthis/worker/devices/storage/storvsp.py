@@ -10,7 +10,9 @@ import enum
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Annotated, Any, Final
+
+import msgspec
 
 from teuthis.flows import FLOWS, Counters
 from teuthis.worker.devices.storage import inquiry, scsi, vstor
@@ -73,6 +75,26 @@ _FLOWS: Final = {FLOWS[name].number: name for name in _TAKEN_IN}
 
 Note = Callable[[str], None]
 
+_Transaction = Annotated[int, msgspec.Meta(ge=0)]
+_Body = Annotated[bytes, msgspec.Meta(min_length=vstor.PACKET_BYTES)]
+
+
+class _Waiting(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A request in a saved machine."""
+
+    type: int
+    transaction: _Transaction
+    header: bytes
+    payload: _Body
+
+
+class _Saved(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The controller in a saved machine."""
+
+    state: _State
+    waiting: list[_Waiting]
+    unsent: tuple[_Body, _Transaction] | None
+
 
 class Storvsp:
     """The SCSI controller of one VM."""
@@ -129,6 +151,41 @@ class Storvsp:
             if moved >= _TURN_BYTES:
                 break
         return True
+
+    # ---- saved machines --------------------------------------------------------------------------
+
+    def save(self) -> dict[str, Any]:
+        """No request is half served: what has begun is done, the rest is part of the state."""
+        for disk in self._disks:
+            disk.save()
+        waiting = [
+            _Waiting(packet.type, packet.transaction, bytes(packet.header), bytes(packet.payload))
+            for packet in self._waiting
+        ]
+        unsent = self._unsent and (self._unsent.payload, self._unsent.transaction)
+        saved = _Saved(self._state, waiting, unsent)
+        state: dict[str, Any] = msgspec.to_builtins(saved, builtin_types=(bytes,))
+        return state
+
+    def restore(self, state: dict[str, Any], channel: Channel | None) -> None:
+        """Goes on from there. Raises `ValueError`, `msgspec.ValidationError`."""
+        saved = msgspec.convert(state, _Saved)
+        if any(each.type not in (IN_BAND, GPA_DIRECT) for each in saved.waiting):
+            raise ValueError("a request that is none")
+        self._state = saved.state
+        self._waiting.extend(
+            Packet(
+                each.type,
+                WANTS_COMPLETION,
+                each.transaction,
+                memoryview(each.header),
+                memoryview(each.payload),
+            )
+            for each in saved.waiting
+        )
+        if saved.unsent is not None:
+            payload, transaction = saved.unsent
+            self._unsent = Outgoing(payload[: vstor.PACKET_BYTES], COMPLETION, transaction)
 
     # ---- packets ---------------------------------------------------------------------------------
 
