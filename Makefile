@@ -41,6 +41,8 @@ $(STAMPS)/test-packages.stamp: $(STAMPS)/host.stamp
 # there, so it is linked statically.
 programs: $(STAMPS)/host.stamp
 	@cargo build --release --locked -p teuthis-hypervisor
+	@cargo build --profile kvm --locked -p teuthis-hypervisor --no-default-features
+	@ln -f target/kvm/teuthis-hypervisor target/release/teuthis-hypervisor-kvm
 	@cargo build --release --locked -p teuthis-guest -p teuthis-bench-work \
 		--target $(STATIC_TARGET) \
 		--config 'target.$(STATIC_TARGET).rustflags = ["-C", "target-feature=+crt-static"]' \
@@ -101,6 +103,7 @@ lint: $(STAMPS)/venv.stamp ## formatting, types, lints
 	@$(BIN)/mypy
 	@cargo fmt --check
 	@cargo clippy --workspace --locked --all-targets -- -D warnings
+	@cargo clippy --locked -p teuthis-hypervisor --no-default-features -- -D warnings
 
 walls-matter: setup prisoner ## take each wall away in turn and demand that a test notices
 	@$(BIN)/python -m tests.isolation.walls_matter

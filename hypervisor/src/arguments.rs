@@ -16,7 +16,8 @@ pub enum Error {
     #[error("`--clock` is neither `host` nor `deterministic:INSTRUCTIONS_PER_MICROSECOND`")]
     Clock,
     #[error(
-        "`--processor` is neither `soft` nor `kvm` (which needs `--kvm-fd` and the host's clock)"
+        "`--processor` is neither `kvm` (which needs `--kvm-fd` and the host's clock) nor `soft`, \
+         which the program for KVM does not have"
     )]
     Processor,
 }
@@ -82,11 +83,11 @@ impl Arguments {
         }
         let clock = clock(values.remove("clock"))?;
         let processor = match values.remove("processor").as_deref() {
-            None | Some("soft") => ProcessorChoice::Soft,
+            None | Some("soft") if cfg!(feature = "soft") => ProcessorChoice::Soft,
             Some("kvm") if clock == ClockChoice::Host => {
                 ProcessorChoice::Kvm(take(&mut values, "kvm-fd")?)
             }
-            Some(_) => return Err(Error::Processor),
+            _ => return Err(Error::Processor),
         };
         let arguments = Self {
             memory_size,

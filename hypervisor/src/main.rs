@@ -15,7 +15,6 @@ use std::{
 };
 use teuthis_hypervisor::{
     arguments::{self, Arguments, ClockChoice, ProcessorChoice, Start},
-    clock::Clock,
     counters::Counters,
     doorbells::Doorbells,
     jail,
@@ -25,12 +24,13 @@ use teuthis_hypervisor::{
     processor::{
         BootState, Processor,
         kvm::{self, KvmProcessor},
-        soft::SoftProcessor,
     },
     record,
     template::Template,
     tlfs::Partition,
 };
+#[cfg(feature = "soft")]
+use teuthis_hypervisor::{clock::Clock, processor::soft::SoftProcessor};
 
 /// What the guest's battery-backed clock shows at the start of a deterministic run: 2025-01-01.
 const DETERMINISTIC_WALL_CLOCK: u64 = 1_735_689_600;
@@ -87,24 +87,28 @@ fn run() -> Result<Infallible, Error> {
         link: Link::new(link, counters.clone()),
     };
 
-    let (clock, wall_clock) = match arguments.clock {
-        ClockChoice::Host => (Clock::host(), wall_clock()),
-        ClockChoice::Deterministic {
-            instructions_per_microsecond,
-        } => (
-            Clock::deterministic(instructions_per_microsecond),
-            DETERMINISTIC_WALL_CLOCK,
-        ),
+    let wall_clock = match arguments.clock {
+        ClockChoice::Host => wall_clock(),
+        ClockChoice::Deterministic { .. } => DETERMINISTIC_WALL_CLOCK,
     };
     let boot = match arguments.start {
         Start::Boot(boot) => boot,
         Start::Restore { .. } => BootState::default(),
     };
     let (processor, clock, kvm): (Box<dyn Processor>, _, _) = match device {
+        #[cfg(feature = "soft")]
         None => {
+            let clock = match arguments.clock {
+                ClockChoice::Host => Clock::host(),
+                ClockChoice::Deterministic {
+                    instructions_per_microsecond,
+                } => Clock::deterministic(instructions_per_microsecond),
+            };
             let processor = SoftProcessor::new(memory, boot, clock.clone());
             (Box::new(processor), clock, None)
         }
+        #[cfg(not(feature = "soft"))]
+        None => return Err(arguments::Error::Processor.into()),
         Some(device) => {
             let processor = KvmProcessor::new(device, memory, boot)?;
             for each in [

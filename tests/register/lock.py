@@ -32,8 +32,9 @@ def surface() -> Surface:
         "flows": measure.counts(),
         "limits": measure.limits(),
         "system_calls": dict(calls),
+        "kvm_requests": dict(measure.kvm_requests()),
         "unsafe": measure.unsafe_blocks(),
-        "bytes": {"hypervisor": measure.program_bytes()},
+        "bytes": {name: measure.program_bytes(name) for name in measure.PROGRAMS},
         "lines": measure.lines(),
     }
 

@@ -18,7 +18,10 @@ from teuthis.flows import FLOWS, Flow
 from teuthis.jail.system_calls import NUMBERS
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = ROOT / "target/release/teuthis-hypervisor"
+PROGRAMS = {
+    name: ROOT / "target/release" / f"teuthis-{name}" for name in ("hypervisor", "hypervisor-kvm")
+}
+KVM = ROOT / "hypervisor/src/processor/kvm"
 
 
 def counts() -> dict[str, int]:
@@ -128,9 +131,23 @@ def _python_lines(text: str) -> int:
 
 def system_calls() -> dict[str, list[str]]:
     """The calls that each process keeps."""
-    hypervisor = re.findall(r"\bSYS_(\w+)", _text(ROOT / "hypervisor/src/jail/filter.rs"))
-    ours = {name: _listed_calls(name) for name in ("worker", "switch")}
-    return {"hypervisor": sorted(set(hypervisor)), **ours}
+    filters = _text(ROOT / "hypervisor/src/jail/filter.rs")
+    (only_kvm,) = (match[0] for match in _rust_functions(filters, "kvm_calls"))
+    texts = {"hypervisor": filters.replace(only_kvm, ""), "hypervisor-kvm": filters}
+    calls = {name: sorted(set(re.findall(r"\bSYS_(\w+)", text))) for name, text in texts.items()}
+    return calls | {name: _listed_calls(name) for name in ("worker", "switch")}
+
+
+def kvm_requests() -> dict[str, list[str]]:
+    """The requests that the hypervisor may make of what KVM gave it, once its door is locked."""
+    text = "".join(_text(path) for path in sorted(KVM.glob("*.rs")))
+    found = {}
+    for owner, size, body in re.findall(
+        r"const (VM|VCPU)_CALLS: \[u64; (\d+)\] = \[([^\]]*)\];", text
+    ):
+        found[owner.lower()] = sorted(re.findall(r"0x[0-9A-F_]+", body))
+        assert len(found[owner.lower()]) == int(size), owner
+    return found
 
 
 def _listed_calls(process: str) -> list[str]:
@@ -158,10 +175,10 @@ def unsafe_blocks() -> dict[str, int]:
     return found
 
 
-def program_bytes() -> int | None:
-    """Size of the stripped hypervisor program; None while there is none."""
-    if not PROGRAM.exists():
+def program_bytes(name: str) -> int | None:
+    """Size of a stripped hypervisor program; None while there is none."""
+    if not PROGRAMS[name].exists():
         return None
     with tempfile.NamedTemporaryFile() as stripped:
-        subprocess.run(["strip", "-o", stripped.name, PROGRAM], check=True)
+        subprocess.run(["strip", "-o", stripped.name, PROGRAMS[name]], check=True)
         return Path(stripped.name).stat().st_size

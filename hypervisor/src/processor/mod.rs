@@ -1,7 +1,9 @@
 //! What runs the guest's instructions. Two implementations stand behind one trait: the software
-//! processor ([`soft`]) and, on hosts that have it, hardware virtualization ([`kvm`]).
+//! processor (`soft`) and, on hosts that have it, hardware virtualization ([`kvm`]). The program for
+//! KVM is built without the first.
 
 pub mod kvm;
+#[cfg(feature = "soft")]
 pub mod soft;
 
 use crate::{
@@ -10,6 +12,9 @@ use crate::{
     memory::GuestMemory,
     record::{Malformed, Record},
 };
+
+/// IA32_APIC_BASE from the start: enabled, x2APIC, bootstrap processor.
+pub const APIC_BASE: u64 = 0xFEE0_0000 | 1 << 11 | 1 << 10 | 1 << 8;
 
 /// Why a virtual processor stopped running guest instructions.
 ///

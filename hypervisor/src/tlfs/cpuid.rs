@@ -4,7 +4,8 @@
 //! The vendor is AMD's because its kernels need no page-table isolation and probe few MSRs; the
 //! family and model (Zen 2) are ones whose start-up code, seeing a hypervisor, leaves MSRs alone.
 
-use crate::processor::soft::paging::PHYSICAL_BITS;
+/// Width of a guest physical address on the software processor.
+pub const PHYSICAL_BITS: u32 = 40;
 
 /// A set of bits, written as their numbers.
 pub const fn bits(numbers: &[u32]) -> u32 {

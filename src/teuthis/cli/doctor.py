@@ -59,7 +59,7 @@ def _findings() -> Iterator[tuple[str, bool | None, str]]:
         or f"all {len(NAMES)} around a VM's processes",
     )
     yield "control groups", *_control_groups()
-    for name in (programs.HYPERVISOR, programs.GUEST_AGENT):
+    for name in (programs.HYPERVISOR, programs.HYPERVISOR_KVM, programs.GUEST_AGENT):
         try:
             yield name, True, str(programs.find(name))
         except TeuthisError as error:

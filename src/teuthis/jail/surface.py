@@ -17,6 +17,7 @@ from typing import Final
 
 import msgspec
 
+from teuthis import programs
 from teuthis.errors import HostError
 from teuthis.jail.bpf import Instruction, may_allow, unpack
 from teuthis.jail.kernel import call
@@ -29,6 +30,7 @@ _ATTACH, _DETACH, _GET_FILTER = 16, 17, 0x420C
 _WAIT_ALL: Final = 0x4000_0000
 _INSTRUCTION_BYTES: Final = 8
 
+_HYPERVISORS: Final = {programs.HYPERVISOR, programs.HYPERVISOR_KVM}
 _OURS: Final = {b"teuthis.worker", b"teuthis.switch", PASST_MAC.encode()}
 """Words of the command lines of our processes, passt's among them."""
 
@@ -108,7 +110,7 @@ def processes() -> list[int]:
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
             words = path.read_bytes().split(b"\0")
-            if words[0].endswith(b"/teuthis-hypervisor") or _OURS & set(words):
+            if Path(os.fsdecode(words[0])).name in _HYPERVISORS or _OURS & set(words):
                 found.append(int(path.parent.name))
     return sorted(found)
 

@@ -162,7 +162,8 @@ def launch(
             **registers,
             **({} if own.hypervisor is None else {"--uid": own.hypervisor}),
         }
-        command = [str(programs.find(programs.HYPERVISOR)), "--processor", processor]
+        program = programs.HYPERVISOR_KVM if processor == "kvm" else programs.HYPERVISOR
+        command = [str(programs.find(program)), "--processor", processor]
         for option, number in {**descriptors, **numbers}.items():
             command += option, f"{number:#x}"
         if allowed:

@@ -82,7 +82,7 @@ def kvm(*, anew: bool = False) -> Verdict:
     except OSError as error:
         return Verdict(False, f"it cannot be opened ({error.strerror})")
     try:
-        program = programs.find(programs.HYPERVISOR)
+        program = programs.find(programs.HYPERVISOR_KVM)
         host = _host(program)
         known = cache.directory("kvm") / "verdict.json"
         remembered = None if anew else _read(known)

@@ -13,6 +13,7 @@ BEFORE: lock.Surface = {
     "flows": {"ring/worker": 2},
     "limits": {"ring.packet": 100},
     "system_calls": {"worker": ["read", "write"]},
+    "kvm_requests": {"vm": ["0x1"]},
     "unsafe": {"hypervisor": 20},
     "bytes": {"hypervisor": 500_000},
     "lines": {"ring.packet": 20},
@@ -32,6 +33,7 @@ def changed(section: str, name: str, value: object) -> list[lock.Change]:
         ("limits", "ring.packet", 101),
         ("limits", "ring.packet/queue_max", 1),
         ("system_calls", "worker", ["read", "write", "openat"]),
+        ("kvm_requests", "vm", ["0x1", "0x2"]),
         ("unsafe", "hypervisor", 21),
         ("bytes", "hypervisor", 600_000),
         ("lines", "ring.packet", 30),
@@ -95,7 +97,23 @@ def test_the_system_calls_are_those_of_the_filters() -> None:
     calls = measure.system_calls()
     assert {"read", "write", "exit_group"} <= set(calls["worker"])
     assert {"ppoll", "exit_group"} <= set(calls["hypervisor"])
-    assert not {"open", "openat", "execve", "socket"} & {*calls["worker"], *calls["hypervisor"]}
+    assert not {"open", "openat", "execve", "socket"} & {
+        call for of in calls.values() for call in of
+    }
+    assert "ioctl" not in calls["hypervisor"]
+    assert {"ioctl", *calls["hypervisor"]} < set(calls["hypervisor-kvm"])
+
+
+def test_the_program_for_kvm_is_small() -> None:
+    # "About 600 kB" is what the essay behind this project says of a good hypervisor.
+    size = measure.program_bytes("hypervisor-kvm")
+    assert size is None or size <= 600_000
+
+
+def test_the_requests_to_kvm_are_those_of_the_filter() -> None:
+    requests = measure.kvm_requests()
+    assert "0xAE80" in requests["vcpu"], "KVM_RUN"
+    assert set(requests) == {"vm", "vcpu"}
 
 
 def test_a_flow_whose_tests_refuse_nothing_is_found() -> None:

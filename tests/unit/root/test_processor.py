@@ -1,11 +1,13 @@
 """Which processor a VM gets, on hosts whose KVM is absent, closed, or not what it seems."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from teuthis import programs
 from teuthis.errors import ConfigurationError, HostError
 from teuthis.root import processor
 
@@ -17,6 +19,18 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def remembered(tmp_path: Path) -> Any:
     return json.loads((tmp_path / "cache/kvm/verdict.json").read_bytes())
+
+
+def test_the_program_for_kvm_has_no_software_processor() -> None:
+    words = ["--memory-size", "4096", "--processor", "soft"]
+    answers = {
+        name: subprocess.run(
+            [programs.find(name), *words], capture_output=True, text=True, check=False
+        ).stderr
+        for name in (programs.HYPERVISOR, programs.HYPERVISOR_KVM)
+    }
+    assert "`--memory-fd` is missing" in answers[programs.HYPERVISOR]
+    assert "`--processor` is neither" in answers[programs.HYPERVISOR_KVM]
 
 
 def test_ours_is_always_there() -> None:

@@ -5,7 +5,7 @@ use super::{cpuid, kick::Kick, msr, raw};
 use crate::{
     clock::Clock,
     memory::GuestMemory,
-    processor::{BootState, soft::apic},
+    processor::{APIC_BASE, BootState},
 };
 use kvm_bindings::{
     KVM_API_VERSION, KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_ENFORCE_PV_FEATURE_CPUID,
@@ -192,7 +192,7 @@ fn set_state(vcpu: &VcpuFd, boot: BootState) -> Result<(), Unusable> {
     state.cr3 = boot.cr3;
     state.cr4 = 0x20; // PAE
     state.efer = 0x500; // LMA LME
-    state.apic_base = apic::BASE;
+    state.apic_base = APIC_BASE;
     attempt(what, vcpu.set_sregs(&state))?;
     let registers = kvm_regs {
         rip: boot.rip,

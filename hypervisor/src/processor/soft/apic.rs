@@ -7,8 +7,6 @@ use crate::{
     record::{Malformed, Record, check},
 };
 
-/// IA32_APIC_BASE: enabled, x2APIC, bootstrap processor.
-pub const BASE: u64 = 0xFEE0_0000 | 1 << 11 | 1 << 10 | 1 << 8;
 const ID: u32 = 0;
 /// Version 0x14, highest LVT entry 6.
 const VERSION: u64 = 0x14 | 6 << 16;

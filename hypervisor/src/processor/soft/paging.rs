@@ -7,10 +7,7 @@ use super::{
     cpu::{Cpu, Exception, Exit},
     tlb::Domain,
 };
-use crate::flows::Flow;
-
-/// Width of a guest physical address, as CPUID leaf 0x80000008 must report it.
-pub const PHYSICAL_BITS: u32 = 40;
+use crate::{flows::Flow, tlfs::cpuid::PHYSICAL_BITS};
 
 const PRESENT: u64 = 1 << 0;
 const WRITABLE: u64 = 1 << 1;

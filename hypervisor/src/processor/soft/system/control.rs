@@ -1,13 +1,16 @@
 //! Control and debug registers, interrupt flag, TLB maintenance, HLT.
 
-use crate::processor::{
-    Intercept,
-    soft::{
-        cpu::{Cpu, Exception, Exit},
-        flags,
-        op::Op,
-        paging::{CR0_PG, CR0_WP, CR4_PGE, CR4_SMAP, CR4_SMEP, PHYSICAL_BITS},
+use crate::{
+    processor::{
+        Intercept,
+        soft::{
+            cpu::{Cpu, Exception, Exit},
+            flags,
+            op::Op,
+            paging::{CR0_PG, CR0_WP, CR4_PGE, CR4_SMAP, CR4_SMEP},
+        },
     },
+    tlfs::cpuid::PHYSICAL_BITS,
 };
 
 const CR0_PE: u64 = 1 << 0;

@@ -7,7 +7,7 @@ use crate::{
         values::{MSR_APIC_FIRST, MSR_APIC_LAST},
     },
     processor::{
-        Intercept,
+        APIC_BASE, Intercept,
         soft::{
             apic,
             cpu::{Cpu, Exception, Exit, segment},
@@ -121,7 +121,7 @@ impl Cpu {
         let msrs = &self.msrs;
         Known::Done(match msr {
             0x10 => self.time_stamp(),
-            0x1B => apic::BASE,
+            0x1B => APIC_BASE,
             0xFE => 0x508, // 8 variable ranges, fixed ranges, write combining
             0x174 => msrs.sysenter_cs,
             0x175 => msrs.sysenter_esp,
@@ -159,7 +159,7 @@ impl Cpu {
 
     fn write_msr(&mut self, msr: u32, value: u64) -> Known<()> {
         let valid = match msr {
-            0x1B => value == apic::BASE,
+            0x1B => value == APIC_BASE,
             0x175 | 0x176 | 0xC000_0082 | 0xC000_0083 | 0xC000_0100..=0xC000_0102 => {
                 is_canonical(value)
             }

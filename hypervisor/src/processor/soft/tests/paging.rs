@@ -1,9 +1,10 @@
 //! Page walks: permissions, accessed and dirty bits, what flushes keep and drop.
 
 use super::{
-    super::{cpu::Exit, flags, paging::PHYSICAL_BITS},
+    super::{cpu::Exit, flags},
     *,
 };
+use crate::tlfs::cpuid::PHYSICAL_BITS;
 use iced_x86::code_asm::*;
 
 const WP: u64 = 1 << 16;
