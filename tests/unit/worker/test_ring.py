@@ -12,6 +12,7 @@ from teuthis.worker.vmbus.ring import (
     COMPLETION,
     GPA_DIRECT,
     OVERHEAD,
+    READ_MAX,
     WANTS_COMPLETION,
     Outgoing,
     RingError,
@@ -29,11 +30,11 @@ class Ring:
     """A reader and a writer of the host, each with the guest's side of it."""
 
     def __init__(self, data_pages: int = 2) -> None:
-        self.memory = GuestMemory(-1, 64 * PAGE_SIZE)
+        self.memory = GuestMemory(-1, (64 + 4 * data_pages) * PAGE_SIZE)
         self.counters = Counters()
         # Out of order, so that a copy has several pieces.
-        out = [9, *[20 - i for i in range(data_pages)]]
-        into = [11, *[40 - 2 * i for i in range(data_pages)]]
+        out = [9, *[20 + data_pages - i for i in range(data_pages)]]
+        into = [11, *[40 + 4 * data_pages - 2 * i for i in range(data_pages)]]
         self.out, self.into = Half(self.memory, out), Half(self.memory, into)
         self.reader = RingReader(self.memory, out, self.counters)
         self.writer = RingWriter(self.memory, into, self.counters)
@@ -127,6 +128,34 @@ def test_packet_larger_than_any_is_refused() -> None:
         ring.reader.read()
 
 
+def test_a_ring_full_of_small_packets_is_taken_in_portions() -> None:
+    ring = Ring(data_pages=400)
+    smallest = packet(b"")
+    count = ring.out.size // len(smallest) - 1
+    ring.put(smallest * count)
+    portions = [len(packets) for packets in iter(ring.reader.read, [])]
+    assert sum(portions) == count
+    assert max(portions) <= READ_MAX // len(smallest)
+    assert ring.out.words[READ] == ring.out.words[WRITE]
+
+
+def test_a_packet_that_the_portion_cuts_comes_whole_with_the_next() -> None:
+    ring = Ring(data_pages=400)
+    largest, small = packet(bytes(16000)), packet(b"end")
+    ring.put(largest * 20 + small)
+    packets = [each for portion in iter(ring.reader.read, []) for each in portion]
+    assert [len(each.payload) for each in packets] == [16000] * 20 + [8]
+
+
+def test_a_bad_packet_behind_a_portion_is_refused() -> None:
+    ring = Ring(data_pages=400)
+    good = packet(bytes(16000))
+    ring.put(good * 20 + descriptor(length8=99))
+    with pytest.raises(RingError):
+        list(iter(ring.reader.read, []))
+    assert ring.rejected("ring.packet") == 1
+
+
 def test_guest_that_moves_the_read_index_hurts_only_itself(ring: Ring) -> None:
     ring.put(packet(b"one"))
     ring.out.words[READ] = 12345
@@ -206,7 +235,8 @@ def test_writer_asks_for_room_and_takes_it_back(ring: Ring) -> None:
 
 
 def test_pages_outside_memory_are_refused(ring: Ring) -> None:
-    for pages in ([9, 64], [9, 0], [0, 9], [9]):
+    outside = ring.memory.size // PAGE_SIZE
+    for pages in ([9, outside], [9, 0], [0, 9], [9]):
         with pytest.raises(ValueError, match="page"):
             RingReader(ring.memory, pages, ring.counters)
 

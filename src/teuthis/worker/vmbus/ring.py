@@ -26,6 +26,9 @@ WANTS_COMPLETION: Final = 1
 """Flag of a packet whose sender waits for a `COMPLETION` with the same transaction id."""
 _TYPES = frozenset(FLOWS["ring.packet"].values.values())
 _MAX_PACKET = FLOWS["ring.packet"].max_bytes
+READ_MAX: Final = 256 * 1024
+"""Bytes taken at once. A ring may hold more than a million packets of the smallest size; whoever
+takes them all at once serves nobody else for many seconds."""
 
 # Words of the control page.
 _WRITE, _READ, _MASK, _PENDING, _FEATURES = 0, 1, 2, 3, 16
@@ -103,49 +106,59 @@ class RingReader(_Half):
         """Whether the guest waits for space that the last `read` has made."""
 
     def read(self) -> list[Packet]:
-        """All packets that are there now, their space given back. Raises `RingError`."""
-        written = self._index(_WRITE)
-        available = (written - self._read) % self._size
+        """Packets that are there now, their space given back; none: there are no more.
+
+        Raises `RingError`.
+        """
+        available = (self._index(_WRITE) - self._read) % self._size
         self.signal = False
         if not available:
             return []
+        length = min(available, READ_MAX)
         tail = self._size - self._read
-        if available <= tail:
-            data = self._data.read(self._read, available)
+        if length <= tail:
+            data = self._data.read(self._read, length)
         else:
-            data = self._data.read(self._read, tail) + self._data.read(0, available - tail)
-        packets = self._parse(memoryview(data))
-        self._read = written
+            data = self._data.read(self._read, tail) + self._data.read(0, length - tail)
+        packets, taken = self._parse(memoryview(data), more=length < available)
+        self._read = (self._read + taken) % self._size
         words, control = self._words, self._control
-        words[control + _READ] = written
+        words[control + _READ] = self._read
         full_barrier()
         pending = words[control + _PENDING]
         if pending and words[control + _FEATURES] & _FEATURE_PENDING_SIZE:
             # The guest waits for space: signal when this read crossed its mark, once.
-            free = self._size - (self._index(_WRITE) - written) % self._size
-            self.signal = free - available <= pending < free
+            free = self._size - (self._index(_WRITE) - self._read) % self._size
+            self.signal = free - taken <= pending < free
         return packets
 
-    def _parse(self, data: memoryview) -> list[Packet]:
+    def _parse(self, data: memoryview, *, more: bool) -> tuple[list[Packet], int]:
+        """The packets in `data` and their bytes; `more` follows, so the last may be cut off."""
         packets = []
         at, end = 0, len(data)
         unpack = _DESCRIPTOR.unpack_from
         while at < end:
             if end - at < OVERHEAD:
+                if more:
+                    break
                 raise self._bad("a packet shorter than its descriptor")
             kind, offset, length, flags, transaction = unpack(data, at)
             offset *= 8
             length *= 8
-            if not _DESCRIPTOR.size <= offset <= length <= end - at - _TRAILER.size:
-                raise self._bad("a packet that reaches past what was written")
             if kind not in _TYPES or length > _MAX_PACKET:
                 raise self._bad("a packet of unknown type or size")
+            if not _DESCRIPTOR.size <= offset <= length:
+                raise self._bad("a packet that contradicts itself")
+            if length > end - at - _TRAILER.size:
+                if more:
+                    break
+                raise self._bad("a packet that reaches past what was written")
             header = data[at + _DESCRIPTOR.size : at + offset]
             payload = data[at + offset : at + length]
             packets.append(Packet(kind, flags, transaction, header, payload))
             self._counters.accept("ring.packet", length)
             at += length + _TRAILER.size
-        return packets
+        return packets, at
 
     def _bad(self, what: str) -> RingError:
         self._counters.reject("ring.packet")

@@ -118,7 +118,7 @@ class Service:
             self._server.interrupt(channel)
         for packet in packets:
             self._receive(packet)
-        return False
+        return bool(packets)
 
     def closed(self, channel: Channel) -> None:
         """The channel is gone; the guest may open it again when it is offered anew."""
