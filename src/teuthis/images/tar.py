@@ -1,8 +1,9 @@
 """Reads tar archives from anywhere into a `Tree`.
 
 Python's `tarfile` takes the headers apart. It is lenient and trusts sizes, so it reads through a
-file object that hands out at most `_MAX_READ` bytes at once (a header that asks for more is a bomb,
-one that asks for less than nothing is CVE-2025-8194), and each member is checked before use.
+file object that hands out at most `_MAX_HEADERS` bytes for one member (headers that ask for more
+are a bomb, those that ask for less than nothing CVE-2025-8194), and each member is checked before
+use.
 """
 
 import stat
@@ -14,7 +15,11 @@ from typing import IO, Final
 from teuthis.errors import ImageError
 from teuthis.images.tree import MAX_ENTRIES, Content, Node, Tree
 
-_MAX_READ: Final = 1 << 20
+_MAX_HEADERS: Final = 4 << 20
+"""Bytes of one member's headers: names, attributes, the map of a sparse file."""
+_MAX_ALL_HEADERS: Final = 1 << 30
+_MAX_GLOBAL: Final = 64 << 10
+"""Bytes of pax headers that are for all members, and kept as long as the archive is read."""
 _MAX_ID: Final = (1 << 32) - 2
 _MAX_TIME: Final = (1 << 31) - 1
 _MAX_MAJOR: Final = (1 << 12) - 1
@@ -39,11 +44,17 @@ class _Guarded:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
+        self._left = 0
         self.tell = file.tell
 
+    def begin(self) -> None:
+        """The headers of another member follow."""
+        self._left = _MAX_HEADERS
+
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= _MAX_READ:
-            raise ImageError(f"the archive is damaged: a header of {size} bytes")
+        if not 0 <= size <= self._left:
+            raise ImageError("the archive is damaged: a member with headers of impossible size")
+        self._left -= size
         return self._file.read(size)
 
     def seek(self, offset: int) -> int:
@@ -58,24 +69,30 @@ def members(path: Path) -> Iterator[tarfile.TarInfo]:
     """
     size = path.stat().st_size
     last = -1
-    count = 0
+    count = headers = 0
     with path.open("rb") as file:
+        guarded = _Guarded(file)
+        guarded.begin()
         try:
             archive = tarfile.TarFile(
-                fileobj=_Guarded(file),  # type: ignore[arg-type]
+                fileobj=guarded,  # type: ignore[arg-type]
                 encoding="utf-8",
                 errors="surrogateescape",
             )
             while member := archive.next():
                 archive.members.clear()  # type: ignore[attr-defined]  # a million, otherwise
-                count += 1
-                if member.offset <= last or member.size < 0 or count > MAX_ENTRIES:
+                if member.offset <= last or member.size < 0:
                     raise ImageError(f"the archive is damaged at offset {member.offset}")
                 last = member.offset
-                stored = sum(length for _, _, length in pieces(member))
-                if member.offset_data + stored > size:
+                parts = pieces(member)
+                if member.offset_data + sum(length for _, _, length in parts) > size:
                     raise ImageError(f"the archive is cut off inside {member.name[:200]!r}")
+                count += max(1, len(parts))
+                headers += member.offset_data - member.offset
+                if count > MAX_ENTRIES or headers > _MAX_ALL_HEADERS or _too_much(archive):
+                    raise ImageError("the archive has more members, or more headers, than it may")
                 yield member
+                guarded.begin()
         except _DAMAGED as error:
             raise ImageError(f"the archive is not a tar archive, or damaged: {error}") from error
         # `tarfile` takes a bad header for the end; the end is a block of zeros.
@@ -83,6 +100,12 @@ def members(path: Path) -> Iterator[tarfile.TarInfo]:
         end = file.read(tarfile.BLOCKSIZE)
         if len(end) < tarfile.BLOCKSIZE or any(end):
             raise ImageError(f"the archive is damaged or cut off at offset {archive.offset}")
+
+
+def _too_much(archive: tarfile.TarFile) -> bool:
+    """Whether the headers for all members are more than a few short notes."""
+    size = sum(len(key) + len(value) for key, value in archive.pax_headers.items())
+    return size > _MAX_GLOBAL
 
 
 def pieces(member: tarfile.TarInfo) -> tuple[tuple[int, int, int], ...]:

@@ -242,8 +242,43 @@ def test_a_header_that_asks_for_all_memory(tmp_path: Path) -> None:
     made[124:136] = b"\x80" + (1 << 40).to_bytes(11, "big")
     made[148:156] = b" " * 8
     made[148:156] = b"%06o\0 " % sum(made[:512])
-    with pytest.raises(ImageError, match="a header of"):
+    with pytest.raises(ImageError, match="headers of impossible size"):
         applied(tmp_path, bytes(made))
+
+
+def test_a_map_of_holes_that_fills_the_memory(tmp_path: Path) -> None:
+    """GNU tar's first form of sparse files: each block of the map says that another follows."""
+    spans = b"00000000001\0" * 42
+    block = bytearray(header_with(slice(156, 157), b"S")[:512])
+    block[257:265] = b"ustar  \0"
+    block[482:483] = b"\1"
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    with pytest.raises(ImageError, match="headers of impossible size"):
+        applied(tmp_path, bytes(block) + (spans + b"\1" + bytes(7)) * 10_000)
+
+
+def test_more_pieces_of_sparse_files_than_entries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tar, "MAX_ENTRIES", 10)
+    holes = ",".join(f"{2 * at},1" for at in range(6))
+    headers = {"GNU.sparse.map": holes, "GNU.sparse.size": "4096"}
+    files = [entry(name, b"abcdef", pax_headers=headers) for name in "ab"]
+    applied(tmp_path, archive(files[0]))
+    with pytest.raises(ImageError, match="more members"):
+        applied(tmp_path, archive(*files))
+
+
+def test_headers_for_all_members_that_fill_the_memory(tmp_path: Path) -> None:
+    made = b""
+    for number in range(80):
+        block = tarfile.TarInfo.create_pax_global_header({f"comment{number}": "x" * 1000})
+        made += block + archive(entry(f"f{number}"), format=tarfile.USTAR_FORMAT)[:512]
+    end = bytes(1024)
+    assert len(paths(applied(tmp_path, made[: len(made) // 2] + end))) == 40
+    with pytest.raises(ImageError, match="more headers"):
+        applied(tmp_path, made + end)
 
 
 def test_headers_inside_headers(tmp_path: Path) -> None:
