@@ -14,7 +14,7 @@ from teuthis.images import cache
 from teuthis.images.boot import boot_files
 from teuthis.images.cpio import Archive
 from teuthis.images.initrd import _is_static
-from teuthis.images.kernel import default_kernel, kernel_from_file
+from teuthis.images.kernel import default_kernel, kernel_from_file, release
 from teuthis.images.modules import INTEGRATION, NETWORK, STORAGE, TRANSPORT, ModuleTree
 
 
@@ -149,6 +149,13 @@ def test_modules_beside_a_kernel_file(place: str, tmp_path: Path) -> None:
     found = kernel_from_file(file).modules
     assert found is not None
     assert found.samefile(boot / place)
+
+
+@pytest.mark.parametrize("said", ["6.1.0-9/../../../../etc", "6.1.0-9\x1b[2J"])
+def test_a_kernel_that_lies_about_its_release(said: str, tmp_path: Path) -> None:
+    file = tmp_path / "vmlinuz"
+    file.write_bytes(bzimage(said))
+    assert release(file) == "6.1.0-9"
 
 
 def test_no_kernel_file(tmp_path: Path) -> None:

@@ -73,9 +73,10 @@ def disk(text: str) -> "Disk":
 
 
 def say(text: str) -> None:
-    """Tells the user something, on stderr."""
+    """Tells the user something, on stderr; nothing in it can command a terminal."""
     with suppress(OSError):
-        print(f"teuthis: {text}", file=sys.stderr, flush=True)
+        clean = harmless(text.encode(errors="replace"))
+        print(f"teuthis: {clean}", file=sys.stderr, flush=True)
 
 
 class _Signalled(BaseException):

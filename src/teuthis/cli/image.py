@@ -9,6 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
+from teuthis.cli import attach
 from teuthis.errors import ConfigurationError, ImageError, TeuthisError
 from teuthis.images import debian, importing, make, store
 from teuthis.images.store import Image
@@ -155,13 +156,13 @@ def _show(images: list[Image]) -> None:
         status = image.disk.stat()
         table.add_row(
             image.name,
-            record.source,
+            attach.shown(record.source),
             record.release,
             image.root,
             f"{status.st_size / (1 << 30):.1f} GiB",
             f"{status.st_blocks * 512 >> 20} MiB",
         )
-    Console(highlight=False).print(table)
+    Console(highlight=False, markup=False).print(table)
 
 
 def _size(text: str) -> int:
@@ -178,7 +179,7 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except (TeuthisError, OSError) as error:
-        print(f"teuthis: {error}", file=sys.stderr)
+        attach.say(str(error))
         raise typer.Exit(125) from None
 
 

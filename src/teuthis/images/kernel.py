@@ -8,7 +8,7 @@ from teuthis.errors import KernelError
 from teuthis.images import cache, packages
 
 PACKAGE = "linux-image-cloud-amd64"
-_RELEASE = re.compile(rb"(?:Linux version )?(\d+\.\d+\.[^\s\0]+)")
+_RELEASE = re.compile(rb"(?:Linux version )?(\d+\.\d+\.[\w.+~-]+)")
 
 
 @dataclass(frozen=True, slots=True)

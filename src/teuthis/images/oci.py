@@ -20,6 +20,7 @@ from teuthis.images.compression import Allowance, unpack
 from teuthis.images.layout import Layout, Part
 from teuthis.images.store import Defaults
 from teuthis.images.tree import Tree
+from teuthis.root.console import harmless
 
 _MAX_DOCUMENT: Final = 4 << 20
 _MAX_LAYERS: Final = 512
@@ -192,7 +193,7 @@ def _choose(named: dict[str, _Choice], tag: str | None) -> _Choice:
         return next(iter(named.values()))
     if tag is not None and tag in named:
         return named[tag]
-    names = ", ".join(name[:100] for name in sorted(named)[:20])
+    names = ", ".join(harmless(name[:100].encode()) for name in sorted(named)[:20])
     raise ConfigurationError(f"say which image with --tag; there are: {names}")
 
 

@@ -111,6 +111,16 @@ def test_one_of_several_images_is_named_by_its_tag(tmp_path: Path) -> None:
     assert "/bin/python" in applied(path, tmp_path, "two")[0]
 
 
+def test_names_in_a_message_command_no_terminal(tmp_path: Path) -> None:
+    made = Oci()
+    note = "org.opencontainers.image.ref.name"
+    one = {**made.image([LOWER]), "annotations": {note: "\x1b]52;c;eA==\x07one\x9b2J"}}
+    path = stored(made.index(one, made.image([UPPER])).archive(), tmp_path)
+    with pytest.raises(ConfigurationError, match="--tag; there are: ") as raised:
+        oci.apply(Layout(path), Tree(), tmp_path, Allowance(1 << 20), None)
+    assert str(raised.value).isprintable()
+
+
 def _changed(made: Oci, old: bytes, new: bytes) -> Oci:
     """The same names, one blob with other bytes in it."""
     for name, content in made.files.items():
