@@ -2,7 +2,7 @@
 
 Pure functions over one frame. Only Ethernet with ARP, IPv4 and IPv6 passes; a claim about who owns
 an address (ARP, neighbour discovery) passes if it is the sender's own.
-References: RFC 826, RFC 791, RFC 8200, RFC 4861.
+References: RFC 826, RFC 791, RFC 792, RFC 1256, RFC 8200, RFC 4861.
 """
 
 import ipaddress
@@ -20,6 +20,9 @@ _ARP_END = ETHERNET_BYTES + 28
 
 TCP: Final = 6
 UDP: Final = 17
+_FRAGMENT_OFFSET: Final = 0x1FFF
+_ICMP = 1
+_ICMP_REDIRECT, _ICMP_ROUTER_ADVERTISEMENT = 5, 9
 _ICMPV6 = 58
 _HOP_BY_HOP = 0
 _ANY_V4 = bytes(4)
@@ -117,6 +120,8 @@ def ipv4(frame: bytes) -> Ipv4 | None:
 def _check_ipv4(frame: bytes, who: Sender) -> None:
     packet = ipv4(frame)
     assert packet is not None
+    if packet.protocol == _ICMP:
+        _check_icmp(frame)
     if packet.source in who.addresses:
         return
     asks_for_address = (packet.protocol, packet.source_port, packet.destination_port) == (
@@ -126,6 +131,14 @@ def _check_ipv4(frame: bytes, who: Sender) -> None:
     )
     if packet.source != _ANY_V4 or not asks_for_address:
         raise Refused("not its own IPv4 address")
+
+
+def _check_icmp(frame: bytes) -> None:
+    # The first fragment has the type too; without it nobody puts the others together.
+    begins = not int.from_bytes(frame[20:22]) & _FRAGMENT_OFFSET
+    message = frame[ETHERNET_BYTES + 4 * (frame[14] & 15) :]
+    if begins and message and message[0] in (_ICMP_REDIRECT, _ICMP_ROUTER_ADVERTISEMENT):
+        raise Refused("a VM is no router")
 
 
 def _check_ipv6(frame: bytes, who: Sender) -> None:

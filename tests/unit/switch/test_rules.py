@@ -21,6 +21,8 @@ GOOD = [
     f.ipv4(protocol=6, payload=bytes(20)),
     f.ipv4(first=0x46),
     f.ipv4(protocol=1, payload=b""),
+    f.ipv4(protocol=1, payload=b"\x08" + bytes(7)),
+    f.ipv4(protocol=1, payload=b"\5" + bytes(7), fragment=1),  # not a redirect: its middle
     f.ipv4(fragment=0x2000),
     f.ipv4(payload=b"x" * 8) + bytes(10),  # padding
     f.ipv4(ANY, b"\xff" * 4, f.ports(68, 67), to=f.BROADCAST),
@@ -56,6 +58,13 @@ SPOOFED = [
     f.ipv6(B6),
     f.ipv6(ANY6),
     f.ipv6(bytes(15) + b"\1"),
+]
+
+IPV4_CLAIMS = [
+    f.ipv4(protocol=1, payload=b"\5\1" + bytes(26)),  # a redirect
+    f.ipv4(protocol=1, payload=b"\5\1" + bytes(26), first=0x46),
+    f.ipv4(protocol=1, payload=b"\5\1" + bytes(26), fragment=0x2000),
+    f.ipv4(protocol=1, payload=b"\x09" + bytes(15)),  # a router
 ]
 
 CLAIMS = [
@@ -122,6 +131,12 @@ def test_what_a_vm_may_send(frame: bytes) -> None:
 
 @pytest.mark.parametrize("frame", SPOOFED, ids=bytes.hex)
 def test_spoofed_addresses(frame: bytes) -> None:
+    with pytest.raises(Refused):
+        check(frame, WHO, MTU + 14)
+
+
+@pytest.mark.parametrize("frame", IPV4_CLAIMS, ids=bytes.hex)
+def test_ipv4_claims(frame: bytes) -> None:
     with pytest.raises(Refused):
         check(frame, WHO, MTU + 14)
 
