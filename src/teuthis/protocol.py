@@ -8,9 +8,11 @@ over, can tell the root side. Neither side ever finds guest text here.
 
 import enum
 import struct
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Final, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from teuthis.flows import FLOWS
 
@@ -103,6 +105,14 @@ class DiskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         lower = self.layer.lower
         return [self.file, self.layer.file, *([] if lower is None else [lower])]
 
+    def renumbered(self, now: Mapping[int, int]) -> "DiskConfig":
+        """The same with other numbers for its descriptors."""
+        layer = self.layer
+        if layer is not None:
+            lower = None if layer.lower is None else now[layer.lower]
+            layer = replace(layer, file=now[layer.file], lower=lower)
+        return replace(self, file=now[self.file], layer=layer)
+
 
 PASST_MAC: Final = "02:7e:07:00:00:01"
 """passt's own address towards a guest; on its command line it tells ours from others."""
@@ -127,7 +137,7 @@ class SavedMachine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What `python -m teuthis.worker --config-fd N` is given: a JSON document of fd numbers."""
+    """What a worker is born with: a JSON document, in which descriptors are numbers."""
 
     memory: Descriptor
     memory_size: Annotated[int, msgspec.Meta(ge=4096, le=1 << 46)]
@@ -152,17 +162,33 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         saved = self.saved
         return [
             *([] if saved is None else [saved.state, saved.template, saved.pages]),
-            self.memory,
-            self.link,
-            self.doorbells,
-            self.to_worker,
-            self.to_hypervisor,
-            self.counters,
-            self.control,
-            self.console,
+            *(getattr(self, name) for name in _ALWAYS),
             *(descriptor for disk in self.disks for descriptor in disk.descriptors()),
             *([] if self.network is None else [self.network.frames]),
         ]
+
+    def renumbered(self, received: Sequence[int]) -> "WorkerConfig":
+        """The same for whoever has received `descriptors`, in this order, under these numbers.
+
+        Raises:
+            ValueError: there are more or fewer of them.
+        """
+        now = dict(zip(self.descriptors(), received, strict=True))
+        saved, network = self.saved, self.network
+        return replace(
+            self,
+            **{name: now[getattr(self, name)] for name in _ALWAYS},
+            saved=saved and SavedMachine(now[saved.state], now[saved.template], now[saved.pages]),
+            disks=tuple(disk.renumbered(now) for disk in self.disks),
+            network=network and replace(network, frames=now[network.frames]),
+        )
+
+
+_ALWAYS: Final = (
+    *("memory", "link", "doorbells", "to_worker", "to_hypervisor"),
+    *("counters", "control", "console"),
+)
+"""Descriptors that every worker has."""
 
 
 # ---- requests: root to worker --------------------------------------------------------------------

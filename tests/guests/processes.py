@@ -12,12 +12,31 @@ CLI = [sys.executable, "-m", "teuthis"]
 
 
 def children(parent: int) -> set[int]:
-    """Process ids of the living children of `parent`."""
+    """Process ids of the living children of `parent`; its zygote is not one of a VM's own."""
+    return {pid for pid in _children(parent) if not _is_zygote(pid)}
+
+
+def zygotes(parent: int) -> set[int]:
+    """Process ids of the zygotes of `parent`."""
+    return {pid for pid in _children(parent) if _is_zygote(pid)}
+
+
+def _children(parent: int) -> set[int]:
     return {
         int(path.parent.name)
         for path in Path("/proc").glob("[0-9]*/stat")
         if (fields := _stat(path)) and fields[1] == str(parent) and fields[0] != "Z"
     }
+
+
+def _is_zygote(pid: int) -> bool:
+    """A worker has the command line of the zygote that it comes from, and a name of its own."""
+    home = Path(f"/proc/{pid}")
+    try:
+        line, name = (home / "cmdline").read_bytes(), (home / "comm").read_bytes()
+    except OSError:
+        return False
+    return b"--requests-fd" in line and name != b"teuthis-worker\n"
 
 
 def _stat(path: Path) -> list[str]:

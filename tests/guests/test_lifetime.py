@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 import teuthis
-from tests.guests.processes import alive, await_true, children, kill
+from tests.guests.processes import alive, await_true, children, kill, zygotes
 from teuthis import VM
+from teuthis.root import zygote
 
 _OWNER = """
 import sys, teuthis
@@ -104,8 +105,8 @@ def test_a_killed_owner_leaves_nothing(number: signal.Signals) -> None:
     )
     assert owner.stdout is not None
     assert owner.stdout.readline() == b"ready\n"
-    pids = children(owner.pid)
-    assert len(pids) == 2
+    pids = children(owner.pid) | zygotes(owner.pid)
+    assert len(pids) == 3
     owner.send_signal(number)
     owner.wait()
     owner.stdout.close()
@@ -116,7 +117,8 @@ def test_a_killed_owner_leaves_no_process_that_is_stuck() -> None:
     owner = subprocess.Popen([sys.executable, "-c", _OWNER], stdout=subprocess.PIPE)
     assert owner.stdout is not None
     assert owner.stdout.readline() == b"ready\n"
-    pids = children(owner.pid)
+    pids = children(owner.pid) | zygotes(owner.pid)
+    assert len(pids) == 3
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     owner.kill()
@@ -146,7 +148,7 @@ def test_an_owner_killed_while_it_starts() -> None:
     for pause in (0.1, 0.2, 0.3, 0.4, 0.6):
         owner = subprocess.Popen([sys.executable, "-c", _OWNER], stdout=subprocess.DEVNULL)
         time.sleep(pause)
-        pids = children(owner.pid)
+        pids = children(owner.pid) | zygotes(owner.pid)
         owner.kill()
         owner.wait()
         await_true(lambda pids=pids: not alive(pids))  # type: ignore[misc]
@@ -154,7 +156,7 @@ def test_an_owner_killed_while_it_starts() -> None:
 
 _FEW_DESCRIPTORS = """
 import os, resource, time, teuthis
-teuthis.VM
+teuthis.VM("128M").close()  # the zygote is there, and stays
 before = len(os.listdir("/proc/self/fd"))
 for limit in range(12, 40):
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, 4096))
@@ -207,6 +209,51 @@ def test_a_fork_neither_uses_nor_holds_the_vm() -> None:
     assert not alive(pids)
     hold.set()
     fork.join()
+
+
+def test_a_fork_starts_vms_from_a_zygote_of_its_own() -> None:
+    vm, _ = begin()
+    context = get_context("fork")
+    says = context.Queue()
+
+    def start_one() -> None:
+        with VM("128M") as own:
+            says.put(own.run(["echo", "mine"]).stdout)
+        says.put(zygotes(os.getpid()))
+
+    fork = context.Process(target=start_one)
+    fork.start()
+    assert says.get(timeout=100) == b"mine\n"
+    own = says.get(timeout=20)
+    assert len(own) == 1
+    assert not own & zygotes(os.getpid())
+    fork.join()
+    await_true(lambda: not alive(own))
+    assert vm.run(["echo", "still here"]).stdout == b"still here\n"
+    vm.close()
+
+
+def test_a_killed_zygote_ends_no_vm_and_is_replaced() -> None:
+    vm, _ = begin()
+    (killed,) = zygotes(os.getpid())
+    kill(killed)
+    await_true(lambda: not alive([killed]))
+    assert teuthis.run(["echo", "another"], memory="128M").stdout == b"another\n"
+    assert len(zygotes(os.getpid()) - {killed}) == 1
+    assert vm.run(["echo", "alive"]).stdout == b"alive\n"
+    vm.close()
+
+
+def test_a_zygote_that_cannot_start_is_an_error_of_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    program = [sys.executable, "-c", "raise SystemExit(3)"]
+    broken = zygote.Zygote(program)
+    monkeypatch.setattr(zygote, "_current", broken)
+    monkeypatch.setattr(zygote, "PROGRAM", program)
+    with pytest.raises(teuthis.HostError, match=r"starts workers died \(exit status 3\)"):
+        VM("128M")
+    broken.close()
 
 
 def test_ten_in_a_row() -> None:

@@ -1,7 +1,8 @@
 """The worker program with its serving loop taken over by an attacker once the door is locked.
 
-`python -I taken_over.py STORY --config-fd N`, in place of `python -I -m teuthis.worker`. Everything
-up to and including the walls is the real program; see `test_vm.py`. Never part of a package.
+`python -I taken_over.py STORY --requests-fd N`, in place of `python -I -m teuthis.worker`: a zygote
+whose workers are the real program up to and including the walls. See `test_vm.py`; never part of a
+package.
 """
 
 import errno
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable
 
 from teuthis.protocol import Status, StatusKind
-from teuthis.worker import main as program
+from teuthis.worker import zygote
 from teuthis.worker.devices.storage.backend import File
 from teuthis.worker.machine import Machine
 
@@ -115,4 +116,4 @@ STORIES: dict[str, Callable[[Machine], None]] = {
 
 if __name__ == "__main__":
     Machine.run = STORIES[sys.argv[1]]  # type: ignore
-    sys.exit(program.main(sys.argv[2:]))
+    sys.exit(zygote.main(sys.argv[2:]))

@@ -6,7 +6,8 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,7 @@ import pytest
 import teuthis
 from teuthis.errors import TeuthisError
 from teuthis.jail.surface import surface
-from teuthis.root import launch
-from teuthis.root.spawn import Child
+from teuthis.root import zygote
 
 from ..guests.processes import alive, await_true, children
 from .test_system_calls import HYPERVISOR, WORKER
@@ -26,23 +26,20 @@ pytestmark = pytest.mark.timeout(300)  # many processes, on hosts that have much
 HERE = Path(__file__).parent
 
 
-def taken_over(monkeypatch: pytest.MonkeyPatch, story: str) -> None:
-    """The next VM's worker runs `story` behind its walls."""
-
-    def start(argv: Sequence[str], descriptors: Collection[int]) -> Child:
-        if "teuthis.worker" in argv:
-            program = [str(HERE / "taken_over.py"), story]
-            argv = [sys.executable, "-I", *program, *argv[argv.index("--config-fd") :]]
-        return Child(argv, descriptors)
-
-    monkeypatch.setattr(launch, "Child", start)
+@contextmanager
+def taken_over(story: str) -> Iterator[None]:
+    """Workers run `story` behind their walls."""
+    hostile = zygote.Zygote([sys.executable, "-I", str(HERE / "taken_over.py"), story])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zygote, "_current", hostile)
+        yield
+    hostile.close()
 
 
-def fails(monkeypatch: pytest.MonkeyPatch, story: str, disks: Sequence[teuthis.Disk] = ()) -> str:
+def fails(story: str, disks: Sequence[teuthis.Disk] = ()) -> str:
     """What the user of a VM is told whose worker runs `story`; nothing is left behind."""
-    taken_over(monkeypatch, story)
     before = children(os.getpid())
-    with pytest.raises(TeuthisError) as caught:
+    with taken_over(story), pytest.raises(TeuthisError) as caught:
         teuthis.VM("128M", boot_timeout=20, disks=disks)
     await_true(lambda: children(os.getpid()) <= before)
     return str(caught.value)
@@ -57,41 +54,37 @@ def fails(monkeypatch: pytest.MonkeyPatch, story: str, disks: Sequence[teuthis.D
         "sends_descriptors_to_the_root",
     ],
 )
-def test_a_call_that_is_not_on_the_list_ends_the_vm(
-    monkeypatch: pytest.MonkeyPatch, story: str
-) -> None:
-    assert "SIGSYS" in fails(monkeypatch, story)
+def test_a_call_that_is_not_on_the_list_ends_the_vm(story: str) -> None:
+    assert "SIGSYS" in fails(story)
 
 
 @pytest.mark.parametrize(
     "story", ["writes_to_a_read_only_disk", "syncs_a_read_only_disk", "writes_behind_its_disk"]
 )
-def test_disks_are_written_to_as_they_may_be(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, story: str
-) -> None:
+def test_disks_are_written_to_as_they_may_be(tmp_path: Path, story: str) -> None:
     written, locked = tmp_path / "written", tmp_path / "locked"
     for path in (written, locked):
         path.write_bytes(bytes(1 << 20))
     disks = [teuthis.Disk(written), teuthis.Disk(locked, read_only=True)]
-    assert "SIGSYS" in fails(monkeypatch, story, disks)
+    assert "SIGSYS" in fails(story, disks)
     assert written.read_bytes() == locked.read_bytes() == bytes(1 << 20)
 
 
 @pytest.mark.parametrize("story", ["forges_a_link_message", "starts_the_guest_twice"])
-def test_the_hypervisor_believes_nothing(monkeypatch: pytest.MonkeyPatch, story: str) -> None:
-    assert "hypervisor process" in fails(monkeypatch, story)
+def test_the_hypervisor_believes_nothing(story: str) -> None:
+    assert "hypervisor process" in fails(story)
 
 
 @pytest.mark.parametrize(
     "story", ["lies_to_the_root", "says_too_much_to_the_root", "answers_what_nobody_asked"]
 )
-def test_the_root_believes_nothing(monkeypatch: pytest.MonkeyPatch, story: str) -> None:
-    assert "broke the rules" in fails(monkeypatch, story)
+def test_the_root_believes_nothing(story: str) -> None:
+    assert "broke the rules" in fails(story)
 
 
-def test_a_flood_of_console_output_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flood_of_console_output_fills_no_memory() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    message = fails(monkeypatch, "floods_the_console")
+    message = fails("floods_the_console")
     assert "\x1b" not in message
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10  # KiB
 
@@ -180,7 +173,7 @@ def test_no_filter_allows_what_is_never_used(tmp_path: Path, with_disk: bool) ->
         text = file.read_text(errors="replace")
         before, locked, after = text.partition("\nseccomp(")
         if locked:
-            process = "worker" if "teuthis.worker" in before else "hypervisor"
+            process = "hypervisor" if "teuthis-hypervisor" in before else "worker"
             used[process] |= set(re.findall(r"^(\w+)\(", after, re.MULTILINE)) - {"seccomp"}
     assert used["worker"] <= allowed
     assert used["hypervisor"] <= HYPERVISOR

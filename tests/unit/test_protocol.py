@@ -8,7 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from teuthis import protocol
-from teuthis.protocol import Ended, Exec, Health, ProtocolError, Status, StatusKind, Stop
+from teuthis.protocol import (
+    DiskConfig,
+    Ended,
+    Exec,
+    Health,
+    LayerConfig,
+    NetworkConfig,
+    ProtocolError,
+    SavedMachine,
+    Status,
+    StatusKind,
+    Stop,
+    WorkerConfig,
+)
 
 
 def test_requests_survive_the_round_trip() -> None:
@@ -84,3 +97,36 @@ def test_any_request_is_decoded_or_refused(packet: bytes, descriptors: int) -> N
     with contextlib.suppress(ProtocolError):
         request = protocol.decode_request(packet, descriptors)
         assert protocol.DESCRIPTORS[type(request)] == descriptors
+
+
+def test_a_configuration_is_renumbered_as_a_whole() -> None:
+    config = WorkerConfig(
+        memory=10,
+        memory_size=4096,
+        link=11,
+        doorbells=12,
+        to_worker=13,
+        to_hypervisor=14,
+        counters=15,
+        control=16,
+        console=17,
+        network=NetworkConfig(frames=18, mac=bytes(6), mtu=1500),
+        disks=(
+            DiskConfig(file=19, size=512, writable=False, punches=False),
+            DiskConfig(
+                file=20,
+                size=512,
+                writable=True,
+                punches=True,
+                layer=LayerConfig(file=21, limit=0, kept=True, lower=22),
+            ),
+        ),
+        saved=SavedMachine(state=23, template=24, pages=25),
+    )
+    before = config.descriptors()
+    assert sorted(before) == list(range(10, 26))
+    after = config.renumbered([100 + each for each in before])
+    assert after.descriptors() == [100 + each for each in before]
+    assert after.renumbered(before) == config
+    with pytest.raises(ValueError, match="argument"):
+        config.renumbered(before[1:])

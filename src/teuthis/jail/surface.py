@@ -110,6 +110,9 @@ def processes() -> list[int]:
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
             words = path.read_bytes().split(b"\0")
+            # A worker has its command line from the zygote, which serves no VM.
+            if path.with_name("comm").read_bytes() == b"teuthis-zygote\n":
+                continue
             if Path(os.fsdecode(words[0])).name in _HYPERVISORS or _OURS & set(words):
                 found.append(int(path.parent.name))
     return sorted(found)

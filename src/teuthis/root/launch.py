@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -15,7 +14,7 @@ from teuthis import programs
 from teuthis.flows import FLOWS, Counters, counters_size
 from teuthis.jail import host, identity
 from teuthis.protocol import SavedMachine, WorkerConfig
-from teuthis.root import cgroup
+from teuthis.root import cgroup, zygote
 from teuthis.root.console import Console, Sink
 from teuthis.root.descriptors import Descriptors
 from teuthis.root.processor import Processor, open_device
@@ -74,7 +73,7 @@ def launch(
 ) -> Processes:
     """Makes the memory and the channels of a VM, loads its memory, starts its two processes.
 
-    The worker starts first, so that its interpreter wakes up while the kernel is being loaded; the
+    The worker is asked for first, so that it is born while the kernel is being loaded; the
     hypervisor waits for the worker's word before the guest's first instruction.
 
     Raises:
@@ -131,13 +130,8 @@ def launch(
             disks=tuple(disk.config for disk in opened),
             saved=saved,
         )
-        document = given.document("config", msgspec.json.encode(config))
-        worker = Child(
-            [sys.executable, "-I", "-m", "teuthis.worker", "--config-fd", str(document)],
-            [document, *config.descriptors()],
-        )
-        held.callback(worker.end)
-        group.take(worker.pid)
+        birth = zygote.ask(msgspec.json.encode(config), config.descriptors())
+        held.callback(birth.end)
 
         descriptors = {
             "--memory-fd": memory,
@@ -168,9 +162,11 @@ def launch(
             command += option, f"{number:#x}"
         if allowed:
             command += "--allow-missing-walls", ",".join(sorted(allowed))
-        hypervisor = Child(command, descriptors.values())
+        hypervisor = Child.start(command, descriptors.values())
         held.callback(hypervisor.end)
         group.take(hypervisor.pid)
+        worker = birth.child()
+        group.take(worker.pid)
 
         counters = (Counters(pages[0]), *(Counters(page, writable=False) for page in pages[1:]))
         for each in counters:

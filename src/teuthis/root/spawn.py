@@ -1,5 +1,7 @@
 """Starts a process with exactly the descriptors it is given, and watches it by its pidfd."""
 
+from __future__ import annotations
+
 import os
 import select
 import signal
@@ -11,11 +13,18 @@ from teuthis.errors import HostError
 
 
 class Child:
-    """A process of a VM."""
+    """A child of this process that belongs to a VM."""
 
-    def __init__(
-        self, argv: Sequence[str], descriptors: Collection[int], *, stderr: int | None = None
-    ) -> None:
+    def __init__(self, pid: int, pidfd: int) -> None:
+        """Watches process `pid` by `pidfd`, which it takes over."""
+        self.pid = pid
+        self.pidfd = pidfd
+        self._code: int | None = None
+
+    @classmethod
+    def start(
+        cls, argv: Sequence[str], descriptors: Collection[int], *, stderr: int | None = None
+    ) -> Child:
         """Starts `argv`; of our descriptors it gets those in `descriptors`, under their numbers.
 
         It lives in a session of its own, so that a terminal's ^C reaches its owner only, with an
@@ -25,44 +34,57 @@ class Child:
         Raises:
             HostError: it could not be started.
         """
+        if stderr is None and not os.environ.get("TEUTHIS_DEBUG"):
+            stderr = subprocess.DEVNULL
         try:
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=stderr
-                if stderr is not None
-                else None
-                if os.environ.get("TEUTHIS_DEBUG")
-                else subprocess.DEVNULL,
+                stderr=stderr,
                 pass_fds=tuple(descriptors),
                 start_new_session=True,
                 env={},
                 cwd="/",
             )
-            self.pidfd = os.pidfd_open(self._process.pid)
+            try:
+                pidfd = os.pidfd_open(process.pid)
+            except OSError:
+                process.kill()
+                process.wait()
+                raise
         except OSError as error:
             raise HostError(f"could not start {argv[0]}: {error.strerror}") from error
-        self.pid = self._process.pid
+        process.returncode = 0  # from here on it is ours to wait for
+        return cls(process.pid, pidfd)
 
-    def wait(self, timeout: float) -> bool:
+    def wait(self, timeout: float | None) -> bool:
         """Waits until it has ended, at most `timeout` seconds; False if it has not."""
-        poll = select.poll()
-        poll.register(self.pidfd, select.POLLIN)
-        if not poll.poll(timeout * 1000):
-            return False
-        self._process.wait()
+        if self._code is None:
+            poll = select.poll()
+            poll.register(self.pidfd, select.POLLIN)
+            if not poll.poll(None if timeout is None else timeout * 1000):
+                return False
+            self._code = self._collect()
         return True
+
+    def _collect(self) -> int:
+        try:
+            ended = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+        except ChildProcessError:
+            return 0  # our program lets somebody else wait for all its children
+        assert ended is not None
+        return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
     @property
     def status(self) -> int:
         """Its exit status; negative for a signal, 0 while it lives."""
-        return self._process.returncode or 0
+        return self._code or 0
 
     @property
     def fate(self) -> str:
         """How it ended: a signal's name or an exit status."""
-        code = self._process.returncode
+        code = self._code
         if code is None:
             return "still there"
         return signal.Signals(-code).name if code < 0 else f"exit status {code}"

@@ -2,10 +2,7 @@
 
 import os
 import socket
-from collections.abc import Sequence
 from contextlib import suppress
-
-import msgspec
 
 from teuthis.errors import MissingWall
 from teuthis.flows import Counters
@@ -22,23 +19,15 @@ from teuthis.worker.machine import Machine
 from teuthis.worker.memory import GuestMemory
 from teuthis.worker.template import Template
 
-_USAGE = 64
-_MAX_CONFIG = 64 * 1024
 
-
-def main(arguments: Sequence[str]) -> int:
+def main(config: WorkerConfig) -> int:
     """Serves one VM; 0 when it ended in any orderly way."""
-    # 1. Read what we were given: the numbers of our descriptors.
-    try:
-        config = _read_config(arguments)
-    except (ValueError, OSError):
-        return _USAGE
-
-    # 2. Drop everything else that somebody may have left: other descriptors, the environment.
+    # 1. We were born with the descriptors in `config` (`zygote.py`). Drop everything else that
+    #    somebody may have left: other descriptors, the environment.
     walls.enter(jail.worker(config, {}), walls.FIRST)
     os.environ.clear()
 
-    # 3. Map guest RAM and the shared pages; their descriptors are of no more use. A restored VM has
+    # 2. Map guest RAM and the shared pages; their descriptors are of no more use. A restored VM has
     #    a state to go on from: its bytes are read here and judged behind the door.
     saved = template = None
     if config.saved is not None:
@@ -52,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     for mapped in (config.memory, config.counters, config.doorbells):
         os.close(mapped)
 
-    # 4. Put the machine together around what is left: four descriptors of this VM's own, and the
+    # 3. Put the machine together around what is left: four descriptors of this VM's own, and the
     #    files of its disks.
     loop = Loop()
     link = Link(socket.socket(fileno=config.link), counters, doorbells.attend)
@@ -74,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
     if config.network is not None:
         machine.add_network(config.network)
 
-    # 5. The door is locked: from here on no path, no network, no other process, no privilege, and
+    # 4. The door is locked: from here on no path, no network, no other process, no privilege, and
     #    the 18 system calls that serving takes (22 with disks). All modules are loaded by now.
     calls = jail.system_calls(loop.fileno(), config.link, config.control, config.disks)
     try:
@@ -82,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
     except MissingWall as missing:
         return walls.exit_status(missing.name)
 
-    # 6. Only now read what a guest may have made. Serve it until it, the hypervisor or the client
+    # 5. Only now read what a guest may have made. Serve it until it, the hypervisor or the client
     #    ends; nothing has to be, or can be, taken down piece by piece.
     with suppress(LifelineCut):
         machine.run()
@@ -94,14 +83,3 @@ def _read_all(descriptor: int) -> bytes:
     with open(descriptor, "rb") as file:
         file.seek(0)
         return file.read()
-
-
-def _read_config(arguments: Sequence[str]) -> WorkerConfig:
-    """The configuration behind `--config-fd N`. Raises `ValueError`, `OSError`."""
-    if len(arguments) != 2 or arguments[0] != "--config-fd":
-        raise ValueError("usage: python -m teuthis.worker --config-fd N")
-    descriptor = int(arguments[1])
-    with open(descriptor, "rb") as file:
-        if file.seekable():
-            file.seek(0)
-        return msgspec.json.decode(file.read(_MAX_CONFIG), type=WorkerConfig)

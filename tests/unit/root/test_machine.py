@@ -36,7 +36,7 @@ class Played:
         near, self.control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         held.enter_context(near)
         read, self.console = os.pipe()
-        worker, hypervisor = (Child(["/bin/sleep", "1000"], []) for _ in range(2))
+        worker, hypervisor = (Child.start(["/bin/sleep", "1000"], []) for _ in range(2))
         self.children = [worker, hypervisor]
         for child in self.children:
             held.callback(child.end)

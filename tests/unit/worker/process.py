@@ -64,20 +64,25 @@ class Process:
             console=console,
             uid=self.identity.worker,
         )
-        document = memory_file("config", 0)
-        os.write(document, msgspec.json.encode(config))
+        document = msgspec.json.encode(config)
         source = str(Path(protocol.__file__).resolve().parents[1])
-        code = f"import sys; sys.path.insert(0, {source!r}); sys.argv[0] = 'worker'"
-        code += "; from teuthis.worker.main import main; sys.exit(main(sys.argv[1:]))"
+        code = f"""
+import sys
+sys.path.insert(0, {source!r})
+import msgspec
+from teuthis.protocol import WorkerConfig
+from teuthis.worker.main import main
+sys.exit(main(msgspec.json.decode({document!r}, type=WorkerConfig)))
+"""
         self.child = subprocess.Popen(
-            [sys.executable, "-I", "-c", code, "--config-fd", str(document)],
-            pass_fds=[document, *config.descriptors()],
+            [sys.executable, "-I", "-c", code],
+            pass_fds=config.descriptors(),
             stdin=subprocess.DEVNULL,
         )
         self.memory = GuestMemory(memory, MEMORY_SIZE)
         self.counters = Counters(counters)
         self.page = mmap.mmap(doorbells, 4096)
-        for descriptor in (document, memory, doorbells, counters, console):
+        for descriptor in (memory, doorbells, counters, console):
             os.close(descriptor)
         link.close()
         control.close()

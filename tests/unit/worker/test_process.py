@@ -482,11 +482,3 @@ def test_console_that_nobody_reads_drops_the_oldest(process: Process) -> None:
         time.sleep(0.01)
         text += process.console_text()
     assert len(text) < 200_000
-
-
-def test_wrong_command_line_is_refused() -> None:
-    from teuthis.worker.main import main
-
-    assert main([]) == 64
-    assert main(["--config-fd", "x"]) == 64
-    assert main(["--config-fd", "99999"]) == 64

@@ -86,7 +86,7 @@ def start(
         allow_missing_walls=allow_missing_walls,
     )
     document = given.document("switch", msgspec.json.encode(config))
-    switch = Child(
+    switch = Child.start(
         [sys.executable, "-I", "-m", "teuthis.switch", "--config-fd", str(document)],
         [document, *config.descriptors()],
     )
@@ -123,7 +123,7 @@ def _start_passt(
         option = "--tcp-ports" if each.protocol == "tcp" else "--udp-ports"
         arguments += [option, f"{each.address}/{each.host}:{each.guest}"]
     try:
-        passt = Child([program, *arguments], [stream, ready_write], stderr=log)
+        passt = Child.start([program, *arguments], [stream, ready_write], stderr=log)
     finally:
         os.close(ready_write)
     held.callback(passt.end)
