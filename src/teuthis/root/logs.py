@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -34,11 +35,17 @@ class LogFile:
         while view:
             room = self._half - os.fstat(self._file).st_size
             if room <= 0:
-                os.close(self._file)
-                self._path.replace(_older(self._path))
-                self._file = self._open()
+                self._begin_anew()
                 continue
             view = view[os.write(self._file, view[:room]) :]
+
+    def _begin_anew(self) -> None:
+        """Whatever fails in here: the descriptor we hold stays ours, and the next time goes on."""
+        with suppress(FileNotFoundError):
+            self._path.replace(_older(self._path))
+        newer = self._open()
+        os.close(self._file)
+        self._file = newer
 
     def close(self) -> None:
         """Closes the file."""

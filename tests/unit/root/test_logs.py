@@ -1,3 +1,5 @@
+import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -39,6 +41,25 @@ def test_it_goes_on_where_it_was(tmp_path: Path) -> None:
         log.write(text)
         log.close()
     assert content(tmp_path / "log") == b"one\ntwo\n"
+
+
+def test_a_log_that_cannot_begin_anew_writes_nowhere_else(tmp_path: Path) -> None:
+    """Its descriptor's number may be another file's by then."""
+    home = tmp_path / "vm"
+    home.mkdir()
+    log = LogFile(home / "log", 1000)
+    log.write(b"1" * 500)
+    shutil.rmtree(home)
+    with pytest.raises(FileNotFoundError):
+        log.write(b"2")
+    with (tmp_path / "other").open("wb") as other:
+        with pytest.raises(FileNotFoundError):
+            log.write(b"3")
+        assert os.fstat(other.fileno()).st_size == 0
+    home.mkdir()
+    log.write(b"4")
+    log.close()
+    assert content(home / "log") == b"4"
 
 
 def test_no_log_yet(tmp_path: Path) -> None:
