@@ -46,13 +46,18 @@ _BEGUN_SHORT: Final = re.compile(rb"\x1b[ -/]{0,4}")
 # Saving and restoring the cursor, keypad modes, line feeds, tab stops, reset; character sets; line
 # sizes and the alignment pattern.
 _GOOD_SHORT: Final = re.compile(rb"\x1b(?:[78=>DEHMcno|}~]|[()*+\-./][0-~]|#[34568])")
+# Modes: cursor keys, columns, colours, origin, wrapping, the cursor, other screens, keypad,
+# margins; mouse and focus; keys with Meta; pasting; drawing at once. Not those that make a terminal
+# type by itself (its size, its theme) or send each key as something else (win32-input-mode).
+_MODE: Final = rb"(?:[135678]|12|25|4[057]|6[679]|100[02-7]|101[56]|103[4-69]|104[789]|2004|2026)"
 # Parameters, intermediates and final byte of what moves, erases, scrolls, colours, sets modes.
 _GOOD_CSI: Final = re.compile(
     rb"[0-9;:]*[@-MPXZ`abdefghlmrsu]"
     rb"|[0-9]*[ST]"  # scroll; with more parameters T makes xterm wait for an answer
     rb"|6n"  # where is the cursor: line editors ask, and the answer is but two numbers
     rb"|2[23](?:;[012])?t"  # keeps and restores the title
-    rb"|\?[0-9;]*[hlrsJK]"
+    rb"|\?" + _MODE + rb"(?:;" + _MODE + rb")*[hlrs]"
+    rb"|\?[0-9;]*[JK]"
     rb"|>[0-9;]*m"  # how keys with modifiers are sent
     rb"|[0-9]* q"  # the cursor's shape
     rb"|!p"
@@ -63,7 +68,8 @@ _GOOD_OSC: Final = re.compile(
 )
 
 RESET: Final = (
-    b"\x1b[!p\x1b[?1049l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1004l\x1b[?1006l\x1b[?2004l"
+    b"\x1b[!p\x1b[?1049l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1004l\x1b[?1005l\x1b[?1006l"
+    b"\x1b[?1015l\x1b[?1016l\x1b[?2004l\x1b[?2026l\x1b[?1l\x1b[?5l\x1b[?69l"
     b"\x1b[>4;0m\x1b[?7h\x1b[?25h\x1b>\x1b(B\x1b[0m"
 )
 """Takes back what a full-screen program that was cut off may have left: other screen, mouse, …"""

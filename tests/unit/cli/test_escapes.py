@@ -19,6 +19,7 @@ GOOD = [
     b"\x1b[6n\x1b[4h\x1b[20l\x1b[2;20r\x1b[s\x1b[u\x1b[2 q\x1b[!p\x1b[22;0t\x1b[23t\x1b[>4;2m",
     b"\x1b]0;user@host: ~/src\x07\x1b]2;title\x1b\\\x1b]11;#123456\x07\x1b]4;1;rgb:00/11/22\x07",
     b"\x1b]104\x07\x1b]112\x07",
+    b"\x1b[?1034h\x1b[?1h\x1b[?12;25h\x1b[?1002h\x1b[?1006h\x1b[?1004h\x1b[?7l\x1b[?2026h\x1b[?1J",
 ]
 
 BAD = [
@@ -39,6 +40,8 @@ BAD = [
     b"\x1b[1;1;1;10;10;1*y",  # what stands on the screen?
     b"\x1b[i\x1b[5i\x1b[?5i",  # print
     b"\x1b[1;2;3;4;5T",
+    b"\x1b[?2048h\x1b[?2031h\x1b[?25;2048h",  # types its size, its colours, whenever they change
+    b"\x1b[?9001h\x1b[?9h\x1b[?1001h\x1b[?1042h\x1b[?h",  # other keys, another mouse, windows
     b"\x1bP$qm\x1b\\",
     b"\x1bP1;1|17/73\x1b\\",  # a key that types
     b"\x1bP+q544e\x1b\\",
@@ -53,7 +56,8 @@ BAD = [
 # Whatever a terminal could take for more than text and the sequences of the list.
 SEQUENCE = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])")
 QUESTIONS = re.compile(
-    rb"\x1b\[(?:[0-9;]*c|[>=?][0-?]*[cnqpu]|5n|[0-?]*[ -/]*[ixy]|[0-?]*\$)|\x1b[PX^_kZ]|\x05"
+    rb"\x1b\[\?(?:[0-9;]*;)?(?:9|2031|2048|9001)[;hrs]"
+    rb"|\x1b\[(?:[0-9;]*c|[>=?][0-?]*[cnqpu]|5n|[0-?]*[ -/]*[ixy]|[0-?]*\$)|\x1b[PX^_kZ]|\x05"
 )
 
 
