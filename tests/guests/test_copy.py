@@ -142,6 +142,17 @@ def test_an_endless_archive(named: str, tmp_path: Path) -> None:
         assert vm.run(["echo", "well"]).stdout == b"well\n"
 
 
+def test_an_archive_after_whose_end_more_comes(named: str, tmp_path: Path) -> None:
+    with teuthis.connect(named) as vm:
+        vm.write_file("/tmp/archive", member(b"x", b"x") + END)
+        try:
+            replace_shell(vm, b"cat /tmp/archive /dev/zero")
+            with pytest.raises(teuthis.OutputTooLarge):
+                vm.copy_out("/etc/passwd", tmp_path / "x", max_size=1 << 20)
+        finally:
+            vm.run(["mv", "/bin/honest", "/bin/sh"], check=True)
+
+
 def test_what_has_no_place_on_a_host_is_left_out(named: str, tmp_path: Path) -> None:
     script = r"""mkdir /tmp/odd; cd /tmp/odd; echo x > f; chmod 6755 f; ln -s /etc/passwd out
         ln -s f in; mknod pipe p; mknod zero c 1 5; ln -s x "$(printf '\033[31mred')" """

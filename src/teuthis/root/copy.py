@@ -127,6 +127,7 @@ def copy_out(
         with process:
             try:
                 Unpacker(directory, os.fsencode(called), name_it).run(reader)
+                reader.finish()
             except Truncated as error:  # the guest's `tar` gave up, and says why
                 _check(process, words, f"pack {source!r}")
                 raise _refused(guest, source, error) from error
@@ -139,8 +140,6 @@ def copy_out(
             except OSError as error:
                 place = harmless(os.fsencode(error.filename or called))
                 raise HostError(f"{into}/…/{place}: {error.strerror}") from error
-            while process.stdout.read(_CHUNK):
-                pass
             _check(process, words, f"pack {source!r}")
             guest.count("client.archive", reader.taken)
     finally:

@@ -123,6 +123,17 @@ class Reader:
             yield data
         self._exactly(padding)
 
+    def finish(self) -> None:
+        """Takes what follows the end, which fills a last record; it counts too.
+
+        Raises:
+            ArchiveError: it is more than allowed.
+        """
+        while data := self._stream.read(_CHUNK):
+            self._room -= len(data)
+            if self._room < 0:
+                raise ArchiveError("it is larger than allowed")
+
     def _exactly(self, size: int) -> bytes:
         parts = []
         while size:

@@ -56,6 +56,19 @@ def test_what_follows_the_end_is_not_read() -> None:
     assert len(read(member(b"top") + END + b"garbage" * 1000)) == 1
 
 
+def test_what_follows_the_end_is_bounded() -> None:
+    archive = member(b"top") + END
+    reader = Reader(io.BytesIO(archive + bytes(LIMIT - len(archive))), LIMIT)
+    list(reader.members())
+    reader.finish()
+    assert reader.taken == LIMIT
+    reader = Reader(io.BytesIO(archive + bytes(LIMIT)), LIMIT)
+    list(reader.members())
+    with pytest.raises(ArchiveError, match="larger"):
+        reader.finish()
+    assert reader.too_large
+
+
 @pytest.mark.parametrize(
     "block",
     [
