@@ -84,6 +84,7 @@ def test_no_mapping_of_a_descriptor_and_none_over_another(prison: Prison) -> Non
     map_fixed = 0x10
     attacks = [
         call("mmap", 0, 4096, 3, mmap.MAP_SHARED, 0, 0),
+        call("mmap", 0, 4096, 3, mmap.MAP_PRIVATE, 0, 0),
         call("mmap", 0x10000, 4096, 3, 0x22 | map_fixed, -1, 0),
         call("mremap", 0, 4096, 8192, 3, 0x10000),
     ]

@@ -34,11 +34,6 @@ def without(argument: int, bits: int) -> Check:
     return Check(argument, bits, 0)
 
 
-def only(argument: int, bits: int) -> Check:
-    """No bit but `bits` is set in argument number `argument`."""
-    return Check(argument, ~bits & _POINTER, 0)
-
-
 def install(allowed: AllowList) -> None:
     """Allows `allowed` and nothing else to this process from now on. Raises `OSError`."""
     program = assemble(allowed)

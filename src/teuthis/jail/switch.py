@@ -7,7 +7,7 @@ from typing import Final
 from teuthis.jail import walls
 from teuthis.jail.bpf import AllowList
 from teuthis.jail.limits import MIB, NOTHING
-from teuthis.jail.seccomp import integer, null, only, without
+from teuthis.jail.seccomp import integer, null, without
 from teuthis.jail.walls import Jail, Wall
 from teuthis.switch.protocol import SwitchConfig
 
@@ -19,7 +19,7 @@ _MREMAP_MAYMOVE: Final = 1
 _FIONBIO: Final = 0x5421
 _F_DUPFD_CLOEXEC: Final = 1030
 
-_PRIVATE: Final = (without(2, _PROT_EXEC), only(3, _MAP_PRIVATE_ANONYMOUS))
+_PRIVATE: Final = (without(2, _PROT_EXEC), integer(3, _MAP_PRIVATE_ANONYMOUS))
 _COUNTERS: Final = (integer(2, _PROT_READ_WRITE), integer(3, _MAP_SHARED), null(0))
 
 _MEMORY: Final = 768 * MIB

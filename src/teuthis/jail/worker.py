@@ -8,7 +8,7 @@ from teuthis import layer
 from teuthis.jail.bpf import AllowList, Alternatives
 from teuthis.jail.kernel import PUNCH_HOLE
 from teuthis.jail.limits import MIB, NOTHING
-from teuthis.jail.seccomp import integer, null, only, without
+from teuthis.jail.seccomp import integer, null, without
 from teuthis.jail.walls import Jail
 from teuthis.protocol import DiskConfig, WorkerConfig
 
@@ -63,7 +63,7 @@ def _always(epoll: int, link: int, control: int) -> AllowList:
         "ioctl": ((integer(1, _FIONBIO),),),
         "close": (),
         # The allocator: private memory that is never executable.
-        "mmap": ((without(2, _PROT_EXEC), only(3, _MAP_PRIVATE_ANONYMOUS)),),
+        "mmap": ((without(2, _PROT_EXEC), integer(3, _MAP_PRIVATE_ANONYMOUS)),),
         "mremap": ((integer(3, _MREMAP_MAYMOVE),),),
         "munmap": (),
         "brk": (),
