@@ -249,6 +249,25 @@ def test_connecting_before_the_guest_is_there_fails(world: World) -> None:
     assert not world.sockets.connect(7, Recorder)
 
 
+def test_a_guest_that_connects_before_it_takes_offers_may_do_so_later(world: World) -> None:
+    """The first greeting is the only one: a refused one must not keep its place."""
+    made: list[Recorder] = []
+
+    def accept(connection: Connection) -> Recorder:
+        made.append(Recorder(connection))
+        return made[-1]
+
+    world.sockets.listen(99, accept)
+    world.guest.initiate()
+    world.guest.post(21, service(1) + service(99))
+    world.guest.expect(23)
+    assert not made
+    world.guest.connect()
+    world.guest.post(21, service(1) + service(99))
+    world.guest.pump()
+    assert len(made) == 1
+
+
 WORDS = st.integers(0, 3) | st.sampled_from([8, 16384, 16385, 2**32 - 1])
 RAW_PACKETS = st.builds(
     lambda kind, size, data: wrap(kind, size, data), WORDS, WORDS, st.binary(max_size=40)

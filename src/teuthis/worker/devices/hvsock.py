@@ -286,7 +286,8 @@ class HvSock:
         return self._offer(Offer(service, endpoint, _FLAGS, _FROM_GUEST), accept)
 
     def _offer(self, offer: Offer, accept: Accept) -> bool:
-        if len(self._connections) >= MAX_CONNECTIONS:
+        # Asked first: a handler that was made for nothing would wait for ever to be closed.
+        if len(self._connections) >= MAX_CONNECTIONS or not self.server.takes_offers:
             return False
         connection = Connection(self)
         handler = accept(connection)
@@ -294,8 +295,7 @@ class HvSock:
             return False
         connection.handler = handler
         channel = self.server.offer(offer, connection)
-        if channel is None:
-            return False
+        assert channel is not None
         connection.attach(channel, self.clock() + OPEN_SECONDS)
         self._connections.add(connection)
         return True

@@ -105,9 +105,14 @@ class Server:
         """A device that is there from the start: offered whenever a guest asks for its offers."""
         self._installed.append((offer, device))
 
+    @property
+    def takes_offers(self) -> bool:
+        """Whether the guest has asked for offers, and a relid is free."""
+        return self._offers_requested and len(self._channels) < MAX_CHANNELS - 1
+
     def offer(self, offer: m.Offer, device: Device) -> Channel | None:
-        """Offers a channel; None when the guest has not asked for offers or no relid is free."""
-        if not self._offers_requested or len(self._channels) >= MAX_CHANNELS - 1:
+        """Offers a channel; None unless the guest `takes_offers`."""
+        if not self.takes_offers:
             return None
         # Least recently used first: a guest is slow to forget.
         relid = self._last_relid % (MAX_CHANNELS - 1) + 1
