@@ -240,7 +240,7 @@ def add(name: str, plan: Plan) -> Record:
             "INSERT INTO vm VALUES (?, ?, ?, ?, ?, ?, NULL, NULL, NULL)",
             (name, record.id, _text(plan), record.created, record.run, _text(record.starter)),
         )
-    record.directory.mkdir(mode=0o700)
+        record.directory.mkdir(mode=0o700)
     return record
 
 

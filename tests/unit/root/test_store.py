@@ -34,6 +34,14 @@ def dead() -> ProcessId:
     return ProcessId(life.boot(), child.pid, 1)
 
 
+def test_a_vm_without_a_directory_is_not_listed(home: Path) -> None:
+    home.mkdir(mode=0o700)
+    (home / "vms").touch(mode=0o600)
+    with pytest.raises(errors.HostError, match="cannot be used"):
+        store.add("web", Plan())
+    assert store.records() == []
+
+
 def test_from_start_to_rm(home: Path) -> None:
     plan = Plan(memory="128M", command=("sh", "-c", "x"), env={"A": "b"})
     record = store.add("web", plan)
