@@ -61,8 +61,10 @@ def join(
     with _locked(directory / f"{name}.lock"):
         answer = _ask(path, request, [frames, counters])
         if answer is None:
-            _start(path, allow_missing_walls)
-            answer = _ask(path, request, [frames, counters])
+            # Until it answers, the switch may not run under its user id yet.
+            with identity.lease() as own:
+                _start(path, own.worker, allow_missing_walls)
+                answer = _ask(path, request, [frames, counters])
         pid = int(path.with_suffix(".pid").read_text()) if answer else 0
     if answer is None:
         raise HostError(f"the switch of network {name} did not start: see `teuthis doctor`")
@@ -138,15 +140,15 @@ def _ask(path: Path, request: bytes, descriptors: list[int]) -> Answer | None:
         raise HostError(f"the switch at {path} answered nonsense: {error}") from error
 
 
-def _start(path: Path, allow_missing_walls: frozenset[str]) -> None:
+def _start(path: Path, uid: int | None, allow_missing_walls: frozenset[str]) -> None:
     """Starts a switch that takes VMs at `path`. The lock is held."""
-    with Descriptors() as given, identity.lease() as own:
+    with Descriptors() as given:
         with suppress(FileNotFoundError):
             path.unlink()
         requests = given.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
         requests.bind(str(path))
         config = SwitchConfig(
-            requests=requests.fileno(), uid=own.worker, allow_missing_walls=allow_missing_walls
+            requests=requests.fileno(), uid=uid, allow_missing_walls=allow_missing_walls
         )
         document = given.document("switch", msgspec.json.encode(config))
         # It becomes nobody's child at once: it may outlive us, as long as a VM needs it.
@@ -160,7 +162,10 @@ def _start(path: Path, allow_missing_walls: frozenset[str]) -> None:
             env={},
             cwd="/",
         )
-        starter.wait(_PATIENCE)
+        try:
+            starter.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            starter.kill()
         assert starter.stdout is not None
         with starter.stdout as says:
             path.with_suffix(".pid").write_bytes(os.read(says.fileno(), 16))

@@ -8,6 +8,7 @@ the gateway leads to the host's loopback only if ports of it were opened.
 import ipaddress
 import os
 import re
+import select
 import shutil
 import socket
 import sys
@@ -127,8 +128,9 @@ def _start_passt(
     finally:
         os.close(ready_write)
     held.callback(passt.end)
-    os.set_blocking(ready_read, True)
-    if not os.read(ready_read, 16):
+    poll = select.poll()
+    poll.register(ready_read, select.POLLIN)
+    if not poll.poll(_START_SECONDS * 1000) or not os.read(ready_read, 16):
         passt.wait(_START_SECONDS)
         raise HostError(f"passt did not start ({passt.fate}): {_last_line(log)}")
     return passt
