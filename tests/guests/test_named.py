@@ -338,7 +338,7 @@ def test_garbage_in_the_socket_ends_that_connection_only(web: str) -> None:
 
 def test_more_connections_than_allowed(web: str) -> None:
     clients = [raw(web) for _ in range(MAX_CONNECTIONS)]
-    with pytest.raises(teuthis.HostError):
+    with pytest.raises(teuthis.HostError, match="no more connections"):
         teuthis.connect(web)
     for client in clients:
         client.close()

@@ -23,7 +23,7 @@ from typing import Final, Self
 
 import msgspec
 
-from teuthis.errors import GuestPowerOff, HostError, TeuthisError, VMClosed, VMError
+from teuthis.errors import GuestPowerOff, HostError, TeuthisError, VMClosed
 from teuthis.flows import Counters, counters_size
 from teuthis.protocol import (
     DESCRIPTORS,
@@ -308,7 +308,7 @@ class Connection:
             self._greet()
             while self._take():
                 pass
-        except (OSError, ProtocolError, VMError):
+        except (OSError, ProtocolError, TeuthisError):
             pass
         finally:
             self._keeper.leave(self)

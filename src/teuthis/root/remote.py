@@ -161,6 +161,11 @@ def _enter(control: socket.socket, record: Record) -> tuple[list[Counters], Welc
         )
     except OSError as error:
         raise HostError(f"the keeper of the VM {record.name!r} does not answer: {error}") from error
+    if not packet:
+        raise HostError(
+            f"the keeper of the VM {record.name!r} takes no more connections, or is just ending: "
+            "try again"
+        )
     try:
         welcome = msgspec.msgpack.decode(packet, type=Welcome)
         if (welcome.version, welcome.register) != (VERSION, register()):
