@@ -11,9 +11,36 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from fuzz.target import WORK, Target, all_targets
+from fuzz.target import WORK, Target, all_targets, build
 
 _TURN = 60.0
+
+
+class Report:
+    """What this campaign and those before it did, by target; kept while it runs."""
+
+    def __init__(self) -> None:
+        self.path = WORK / "report.json"
+        self._before = json.loads(self.path.read_text()) if self.path.exists() else {}
+
+    def write(self, targets: list[Target]) -> None:
+        """Adds what became of `targets` in this campaign to what was there before it."""
+        nothing = {"runs": 0, "seconds": 0.0, "processor_seconds": 0.0, "branches": 0}
+        report = dict(self._before)
+        for target in targets:
+            before = nothing | self._before.get(target.name, {})
+            report[target.name] = {
+                "flows": target.flows,
+                "runs": before["runs"] + target.runs,
+                "seconds": before["seconds"] + target.seconds,
+                "processor_seconds": before["processor_seconds"] + target.processor_seconds,
+                "branches": max(before["branches"], target.coverage),
+                "findings": target.findings,
+            }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".part")
+        partial.write_text(json.dumps(report, indent=1))
+        partial.replace(self.path)
 
 
 def main() -> int:
@@ -21,6 +48,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--flow", default="")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     targets = [
         target
@@ -30,13 +58,17 @@ def main() -> int:
     if not targets:
         print(f"no fuzz target has to do with {options.flow!r}", file=sys.stderr)
         return 2
-    _campaign(targets, 60 * options.minutes)
-    _report(targets)
+    report = Report()
+    build(targets)
+    _campaign(targets, 60 * options.minutes, options.workers, report)
+    total = sum(target.runs for target in targets)
+    found = sum(len(target.findings) for target in targets)
+    print(f"{len(targets)} targets, {total} runs, {found} findings; all in {report.path}")
     return 1 if any(target.findings for target in targets) else 0
 
 
-def _campaign(targets: list[Target], seconds: float) -> None:
-    workers = min(len(targets), os.cpu_count() or 1)
+def _campaign(targets: list[Target], seconds: float, workers: int, report: Report) -> None:
+    workers = min(len(targets), workers)
     deadline = time.monotonic() + seconds
     turn = max(5.0, min(_TURN, seconds * workers / len(targets)))
     with ThreadPoolExecutor(workers) as pool:
@@ -54,27 +86,9 @@ def _campaign(targets: list[Target], seconds: float) -> None:
                     + (" +" if target.growing else ""),
                     flush=True,
                 )
+                report.write(targets)
                 if target.findings:
                     print(output[-4000:], *target.findings, sep="\n", flush=True)
-
-
-def _report(targets: list[Target]) -> None:
-    """What this campaign and those before it did, by target."""
-    path = WORK / "report.json"
-    report = json.loads(path.read_text()) if path.exists() else {}
-    for target in targets:
-        before = report.get(target.name, {"runs": 0, "seconds": 0.0})
-        report[target.name] = {
-            "flows": target.flows,
-            "runs": before["runs"] + target.runs,
-            "seconds": before["seconds"] + target.seconds,
-            "branches": target.coverage,
-            "findings": target.findings,
-        }
-    path.write_text(json.dumps(report, indent=1))
-    total = sum(target.runs for target in targets)
-    found = sum(len(target.findings) for target in targets)
-    print(f"{len(targets)} targets, {total} runs, {found} findings; all in {path}")
 
 
 sys.exit(main())

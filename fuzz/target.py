@@ -1,8 +1,10 @@
 """One fuzz target: how it is started, where it keeps what it learnt, what its output says."""
 
+import os
 import re
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -12,6 +14,7 @@ from teuthis.flows import FLOWS
 ROOT: Final = Path(__file__).parents[1]
 WORK: Final = ROOT / "build/fuzz"
 """Corpora, findings and the report; the corpora are worth keeping."""
+_PROGRAMS: Final = ROOT / "target/fuzz/x86_64-unknown-linux-gnu/release"
 _RUST: Final = re.compile(r"hypervisor/tests/fuzz/(\w+)\.rs#run")
 _COVERAGE: Final = re.compile(r"^#\d+\s.*\bcov: (\d+)", re.MULTILINE)
 _RUNS: Final = re.compile(r"^stat::number_of_executed_units: (\d+)", re.MULTILINE)
@@ -32,6 +35,8 @@ class Target:
     coverage: int = 0
     """Branches it has reached, as libFuzzer counts them."""
     seconds: float = 0.0
+    processor_seconds: float = 0.0
+    """Of its turns, how much the processor worked for it: less than `seconds` on a busy host."""
     growing: bool = True
     """Whether its last turn reached something new."""
     findings: list[str] = field(default_factory=list)
@@ -48,42 +53,62 @@ class Target:
         for directory in (corpus, findings):
             directory.mkdir(parents=True, exist_ok=True)
         before = set(findings.iterdir())
-        done = subprocess.run(
+        status, output, processor_seconds = _run(
             [
                 *(*self._program(), str(corpus)),
-                *(["--"] if _RUST.fullmatch(self.name) else []),
                 f"-max_total_time={seconds:.0f}",
                 f"-max_len={_MAX_INPUT}",
                 f"-timeout={_SLOW_SECONDS}",
                 f"-artifact_prefix={findings}/",
                 *("-print_final_stats=1", "-len_control=0", "-rss_limit_mb=4096"),
             ],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=seconds + _GRACE_SECONDS,
-            check=False,
+            seconds + _GRACE_SECONDS,
         )
-        reached = max(map(int, _COVERAGE.findall(done.stdout)), default=0)
+        reached = max(map(int, _COVERAGE.findall(output)), default=0)
         self.growing = reached > self.coverage
         self.coverage = max(self.coverage, reached)
-        self.runs += sum(map(int, _RUNS.findall(done.stdout)))
+        self.runs += sum(map(int, _RUNS.findall(output)))
         self.seconds += seconds
+        self.processor_seconds += processor_seconds
         self.findings += [str(path) for path in sorted(set(findings.iterdir()) - before)]
-        if done.returncode != 0 and not self.findings:
-            self.findings.append(f"exit status {done.returncode}")
-        return done.stdout
+        if status != 0 and not self.findings:
+            self.findings.append(f"exit status {status}")
+        return output
 
     def _program(self) -> list[str]:
         if rust := _RUST.fullmatch(self.name):
-            # Without a sanitizer stable Rust will do; safe Rust has bounds and overflow checks.
-            return [
-                *("cargo", "fuzz", "run", "--fuzz-dir", "fuzz/rust", "--sanitizer", "none"),
-                *("--target-dir", "target/fuzz", rust[1]),
-            ]
+            return [str(_PROGRAMS / rust[1])]
         return [sys.executable, str(ROOT / "fuzz/drive.py"), self.name]
+
+
+def _run(command: list[str], timeout: float) -> tuple[int, str, float]:
+    """Runs a fuzzer to its end: exit status, output, how long the processor worked for it."""
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        assert process.stdout is not None
+        last_resort = threading.Timer(timeout, process.kill)
+        last_resort.start()
+        output = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        last_resort.cancel()
+        process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, output, usage.ru_utime + usage.ru_stime
+
+
+def build(targets: list[Target]) -> None:
+    """Builds the Rust targets, if there are any among `targets`.
+
+    Without a sanitizer stable Rust will do; safe Rust has bounds and overflow checks.
+    """
+    if any(_RUST.fullmatch(target.name) for target in targets):
+        command = ("cargo", "fuzz", "build", "--fuzz-dir", "fuzz/rust", "--sanitizer", "none")
+        subprocess.run([*command, "--target-dir", "target/fuzz"], cwd=ROOT, check=True)
 
 
 def all_targets() -> list[Target]:
