@@ -16,10 +16,10 @@ BENCH_PACKAGES := qemu-system-x86
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help setup programs prisoner image update run test test-rust test-python test-kvm test-debian evidence lint walls-matter \
-	attacks-report docs flows-lock flows-report bench hostile fuzz clean
+	attacks-report docs flows-lock flows-report bench hostile fuzz fuzz-coverage clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(STAMPS)/host.stamp: scripts/check-host scripts/packages Makefile
 	@sh scripts/check-host
@@ -142,6 +142,10 @@ $(STAMPS)/fuzz.stamp: $(STAMPS)/venv.stamp fuzz/requirements.lock
 
 fuzz: $(STAMPS)/fuzz.stamp ## fuzz every parser, or those of FLOW=x, for MINUTES=n (5)
 	@$(BIN)/python -m fuzz --minutes $(MINUTES) --flow "$(FLOW)"
+
+fuzz-coverage: $(STAMPS)/fuzz.stamp ## measure which branches the fuzzers take, for `make flows-report`
+	@rustup component add llvm-tools
+	@$(BIN)/python -m fuzz.coverage
 
 clean: ## remove everything that was built here (downloads stay in the user's cache)
 	rm -rf $(STAMPS) $(VENV) target

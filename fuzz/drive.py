@@ -1,29 +1,51 @@
-"""Drives one property test by coverage: `python fuzz/drive.py FILE::TEST [libFuzzer's arguments]`.
+"""Drives one property test: `python fuzz/drive.py FILE::TEST [libFuzzer's arguments]`.
 
 A test that hypothesis can run on random data can also be run on a fuzzer's bytes, which become the
-choices hypothesis would have made; so each property is written once.
+choices hypothesis would have made; so each property is written once. `--replay DIRECTORY` only runs
+it on each file there.
 """
 
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
-
-import atheris
 
 ROOT = Path(__file__).parents[1]
 _MODULES = ["teuthis"]
 """Whose branches guide the fuzzer."""
 
 
-def main(target: str, arguments: list[str]) -> None:
-    """Fuzzes until libFuzzer's limits are reached; exits with its status."""
+def _property(target: str) -> Callable[[bytes], bytes | None]:
     file, _, name = target.partition("::")
-    sys.path.insert(0, str(ROOT))
+    module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+    run: Callable[[bytes], bytes | None] = getattr(module, name).hypothesis.fuzz_one_input
+    return run
+
+
+def _fuzz(target: str, arguments: list[str]) -> None:
+    """Fuzzes until libFuzzer's limits are reached; exits with its status."""
+    import atheris
+
     with atheris.instrument_imports(include=_MODULES):
-        module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
-    test = getattr(module, name)
-    atheris.Setup([sys.argv[0], *arguments], test.hypothesis.fuzz_one_input)
+        run = _property(target)
+    atheris.Setup([sys.argv[0], *arguments], run)
     atheris.Fuzz()
+
+
+def _replay(target: str, directory: Path) -> None:
+    run = _property(target)
+    for file in sorted(directory.glob("*")):
+        run(file.read_bytes())
+
+
+def main(target: str, arguments: list[str]) -> None:
+    """Fuzzes a target, or replays what it has kept."""
+    sys.path.insert(0, str(ROOT))
+    match arguments:
+        case ["--replay", directory]:
+            _replay(target, Path(directory))
+        case _:
+            _fuzz(target, arguments)
 
 
 if __name__ == "__main__":

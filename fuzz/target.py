@@ -15,7 +15,7 @@ ROOT: Final = Path(__file__).parents[1]
 WORK: Final = ROOT / "build/fuzz"
 """Corpora, findings and the report; the corpora are worth keeping."""
 _PROGRAMS: Final = ROOT / "target/fuzz/x86_64-unknown-linux-gnu/release"
-_RUST: Final = re.compile(r"hypervisor/tests/fuzz/(\w+)\.rs#run")
+RUST: Final = re.compile(r"hypervisor/tests/fuzz/(\w+)\.rs#run")
 _COVERAGE: Final = re.compile(r"^#\d+\s.*\bcov: (\d+)", re.MULTILINE)
 _RUNS: Final = re.compile(r"^stat::number_of_executed_units: (\d+)", re.MULTILINE)
 _MAX_INPUT: Final = 12_000
@@ -44,7 +44,7 @@ class Target:
     @property
     def short(self) -> str:
         """A name for directories."""
-        rust = _RUST.fullmatch(self.name)
+        rust = RUST.fullmatch(self.name)
         return rust[1] if rust else self.name.replace("/", ".").replace(".py::", ".")
 
     def run(self, seconds: float) -> str:
@@ -76,7 +76,7 @@ class Target:
         return output
 
     def _program(self) -> list[str]:
-        if rust := _RUST.fullmatch(self.name):
+        if rust := RUST.fullmatch(self.name):
             return [str(_PROGRAMS / rust[1])]
         return [sys.executable, str(ROOT / "fuzz/drive.py"), self.name]
 
@@ -106,7 +106,7 @@ def build(targets: list[Target]) -> None:
 
     Without a sanitizer stable Rust will do; safe Rust has bounds and overflow checks.
     """
-    if any(_RUST.fullmatch(target.name) for target in targets):
+    if any(RUST.fullmatch(target.name) for target in targets):
         command = ("cargo", "fuzz", "build", "--fuzz-dir", "fuzz/rust", "--sanitizer", "none")
         subprocess.run([*command, "--target-dir", "target/fuzz"], cwd=ROOT, check=True)
 

@@ -20,12 +20,12 @@ HEAD = """\
 # The flows, and what was seen of them
 
 Made by `make flows-report`, never by hand. *Lines*: code of the handler. *Run*: how often the flow
-happened, and its bytes, in one boot with a few commands and files. *Refused in*: how many of the
-tests that its entry names were seen to raise its rejected counter; nothing where nothing can be
-refused. *Covered*: branches of the handler that were taken (lines where no branches were recorded),
-when coverage was recorded.
+happened, and its bytes, in one boot with a few commands and files. *Refused*: how many of its
+kinds of bad input a test of its entry was seen to raise; nothing where nothing can be refused.
+*Covered*: branches of the handler that were taken (lines where no branches were recorded), when
+coverage was recorded.
 
-| flow | lines | run | bytes | refused in | covered |
+| flow | lines | run | bytes | refused | covered |
 |---|--:|--:|--:|--:|--:|
 """
 
@@ -88,19 +88,18 @@ def covered(flow: Flow, hits: Mapping[Path, Hits]) -> str:
 
 
 def facts(
-    run: Mapping[str, Count], seen: Mapping[str, set[str]], hits: Mapping[Path, Hits]
+    run: Mapping[str, Count], seen: evidence.Seen, hits: Mapping[Path, Hits]
 ) -> dict[str, dict[str, str]]:
     """What is known of each flow, by column."""
     found = {}
     for flow in FLOWS.values():
         count = run[flow.id]
-        tests = {*flow.tests, flow.fuzz} - {""}
-        refusing = f"{len(set(evidence.refusing(flow, seen)))} of {len(tests)}"
+        raised = sum(bool(evidence.refusing(flow, kind, seen)) for kind in flow.rejects)
         found[flow.id] = {
             "lines": str(measure.handler_lines(flow)),
             "run": f"{count.count:,}",
             "bytes": f"{count.bytes:,}",
-            "refused_in": refusing if flow.rejects else "",
+            "refused": f"{raised} of {len(flow.rejects)}" if flow.rejects else "",
             "covered": covered(flow, hits),
         }
     return found
