@@ -3,8 +3,10 @@
 
 use std::{fs::OpenOptions, io, os::fd::AsRawFd};
 
+use crate::flows::Flow;
+
 /// What the agent takes at once; more is cut off.
-const MAX_BYTES: usize = 512;
+const MAX_BYTES: usize = Flow::AgentEntropy.max_bytes() as usize;
 
 /// `struct rand_pool_info` of `linux/random.h`, with room for the bytes.
 #[repr(C)]

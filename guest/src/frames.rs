@@ -1,21 +1,22 @@
 //! Frames between host and agent: `u8 type, u8[3] zero, u32 length, payload`, little-endian.
-//!
-//! The numbers are those of the register of flows (`flows.toml`, `agent.*`).
 
 use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf, time::Duration};
 
-use crate::terminal::Size;
+use crate::{
+    flows::{Flow, values},
+    terminal::Size,
+};
 
-pub const HEADER_BYTES: usize = 8;
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const HEADER_BYTES: usize = values::AGENT_HELLO_FRAME_HEADER_BYTES as usize;
+const PROTOCOL_VERSION: u32 = values::AGENT_HELLO_VERSION as u32;
 /// vsock port on both sides.
-pub const PORT: u32 = 0x7E07;
+pub const PORT: u32 = values::AGENT_HELLO_PORT as u32;
 /// Bytes that each stream may send before the other side grants more.
-pub const INITIAL_CREDIT: u32 = 65536;
-pub const MAX_EXEC_BYTES: usize = 65536;
-pub const MAX_DATA_BYTES: usize = 16384;
-const RESUMED_ENTROPY_BYTES: usize = 64;
-const MAX_ERROR_TEXT: usize = 256;
+pub const INITIAL_CREDIT: u32 = values::AGENT_HELLO_INITIAL_CREDIT as u32;
+pub const MAX_DATA_BYTES: usize = Flow::AgentStdout.max_bytes() as usize;
+/// The rest of the frame is the time.
+const RESUMED_ENTROPY_BYTES: usize = Flow::AgentResumed.max_bytes() as usize - 12;
+const MAX_ERROR_TEXT: usize = Flow::AgentError.max_bytes() as usize - 4;
 
 /// What the host asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -75,16 +76,16 @@ pub enum Reply<'a> {
 
 impl Reply<'_> {
     fn number(&self) -> u8 {
-        match self {
-            Reply::Hello => 0x80,
-            Reply::Started { .. } => 0x81,
-            Reply::Output(Stream::Stdout, _) => 0x82,
-            Reply::Output(Stream::Stderr, _) => 0x83,
-            Reply::Exited { .. } | Reply::Killed { .. } => 0x84,
-            Reply::Error { .. } => 0x85,
-            Reply::Window { .. } => 0x86,
-            Reply::Done { .. } => 0x87,
-        }
+        (match self {
+            Reply::Hello => values::AGENT_HELLO,
+            Reply::Started { .. } => values::AGENT_STARTED,
+            Reply::Output(Stream::Stdout, _) => values::AGENT_STDOUT,
+            Reply::Output(Stream::Stderr, _) => values::AGENT_STDERR,
+            Reply::Exited { .. } | Reply::Killed { .. } => values::AGENT_EXIT,
+            Reply::Error { .. } => values::AGENT_ERROR,
+            Reply::Window { .. } => values::AGENT_WINDOW,
+            Reply::Done { .. } => values::AGENT_DONE,
+        }) as u8
     }
 
     /// Appends the frame to `out`.
@@ -140,37 +141,52 @@ impl Decoder {
         let [number, 0, 0, 0, a, b, c, d] = *header else {
             return Err(Malformed);
         };
-        let length = u32::from_le_bytes([a, b, c, d]) as usize;
-        let limit = if matches!(number, 0x01 | 0x0B) {
-            MAX_EXEC_BYTES
-        } else {
-            MAX_DATA_BYTES
-        };
-        if length > limit {
+        let length = u32::from_le_bytes([a, b, c, d]);
+        let flow = request_of(number).ok_or(Malformed)?;
+        if u64::from(length) > flow.max_bytes() {
             return Err(Malformed);
         }
+        let length = length as usize;
         let Some(payload) = rest.get(..length) else {
             return Ok(None);
         };
-        let request = parse(number, payload).ok_or(Malformed)?;
+        let request = parse(flow, payload).ok_or(Malformed)?;
         self.buffer.drain(..HEADER_BYTES + length);
         Ok(Some(request))
     }
 }
 
-fn parse(number: u8, payload: &[u8]) -> Option<Request> {
+/// The request that a frame's number stands for.
+fn request_of(number: u8) -> Option<Flow> {
+    Some(match number.into() {
+        values::AGENT_EXEC => Flow::AgentExec,
+        values::AGENT_EXEC_TERMINAL => Flow::AgentExecTerminal,
+        values::AGENT_RESIZE => Flow::AgentResize,
+        values::AGENT_STDIN => Flow::AgentStdin,
+        values::AGENT_STDIN_EOF => Flow::AgentStdinEof,
+        values::AGENT_SIGNAL => Flow::AgentSignal,
+        values::AGENT_CREDIT => Flow::AgentCredit,
+        values::AGENT_READ_FILE => Flow::AgentReadFile,
+        values::AGENT_WRITE_FILE => Flow::AgentWriteFile,
+        values::AGENT_ENTROPY => Flow::AgentEntropy,
+        values::AGENT_RESUMED => Flow::AgentResumed,
+        _ => return None,
+    })
+}
+
+fn parse(flow: Flow, payload: &[u8]) -> Option<Request> {
     let mut fields = Fields(payload);
-    let request = match number {
-        0x01 => Request::Exec(fields.exec(None)?),
-        0x0B => {
+    let request = match flow {
+        Flow::AgentExec => Request::Exec(fields.exec(None)?),
+        Flow::AgentExecTerminal => {
             let size = fields.size()?;
             Request::Exec(fields.exec(Some(size))?)
         }
-        0x0C => Request::Resize(fields.size()?),
-        0x02 => Request::Stdin(fields.rest()),
-        0x03 => Request::StdinEof,
-        0x04 => Request::Signal(fields.u32()?),
-        0x06 => Request::Window {
+        Flow::AgentResize => Request::Resize(fields.size()?),
+        Flow::AgentStdin => Request::Stdin(fields.rest()),
+        Flow::AgentStdinEof => Request::StdinEof,
+        Flow::AgentSignal => Request::Signal(fields.u32()?),
+        Flow::AgentCredit => Request::Window {
             stream: match fields.u32()? {
                 1 => Stream::Stdout,
                 2 => Stream::Stderr,
@@ -178,13 +194,13 @@ fn parse(number: u8, payload: &[u8]) -> Option<Request> {
             },
             credit: fields.u32()?,
         },
-        0x07 => Request::ReadFile(OsString::from_vec(fields.rest()).into()),
-        0x08 => Request::WriteFile {
+        Flow::AgentReadFile => Request::ReadFile(OsString::from_vec(fields.rest()).into()),
+        Flow::AgentWriteFile => Request::WriteFile {
             mode: fields.u32()?,
             path: OsString::from_vec(fields.rest()).into(),
         },
-        0x0A => Request::Entropy(fields.rest()),
-        0x0D => Request::Resumed {
+        Flow::AgentEntropy => Request::Entropy(fields.rest()),
+        Flow::AgentResumed => Request::Resumed {
             entropy: fields.bytes(RESUMED_ENTROPY_BYTES)?,
             time: Duration::new(fields.u64()?, fields.nanoseconds()?),
         },
@@ -419,57 +435,5 @@ mod tests {
         });
         assert_eq!(error.len(), HEADER_BYTES + 4 + MAX_ERROR_TEXT);
         assert!(str::from_utf8(&error[12..]).is_ok());
-    }
-
-    #[test]
-    fn numbers_are_those_of_the_register() {
-        let register: toml::Table = include_str!("../../flows.toml").parse().unwrap();
-        let number = |id: &str, key: &str| {
-            let entries = register["flow"].as_array().unwrap();
-            let entry = entries
-                .iter()
-                .find(|entry| entry["id"].as_str() == Some(id))
-                .unwrap();
-            let value = entry.get(key).unwrap_or_else(|| &entry["values"][key]);
-            value.as_integer().unwrap() as usize
-        };
-        let replies = [
-            ("agent.hello", Reply::Hello),
-            ("agent.started", Reply::Started { pid: 1 }),
-            ("agent.stdout", Reply::Output(Stream::Stdout, b"")),
-            ("agent.stderr", Reply::Output(Stream::Stderr, b"")),
-            ("agent.exit", Reply::Exited { code: 0 }),
-            ("agent.error", Reply::Error { errno: 1, text: "" }),
-            ("agent.window", Reply::Window { credit: 1 }),
-            ("agent.done", Reply::Done { bytes: 1 }),
-        ];
-        for (id, reply) in replies {
-            assert_eq!(reply.number() as usize, number(id, "number"), "{id}");
-        }
-        let requests = [
-            ("agent.exec", 0x01),
-            ("agent.stdin", 0x02),
-            ("agent.stdin-eof", 0x03),
-            ("agent.signal", 0x04),
-            ("agent.credit", 0x06),
-            ("agent.read-file", 0x07),
-            ("agent.write-file", 0x08),
-            ("agent.entropy", 0x0A),
-            ("agent.exec-terminal", 0x0B),
-            ("agent.resize", 0x0C),
-            ("agent.resumed", 0x0D),
-        ];
-        for (id, value) in requests {
-            assert_eq!(value, number(id, "number"), "{id}");
-        }
-        assert_eq!(PROTOCOL_VERSION as usize, number("agent.hello", "version"));
-        assert_eq!(PORT as usize, number("agent.hello", "port"));
-        assert_eq!(
-            INITIAL_CREDIT as usize,
-            number("agent.hello", "initial_credit")
-        );
-        assert_eq!(MAX_DATA_BYTES, number("agent.stdout", "max_bytes"));
-        assert_eq!(MAX_EXEC_BYTES, number("agent.exec", "max_bytes"));
-        assert_eq!(MAX_EXEC_BYTES, number("agent.exec-terminal", "max_bytes"));
     }
 }

@@ -10,6 +10,7 @@ mod command;
 mod disks;
 mod entropy;
 mod file;
+pub mod flows;
 pub mod frames;
 pub mod log;
 pub mod network;

@@ -1,15 +1,16 @@
 //! PID 1 of the initrd: prepares the system, greets the host, serves it until power-off.
 
-use std::{env, process::ExitCode, time::Duration};
+use std::{env, hint::black_box, process::ExitCode, time::Duration};
 
 use nix::unistd::getpid;
-use teuthis_guest::{agent::Agent, log, power, system, transport};
+use teuthis_guest::{agent::Agent, flows, log, power, system, transport};
 
 /// How long the host's first command has the processor for itself, before the drivers are loaded
 /// that nobody needs for it.
 const INTEGRATION_DELAY: Duration = Duration::from_millis(300);
 
 fn main() -> ExitCode {
+    black_box(&flows::FINGERPRINT);
     if getpid().as_raw() != 1 {
         if env::args().nth(1).as_deref() == Some(power::REQUEST) {
             return power::request().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);

@@ -1,16 +1,22 @@
-//! Live counters of this process: how often each flow ran, its bytes, what was rejected.
+//! Live counters of this process: how often each flow ran, its bytes, what was rejected and why.
 //!
 //! They live in a shared page, so that the root reads them without asking. This process is the
-//! only writer. Layout: for flow i of the register three `u64` at 24·i: count, bytes, rejected.
+//! only writer. Layout: for flow i of the register three `u64` at 24·i: count, bytes, rejected;
+//! behind them one for each kind of bad input, in the register's order.
 
-use crate::{flows::Flow, shared::Shared};
+use crate::{
+    flows::{Flow, Reject},
+    shared::Shared,
+};
 use std::{
     os::fd::AsFd,
     rc::Rc,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-const CELLS: usize = Flow::COUNT * 3;
+const KINDS: usize = Flow::COUNT * 3;
+/// Counters of one page.
+pub const CELLS: usize = KINDS + Reject::COUNT;
 
 /// A handle to the counters; clones share them.
 #[derive(Clone)]
@@ -37,38 +43,48 @@ impl Counters {
 
     /// Counts one accepted item of `bytes`.
     pub fn accept(&self, flow: Flow, bytes: u64) {
-        self.add(flow, 0, 1);
-        self.add(flow, 1, bytes);
+        self.merge(flow, 1, bytes);
     }
 
     /// Counts one refused item.
-    pub fn reject(&self, flow: Flow) {
-        self.add(flow, 2, 1);
+    pub fn reject(&self, kind: Reject) {
+        self.merge_rejected(kind, 1);
         #[cfg(debug_assertions)]
-        crate::evidence::refused(flow);
+        crate::evidence::refused(kind);
     }
 
-    /// Adds what a receiver counted in private (the processor's innermost parts).
-    pub fn merge(&self, flow: Flow, more: Count) {
-        self.add(flow, 0, more.count);
-        self.add(flow, 1, more.bytes);
-        self.add(flow, 2, more.rejected);
+    /// Adds accepted items that a receiver counted in private (the processor's innermost parts).
+    pub fn merge(&self, flow: Flow, count: u64, bytes: u64) {
+        self.add(flow as usize * 3, count);
+        self.add(flow as usize * 3 + 1, bytes);
+    }
+
+    /// Adds refused items that a receiver counted in private.
+    pub fn merge_rejected(&self, kind: Reject, count: u64) {
+        self.add(kind.flow() as usize * 3 + 2, count);
+        self.add(KINDS + kind as usize, count);
     }
 
     pub fn get(&self, flow: Flow) -> Count {
-        let read = |field: usize| match self.0.get(flow as usize * 3 + field) {
-            Some(cell) => cell.load(Relaxed),
-            None => 0,
-        };
+        let first = flow as usize * 3;
         Count {
-            count: read(0),
-            bytes: read(1),
-            rejected: read(2),
+            count: self.read(first),
+            bytes: self.read(first + 1),
+            rejected: self.read(first + 2),
         }
     }
 
-    fn add(&self, flow: Flow, field: usize, amount: u64) {
-        if let Some(cell) = self.0.get(flow as usize * 3 + field) {
+    /// How often something was refused for that reason.
+    pub fn rejected(&self, kind: Reject) -> u64 {
+        self.read(KINDS + kind as usize)
+    }
+
+    fn read(&self, index: usize) -> u64 {
+        self.0.get(index).map_or(0, |cell| cell.load(Relaxed))
+    }
+
+    fn add(&self, index: usize, amount: u64) {
+        if let Some(cell) = self.0.get(index) {
             // A single writer: no locked addition is needed.
             cell.store(cell.load(Relaxed).wrapping_add(amount), Relaxed);
         }
@@ -84,9 +100,12 @@ mod tests {
         let counters = Counters::anonymous().unwrap();
         counters.accept(Flow::PortSerial, 1);
         counters.clone().accept(Flow::PortSerial, 1);
-        counters.reject(Flow::PortUnknown);
+        counters.reject(Reject::PortUnknownAccess);
         let serial = counters.get(Flow::PortSerial);
         assert_eq!((serial.count, serial.bytes, serial.rejected), (2, 2, 0));
         assert_eq!(counters.get(Flow::PortUnknown).rejected, 1);
+        assert_eq!(counters.rejected(Reject::PortUnknownAccess), 1);
+        counters.merge_rejected(Reject::PortUnknownAccess, 2);
+        assert_eq!(counters.get(Flow::PortUnknown).rejected, 3);
     }
 }

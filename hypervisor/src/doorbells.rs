@@ -6,7 +6,7 @@
 
 use crate::{
     counters::Counters,
-    flows::{Flow, values},
+    flows::{Flow, Reject, values},
     shared::Shared,
 };
 use std::{
@@ -82,7 +82,7 @@ impl Doorbells {
                 self.counters.accept(Flow::DoorbellToHypervisor, 1);
                 each(channel);
             } else {
-                self.counters.reject(Flow::DoorbellToHypervisor);
+                self.counters.reject(Reject::DoorbellToHypervisorVp);
             }
         }
     }

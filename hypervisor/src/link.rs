@@ -4,7 +4,7 @@
 
 use crate::{
     counters::Counters,
-    flows::{Flow, values},
+    flows::{Flow, Reject, values},
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -177,31 +177,35 @@ pub enum FromWorker {
 }
 
 impl FromWorker {
-    /// Parses one message. The error names the flow that it violates.
-    pub fn decode(message: &[u8]) -> Result<Self, Flow> {
-        let message: &[u8; MESSAGE_BYTES] = message.try_into().map_err(|_| Flow::LinkUnknown)?;
+    /// Parses one message.
+    pub fn decode(message: &[u8]) -> Result<Self, Reject> {
+        let unknown = Reject::LinkUnknownMessage;
+        let message: &[u8; MESSAGE_BYTES] = message.try_into().map_err(|_| unknown)?;
         let (header, body) = message.split_at(HEADER_BYTES);
         let field = |at: usize, size: usize| {
             let bytes = header.iter().skip(at).take(size).rev();
             bytes.fold(0u64, |value, &byte| value << 8 | u64::from(byte))
         };
         let (version, kind, length, value) = (field(0, 2), field(2, 2), field(4, 4), field(8, 8));
-        let flow = match kind as u32 {
-            _ if version != u64::from(VERSION) => return Err(Flow::LinkUnknown),
-            values::LINK_START => Flow::LinkStart,
-            values::LINK_STOP => Flow::LinkStop,
-            values::LINK_DELIVER_MESSAGE => Flow::LinkDeliverMessage,
-            values::LINK_OPEN_PORT => Flow::LinkOpenPort,
-            values::LINK_CLOSE_PORT => Flow::LinkClosePort,
-            values::LINK_PAUSE => Flow::LinkPause,
-            values::LINK_RESUME => Flow::LinkResume,
-            values::LINK_SAVE => Flow::LinkSave,
-            _ => return Err(Flow::LinkUnknown),
+        let (flow, malformed) = match kind as u32 {
+            _ if version != u64::from(VERSION) => return Err(unknown),
+            values::LINK_START => (Flow::LinkStart, Reject::LinkStartMalformed),
+            values::LINK_STOP => (Flow::LinkStop, Reject::LinkStopMalformed),
+            values::LINK_DELIVER_MESSAGE => (
+                Flow::LinkDeliverMessage,
+                Reject::LinkDeliverMessageMalformed,
+            ),
+            values::LINK_OPEN_PORT => (Flow::LinkOpenPort, Reject::LinkOpenPortMalformed),
+            values::LINK_CLOSE_PORT => (Flow::LinkClosePort, Reject::LinkClosePortMalformed),
+            values::LINK_PAUSE => (Flow::LinkPause, Reject::LinkPauseMalformed),
+            values::LINK_RESUME => (Flow::LinkResume, Reject::LinkResumeMalformed),
+            values::LINK_SAVE => (Flow::LinkSave, Reject::LinkSaveMalformed),
+            _ => return Err(unknown),
         };
-        let length = usize::try_from(length).map_err(|_| flow)?;
-        let (payload, rest) = body.split_at_checked(length).ok_or(flow)?;
+        let length = usize::try_from(length).map_err(|_| malformed)?;
+        let (payload, rest) = body.split_at_checked(length).ok_or(malformed)?;
         if rest.iter().any(|&byte| byte != 0) {
-            return Err(flow);
+            return Err(malformed);
         }
         let empty = payload.is_empty();
         match flow {
@@ -215,18 +219,18 @@ impl FromWorker {
                 Ok(FromWorker::DeliverMessage {
                     sint: (value & 0xF) as u8,
                     kind: (value >> 32) as u32,
-                    payload: Payload::new(payload).ok_or(flow)?,
+                    payload: Payload::new(payload).ok_or(malformed)?,
                 })
             }
             Flow::LinkOpenPort if empty => {
-                let channel = channel_of(value).ok_or(flow)?;
+                let channel = channel_of(value).ok_or(malformed)?;
                 Ok(FromWorker::OpenPort { channel })
             }
             Flow::LinkClosePort if empty => {
-                let channel = channel_of(value).ok_or(flow)?;
+                let channel = channel_of(value).ok_or(malformed)?;
                 Ok(FromWorker::ClosePort { channel })
             }
-            _ => Err(flow),
+            _ => Err(malformed),
         }
     }
 
@@ -241,6 +245,20 @@ impl FromWorker {
             FromWorker::Resume => Flow::LinkResume,
             FromWorker::Save => Flow::LinkSave,
         }
+    }
+
+    /// The kind of violation that it is where it may not come.
+    pub fn out_of_order(&self) -> Option<Reject> {
+        Some(match self {
+            FromWorker::Start => Reject::LinkStartOrder,
+            FromWorker::Stop => return None, // it may come at any time
+            FromWorker::DeliverMessage { .. } => Reject::LinkDeliverMessageOrder,
+            FromWorker::OpenPort { .. } => Reject::LinkOpenPortOrder,
+            FromWorker::ClosePort { .. } => Reject::LinkClosePortOrder,
+            FromWorker::Pause => Reject::LinkPauseOrder,
+            FromWorker::Resume => Reject::LinkResumeOrder,
+            FromWorker::Save => Reject::LinkSaveOrder,
+        })
     }
 
     fn bytes(&self) -> u64 {
@@ -298,8 +316,8 @@ impl Link {
                 self.counters.accept(message.flow(), message.bytes());
                 Ok(Some(message))
             }
-            Err(flow) => {
-                self.counters.reject(flow);
+            Err(kind) => {
+                self.counters.reject(kind);
                 Err(End::WorkerViolation)
             }
         }
@@ -397,7 +415,7 @@ mod tests {
 
     #[test]
     fn everything_else_is_refused() {
-        let refused = |bytes: &[u8]| FromWorker::decode(bytes).unwrap_err();
+        let refused = |bytes: &[u8]| FromWorker::decode(bytes).unwrap_err().flow();
         assert_eq!(refused(&[]), Flow::LinkUnknown);
         assert_eq!(refused(&message(16, 0, 0, &[])[..271]), Flow::LinkUnknown);
         assert_eq!(refused(&[0; 273]), Flow::LinkUnknown);

@@ -5,7 +5,7 @@ use crate::{
     clock::Clock,
     counters::Counters,
     doorbells::Doorbells,
-    flows::{Flow, values},
+    flows::{Flow, Reject, values},
     jail::{Jail, Kvm},
     link::{End, FromWorker, Link, ToWorker},
     processor::{Intercept, Processor},
@@ -102,7 +102,7 @@ impl Machine {
                 Some(state) => self.run_saved(state),
             },
             Ok(FromWorker::Stop) => End::Stopped,
-            Ok(_) => End::WorkerViolation,
+            Ok(message) => self.violation(message),
             Err(end) => end,
         };
         self.merge_counts();
@@ -120,7 +120,10 @@ impl Machine {
     /// when to go on.
     fn run_saved(&mut self, state: &[u8]) -> End {
         if let Err(error) = self.restore(state) {
-            self.counters.reject(Flow::StateHypervisor);
+            self.counters.reject(match error {
+                Malformed::Value(_) => Reject::StateHypervisorImpossible,
+                _ => Reject::StateHypervisorMalformed,
+            });
             let note = error.to_string();
             self.connection.link.send_last(&ToWorker::Note(&note));
             return End::StateRefused;
@@ -241,10 +244,18 @@ impl Machine {
             FromWorker::ClosePort { channel } => self.partition.set_channel_open(channel, false),
             FromWorker::Stop => return Err(End::Stopped),
             FromWorker::Start | FromWorker::Pause | FromWorker::Resume | FromWorker::Save => {
-                return Err(End::WorkerViolation);
+                return Err(self.violation(message));
             }
         }
         Ok(())
+    }
+
+    /// The worker sent what it may not send now.
+    fn violation(&self, message: FromWorker) -> End {
+        if let Some(kind) = message.out_of_order() {
+            self.counters.reject(kind);
+        }
+        End::WorkerViolation
     }
 
     /// Stands still, the guest's time with it, until the worker says to go on.
@@ -258,8 +269,8 @@ impl Machine {
                 FromWorker::Resume => break,
                 FromWorker::Save => self.save()?,
                 // Of those that came too late for the pause. A worker has no more than a few.
-                FromWorker::DeliverMessage { .. } if !self.partition.takes_messages() => {
-                    return Err(End::WorkerViolation);
+                message @ FromWorker::DeliverMessage { .. } if !self.partition.takes_messages() => {
+                    return Err(self.violation(message));
                 }
                 message => self.take_message(message)?,
             }
@@ -378,9 +389,7 @@ impl Machine {
     }
 
     fn merge_counts(&mut self) {
-        for (flow, count) in self.processor.take_counts() {
-            self.counters.merge(flow, count);
-        }
+        self.processor.merge_counts(&self.counters);
     }
 
     fn send_notes(&mut self) {

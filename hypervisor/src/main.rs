@@ -8,6 +8,7 @@ use std::{
     convert::Infallible,
     env,
     fs::File,
+    hint::black_box,
     io::{self, Read},
     os::fd::{OwnedFd, RawFd},
     process::ExitCode,
@@ -17,7 +18,7 @@ use teuthis_hypervisor::{
     arguments::{self, Arguments, ClockChoice, ProcessorChoice, Start},
     counters::Counters,
     doorbells::Doorbells,
-    jail,
+    flows, jail,
     link::Link,
     machine::{Connection, Machine},
     memory::GuestMemory,
@@ -54,6 +55,7 @@ enum Error {
 }
 
 fn main() -> ExitCode {
+    black_box(&flows::FINGERPRINT);
     if let Some(device) = arguments::probed_device(env::args().skip(1)) {
         return probe(device);
     }

@@ -1,15 +1,18 @@
-"""Where the Rust programs are: the one place that knows.
+"""Where the Rust programs are, and whether they belong to us: the one place that knows.
 
 A wheel carries them beside the interpreter's scripts, a checkout has them in cargo's target
 directory: the hypervisor in `release`, the statically linked guest agent under its target's name.
 `TEUTHIS_PROGRAMS` names another directory (a debug build, a packager's layout).
 """
 
+import mmap
 import os
 import sysconfig
+from functools import cache
 from pathlib import Path
 
 from teuthis.errors import ConfigurationError
+from teuthis.flows.register import FINGERPRINT
 
 HYPERVISOR = "teuthis-hypervisor"
 HYPERVISOR_KVM = "teuthis-hypervisor-kvm"
@@ -21,7 +24,8 @@ def find(name: str) -> Path:
     """The program `name`.
 
     Raises:
-        ConfigurationError: it is in none of the places where it can be.
+        ConfigurationError: it is in none of the places where it can be, or it was made from
+            another register of flows than ours.
     """
     target = Path(__file__).resolve().parents[2] / "target"
     built = target / "x86_64-unknown-linux-gnu" if name == GUEST_AGENT else target
@@ -30,9 +34,21 @@ def find(name: str) -> Path:
         places = [Path(chosen)]
     for place in places:
         if os.access(place / name, os.X_OK):
+            _check(place / name, (place / name).stat().st_mtime_ns)
             return place / name
     tried = ", ".join(str(place) for place in places)
     raise ConfigurationError(
         f"the program {name} was not found (looked in {tried}): "
         "build it with `make programs`, or set TEUTHIS_PROGRAMS to its directory"
     )
+
+
+@cache
+def _check(program: Path, _changed: int) -> None:
+    """Looks for our register's fingerprint in a program: otherwise numbers and limits differ."""
+    with program.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        if text.find(FINGERPRINT.encode()) < 0:
+            raise ConfigurationError(
+                f"{program} was made from another register of flows (flows.toml) than this "
+                "package: rebuild it with `make programs`"
+            )

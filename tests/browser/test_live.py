@@ -84,7 +84,7 @@ def test_what_is_refused_flashes(browser: Chromium, live: Live) -> None:
         each.target.classList.contains('refused') && flashed.add(each.target.dataset.flow))) \
         .observe(document, {attributes: true, subtree: true, attributeFilter: ['class']})"
     browser.ask(seen)
-    live.counters.reject("ring.packet")
+    live.counters.reject("ring.packet", "type")
     browser.until('flashed.has("ring.packet")')
     assert browser.ask("flashed.size") == 1
     assert browser.ask('document.getElementById("refused").textContent') == "1"

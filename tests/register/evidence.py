@@ -1,7 +1,7 @@
-"""Demands of every flow that refuses something that a test named in the register makes it do so.
+"""Demands of every kind of bad input in the register that a test of its flow was seen to raise it.
 
-`make test` records which flows' rejected counters rose during which test: recorder.py for
-Python and for the processes that Python tests start, hypervisor/src/evidence.rs for Rust.
+`make test` records which kinds' counters rose during which test: recorder.py for Python and for
+the processes that Python tests start, hypervisor/src/evidence.rs for Rust.
 """
 
 import sys
@@ -16,14 +16,16 @@ ROOT = Path(__file__).parents[2]
 DIRECTORY = Path("build/evidence")
 PYTHON = "python.json"
 RUST = "rust.log"
-UNCOUNTED = {
-    "memory.ram": "a mapping; what names a bad range counts the refusal",
-    "kvm.hypercall-exit": "exists on KVM only: `make test-kvm` makes it refuse",
-}
-"""Flows without a counter of their own, and why."""
+ELSEWHERE = {"kvm.hypercall-exit": "exists on KVM only: `make test-kvm` makes it refuse"}
+"""Flows that `make test` cannot reach, and why."""
+
+Kind = tuple[str, str]
+"""A flow, and a kind of bad input of it."""
+Seen = Mapping[str, set[Kind]]
+"""What each test saw refused, by the test's name as the register writes it."""
 
 
-def write(root: Path, refused: Mapping[str, set[str]]) -> None:
+def write(root: Path, refused: Seen) -> None:
     """Keeps what a session of pytest saw; tests that it did not run keep what they had."""
     path = root / DIRECTORY / PYTHON
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,52 +36,52 @@ def write(root: Path, refused: Mapping[str, set[str]]) -> None:
     partial.replace(path)
 
 
-def read(root: Path) -> dict[str, set[str]]:
-    """The flows that each test saw refused, by the test's name as the register writes it.
+def read(root: Path) -> dict[str, set[Kind]]:
+    """What the last run of the tests saw.
 
     Rust tests are known by the names of their threads: module::function.
     """
     directory = root / DIRECTORY
-    found: dict[str, set[str]] = {}
+    found: dict[str, set[Kind]] = {}
     if (path := directory / PYTHON).exists():
-        found |= {
-            name: set(flows) for name, flows in msgspec.json.decode(path.read_bytes()).items()
-        }
+        found |= msgspec.json.decode(path.read_bytes(), type=dict[str, set[Kind]])
     if (path := directory / RUST).exists():
         for line in path.read_text().splitlines():
-            thread, _, flow = line.rpartition(" ")
-            found.setdefault("#" + thread.rpartition("::")[2], set()).add(flow)
+            thread, flow, kind = line.rsplit(" ", 2)
+            found.setdefault("#" + thread.rpartition("::")[2], set()).add((flow, kind))
     return found
 
 
-def refusing(flow: Flow, seen: Mapping[str, set[str]]) -> list[str]:
-    """Those of the flow's tests that raised its rejected counter."""
+def refusing(flow: Flow, kind: str, seen: Seen) -> list[str]:
+    """Those of the flow's tests that made it refuse that kind of bad input."""
     return [
         test
-        for test in (*flow.tests, flow.fuzz)
-        if flow.id in seen.get("#" + test.partition("#")[2] if "#" in test else test, ())
+        for test in flow.tests
+        if (flow.id, kind) in seen.get("#" + test.partition("#")[2] if "#" in test else test, ())
     ]
 
 
-def unproven(seen: Mapping[str, set[str]]) -> list[Flow]:
-    """The flows that are said to refuse something, and none of whose tests made them do so."""
+def unproven(seen: Seen) -> list[Kind]:
+    """The kinds of bad input that none of their flow's tests was seen to raise."""
     return [
-        flow
+        (flow.id, kind)
         for flow in FLOWS.values()
-        if flow.rejects and flow.id not in UNCOUNTED and not refusing(flow, seen)
+        for kind in flow.rejects
+        if flow.id not in ELSEWHERE and not refusing(flow, kind, seen)
     ]
 
 
 def main() -> int:
-    """Fails with the names of the flows that lack evidence."""
-    missing = unproven(read(ROOT))
-    for flow in missing:
-        print(f"{flow.id}: no test of its entry in flows.toml raises its rejected counter")
+    """Fails with the kinds of bad input that lack evidence."""
+    seen = read(ROOT)
+    missing = unproven(seen)
+    for flow, kind in missing:
+        others = [test for test, kinds in seen.items() if (flow, kind) in kinds]
+        but = f", but {others[0]} does" if others else ""
+        print(f"{flow}: no test of its entry in flows.toml raises its {kind!r} counter{but}")
     if not missing:
-        number = sum(bool(flow.rejects) for flow in FLOWS.values())
-        print(
-            f"{number} flows refuse something; a named test of each was seen to raise its counter"
-        )
+        number = sum(len(flow.rejects) for flow in FLOWS.values())
+        print(f"{number} kinds of bad input; a test of each one's flow was seen to raise it")
     return 1 if missing else 0
 
 

@@ -1,4 +1,4 @@
-"""A plugin of pytest: which flows were refused during which test (see evidence.py)."""
+"""A plugin of pytest: what was refused during which test (see evidence.py)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,33 +8,39 @@ from weakref import WeakKeyDictionary
 import pytest
 
 from tests.register import evidence
+from tests.register.evidence import Kind
 from teuthis.flows import Counters
 
 
 class Recorder:
-    """Notes each flow whose rejected counter rises, in this process or in a page it maps."""
+    """Notes each kind of bad input whose counter rises, in this process or in a page it maps."""
 
     def __init__(self) -> None:
         self.test: str | None = None
-        self.refused: dict[str, set[str]] = {}
-        self._pages: WeakKeyDictionary[Counters, dict[str, int]] = WeakKeyDictionary()
+        self.refused: dict[str, set[Kind]] = {}
+        self._pages: WeakKeyDictionary[Counters, dict[Kind, int]] = WeakKeyDictionary()
         self._held: list[Counters] = []
 
-    def refuse(self, flow: str) -> None:
+    def refuse(self, kind: Kind) -> None:
         if self.test is not None:
-            self.refused.setdefault(self.test, set()).add(flow)
+            self.refused.setdefault(self.test, set()).add(kind)
 
     def watch(self, page: Counters) -> None:
         """Looks from now on at what another process counts in `page`."""
-        self._pages[page] = dict.fromkeys(page.snapshot(), 0)
+        self._pages[page] = {}
         self._held.append(page)
 
     def look(self) -> None:
         for page, before in list(self._pages.items()):
-            for flow, count in page.snapshot().items():
-                if count.rejected > before[flow]:
-                    self.refuse(flow)
-                    before[flow] = count.rejected
+            now = {
+                (flow, kind): number
+                for flow, count in page.snapshot().items()
+                for kind, number in count.kinds.items()
+            }
+            for kind, number in now.items():
+                if number > before.get(kind, 0):
+                    self.refuse(kind)
+            before.update(now)
 
     def finish(self) -> None:
         """The test is over: what nobody else holds, and with it a descriptor, is let go."""
@@ -61,9 +67,9 @@ def pytest_configure(config: pytest.Config) -> None:
         if descriptor is not None:
             RECORDER.watch(self)
 
-    def refused(self: Counters, flow: str) -> None:
-        reject(self, flow)
-        RECORDER.refuse(flow)
+    def refused(self: Counters, flow: str, kind: str) -> None:
+        reject(self, flow, kind)
+        RECORDER.refuse((flow, kind))
 
     def closed(self: Counters) -> None:
         RECORDER.forget(self)

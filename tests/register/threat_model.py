@@ -83,7 +83,7 @@ def _entry(flow: Flow) -> Iterable[str]:
     bounds = [f"{key} = {value:,}" for key, value in flow.values.items() if key.endswith("_max")]
     yield f"**`{flow.id}`** {way.source} {arrow} {way.target}: {flow.shape} ({size})"
     yield f"- *could go wrong*: {flow.threat}"
-    yield f"- *checked*: {'; '.join((*flow.rejects, *bounds)) or 'nothing to refuse'}"
+    yield f"- *checked*: {'; '.join((*flow.rejects.values(), *bounds)) or 'nothing to refuse'}"
     yield f"- *by*: `{flow.handler}`"
     falls = "nothing of the host's" if flow.receiver == GUEST else f"the {flow.receiver}"
     yield f"- *falls*: {falls}"

@@ -10,7 +10,7 @@ pub use serial::Serial;
 use crate::{
     clock::Clock,
     counters::Counters,
-    flows::{Flow, values},
+    flows::{Flow, Reject, values},
     link::End,
     record::{Malformed, Record},
 };
@@ -55,7 +55,7 @@ impl Ports {
             (SERIAL..=SERIAL_LAST, 1) => (Flow::PortSerial, self.serial.read(port - SERIAL)),
             (SLEEP_CONTROL | SLEEP_STATUS | RESET, 1) => (Flow::PortPower, 0),
             _ => {
-                self.counters.reject(owner(port));
+                self.counters.reject(refusal(port, size));
                 return u32::MAX;
             }
         };
@@ -81,7 +81,7 @@ impl Ports {
             (SLEEP_STATUS, 1) => (Flow::PortPower, None),
             (RESET, 1) if value & 0xFF == RESET_VALUE => (Flow::PortPower, Some(End::Reset)),
             _ => {
-                self.counters.reject(owner(port));
+                self.counters.reject(refusal(port, size));
                 return None;
             }
         };
@@ -90,19 +90,27 @@ impl Ports {
     }
 }
 
-/// Where a refused access is counted.
-fn owner(port: u16) -> Flow {
+/// Why an access is refused.
+fn refusal(port: u16, size: u8) -> Reject {
+    let whole = size == 1;
     match port {
-        CMOS_INDEX | CMOS_DATA => Flow::PortCmos,
-        SERIAL..=SERIAL_LAST => Flow::PortSerial,
-        SLEEP_CONTROL | SLEEP_STATUS | RESET => Flow::PortPower,
-        _ => Flow::PortUnknown,
+        CMOS_INDEX | CMOS_DATA if whole => Reject::PortCmosReadOnly,
+        CMOS_INDEX | CMOS_DATA => Reject::PortCmosWidth,
+        SERIAL..=SERIAL_LAST if whole => Reject::PortSerialFull,
+        SERIAL..=SERIAL_LAST => Reject::PortSerialWidth,
+        SLEEP_CONTROL | SLEEP_STATUS | RESET if whole => Reject::PortPowerValue,
+        SLEEP_CONTROL | SLEEP_STATUS | RESET => Reject::PortPowerWidth,
+        _ => Reject::PortUnknownAccess,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn owner(port: u16) -> Flow {
+        refusal(port, 1).flow()
+    }
 
     fn ports() -> Ports {
         Ports::new(0, Counters::anonymous().unwrap())
@@ -142,5 +150,15 @@ mod tests {
         assert_eq!(count(Flow::PortUnknown).count, 0);
         assert_eq!(count(Flow::PortUnknown).rejected, 6 * (65536 - 2 - 8 - 3));
         assert_eq!(count(Flow::PortCmos).rejected, 8 + 1);
+    }
+
+    #[test]
+    fn output_that_does_not_wait_for_room_is_dropped_and_counted() {
+        let mut ports = ports();
+        while ports.counters.rejected(Reject::PortSerialFull) == 0 {
+            ports.write(SERIAL, 1, b'x'.into());
+        }
+        let written = ports.counters.get(Flow::PortSerial).count;
+        assert_eq!(ports.serial.output().len() as u64, written);
     }
 }

@@ -7,8 +7,7 @@ pub mod kvm;
 pub mod soft;
 
 use crate::{
-    counters::Count,
-    flows::Flow,
+    counters::Counters,
     memory::GuestMemory,
     record::{Malformed, Record},
 };
@@ -119,8 +118,8 @@ pub trait Processor {
     /// Guest RAM, for the partition interface.
     fn memory(&self) -> &GuestMemory;
 
-    /// What it dealt with by itself since the last call, for the counters of the register.
-    fn take_counts(&mut self) -> Vec<(Flow, Count)>;
+    /// Hands over what it dealt with by itself since the last call.
+    fn merge_counts(&mut self, counters: &Counters);
 
     /// Saves all that the guest could ever see of this processor, between two calls of `run`; or
     /// restores it, before the first one. Interrupts that were raised are part of it.

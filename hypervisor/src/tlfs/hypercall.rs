@@ -4,7 +4,7 @@
 use super::Worker;
 use crate::{
     counters::Counters,
-    flows::{Flow, values},
+    flows::{Flow, Reject, values},
     link::{SYNIC_PAYLOAD, channel_of},
     memory::{GuestMemory, PAGE_SIZE},
     record::{Malformed, Record},
@@ -75,17 +75,35 @@ pub fn call(
             Flow::HypercallSignalEvent,
             signal_event(control, input, channels, worker),
         ),
-        _ => (Flow::HypercallUnknown, Err(Status::InvalidCode)),
+        _ => (Flow::HypercallUnknown, Err(Reject::HypercallUnknownCode)),
     };
     match result {
         Ok(bytes) => {
             counters.accept(flow, bytes);
             Status::Success
         }
-        Err(status) => {
-            counters.reject(flow);
-            status
+        Err(kind) => {
+            counters.reject(kind);
+            status(kind)
         }
+    }
+}
+
+/// How the guest is told of a refusal.
+fn status(kind: Reject) -> Status {
+    match kind {
+        Reject::HypercallPostMessageAlignment => Status::InvalidAlignment,
+        Reject::HypercallPostMessageConnection | Reject::HypercallSignalEventConnection => {
+            Status::InvalidConnection
+        }
+        Reject::HypercallPostMessageParameter | Reject::HypercallSignalEventFlag => {
+            Status::InvalidParameter
+        }
+        Reject::HypercallPostMessageFull => Status::InsufficientBuffers,
+        Reject::HypercallPostMessageControl | Reject::HypercallSignalEventControl => {
+            Status::InvalidInput
+        }
+        _ => Status::InvalidCode,
     }
 }
 
@@ -95,18 +113,18 @@ fn post_message(
     input: u64,
     memory: &GuestMemory,
     worker: &mut impl Worker,
-) -> Result<u64, Status> {
+) -> Result<u64, Reject> {
     if control & (MUST_BE_ZERO | FAST) != 0 {
-        return Err(Status::InvalidInput);
+        return Err(Reject::HypercallPostMessageControl);
     }
     if !input.is_multiple_of(8) || input % PAGE_SIZE > PAGE_SIZE - POST_INPUT as u64 {
-        return Err(Status::InvalidAlignment);
+        return Err(Reject::HypercallPostMessageAlignment);
     }
     let mut copy = [0; POST_INPUT];
     memory
         .offset(input)
         .and_then(|offset| memory.read_bytes(offset, &mut copy))
-        .ok_or(Status::InvalidInput)?;
+        .ok_or(Reject::HypercallPostMessageControl)?;
     let (header, payload) = copy.split_at(POST_INPUT - SYNIC_PAYLOAD);
     let word = |index: usize| {
         let bytes = header.get(index * 4..).and_then(|rest| rest.first_chunk());
@@ -114,15 +132,15 @@ fn post_message(
     };
     let (connection, reserved, kind, size) = (word(0), word(1), word(2), word(3));
     if !CONNECTIONS.contains(&connection.into()) {
-        return Err(Status::InvalidConnection);
+        return Err(Reject::HypercallPostMessageConnection);
     }
     let payload = payload.get(..size as usize);
     // Types with the highest bit set are the hypervisor's own.
     let (Some(payload), 0, 1..=0x7FFF_FFFF) = (payload, reserved, kind) else {
-        return Err(Status::InvalidParameter);
+        return Err(Reject::HypercallPostMessageParameter);
     };
     if !worker.post_message(connection, kind, payload) {
-        return Err(Status::InsufficientBuffers);
+        return Err(Reject::HypercallPostMessageFull);
     }
     Ok(POST_INPUT as u64)
 }
@@ -133,16 +151,17 @@ fn signal_event(
     input: u64,
     channels: &Channels,
     worker: &mut impl Worker,
-) -> Result<u64, Status> {
+) -> Result<u64, Reject> {
     if control & MUST_BE_ZERO != 0 || control & FAST == 0 {
-        return Err(Status::InvalidInput);
+        return Err(Reject::HypercallSignalEventControl);
     }
-    let channel = channel_of(input & 0xFFFF_FFFF).ok_or(Status::InvalidConnection)?;
+    let connection = Reject::HypercallSignalEventConnection;
+    let channel = channel_of(input & 0xFFFF_FFFF).ok_or(connection)?;
     if !channels.is_open(channel) {
-        return Err(Status::InvalidConnection);
+        return Err(connection);
     }
     if input >> 32 != 0 {
-        return Err(Status::InvalidParameter);
+        return Err(Reject::HypercallSignalEventFlag);
     }
     worker.signal(channel);
     Ok(8)

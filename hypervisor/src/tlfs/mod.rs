@@ -19,7 +19,7 @@ pub use synic::Message;
 use crate::{
     clock::Clock,
     counters::Counters,
-    flows::Flow,
+    flows::{Flow, Reject},
     link::End,
     memory::GuestMemory,
     ports::Ports,
@@ -148,13 +148,13 @@ impl Partition {
             Intercept::SliceEnd | Intercept::Kicked => return Outcome::Continue,
             Intercept::Cpuid { leaf, subleaf } => self.cpuid(leaf, subleaf),
             Intercept::MsrRead { msr } => match self.read_msr(msr) {
-                Some(value) => Completion::Value(value),
-                None => Completion::GeneralProtection,
+                Ok(value) => Completion::Value(value),
+                Err(_) => Completion::GeneralProtection,
             },
             Intercept::MsrWrite { msr, value } => match self.write_msr(msr, value, memory) {
-                Some(None) => Completion::Done,
-                Some(Some(end)) => return Outcome::End(end),
-                None => Completion::GeneralProtection,
+                Ok(None) => Completion::Done,
+                Ok(Some(end)) => return Outcome::End(end),
+                Err(_) => Completion::GeneralProtection,
             },
             Intercept::PortRead { port, size } => {
                 Completion::Value(self.ports.read(port, size, self.clock.now()).into())
@@ -177,7 +177,7 @@ impl Partition {
             Intercept::Halt {
                 interruptible: false,
             } => {
-                self.counters.reject(Flow::InterceptHalt);
+                self.counters.reject(Reject::InterceptHaltUninterruptible);
                 return Outcome::End(End::Halted);
             }
             Intercept::Shutdown => {
@@ -195,7 +195,7 @@ impl Partition {
         if self.synic.post(message, memory, &mut self.vectors) {
             self.counters.accept(Flow::SynicMessage, bytes);
         } else {
-            self.counters.reject(Flow::SynicMessage);
+            self.counters.reject(Reject::SynicMessageFull);
         }
     }
 
@@ -209,7 +209,7 @@ impl Partition {
         if self.synic.signal(channel, memory, &mut self.vectors) {
             self.counters.accept(Flow::SynicEvent, 1);
         } else {
-            self.counters.reject(Flow::SynicEvent);
+            self.counters.reject(Reject::SynicEventDisabled);
         }
     }
 
@@ -252,7 +252,7 @@ impl Partition {
                 Completion::Cpuid(registers)
             }
             None => {
-                self.counters.reject(Flow::InterceptCpuid);
+                self.counters.reject(Reject::InterceptCpuidLeaf);
                 Completion::Cpuid([0; 4])
             }
         }
@@ -266,7 +266,7 @@ impl Partition {
         worker: &mut impl Worker,
     ) -> Completion {
         if !self.hypercall.is_enabled() {
-            self.counters.reject(Flow::HypercallUnknown);
+            self.counters.reject(Reject::HypercallUnknownDisabled);
             return Completion::InvalidOpcode;
         }
         let (channels, counters) = (&self.channels, &self.counters);

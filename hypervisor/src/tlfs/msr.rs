@@ -2,7 +2,7 @@
 
 use super::{Partition, crash::Crash, page::PageRegister, reference_time::APIC_HZ};
 use crate::{
-    flows::{Flow, values},
+    flows::{Flow, Reject, values},
     link::End,
     memory::{GuestMemory, PAGE_SIZE},
 };
@@ -55,14 +55,25 @@ fn owner(msr: u32) -> Flow {
     }
 }
 
+/// Why a register without a handler cannot be written.
+fn read_only(msr: u32) -> Reject {
+    match owner(msr) {
+        Flow::MsrPartition => Reject::MsrPartitionReadOnly,
+        Flow::MsrTime => Reject::MsrTimeReadOnly,
+        Flow::MsrProcessor => Reject::MsrProcessorValue,
+        _ => Reject::MsrUnknownAccess,
+    }
+}
+
 impl Partition {
-    /// `None`: #GP.
-    pub(super) fn read_msr(&mut self, msr: u32) -> Option<u64> {
-        let value = self.msr_value(msr);
-        self.count_msr(msr, value.is_some());
+    /// An error is #GP.
+    pub(super) fn read_msr(&mut self, msr: u32) -> Result<u64, Reject> {
+        let value = self.msr_value(msr).ok_or(Reject::MsrUnknownAccess);
+        self.count_msr(msr, value.as_ref().err());
         value
     }
 
+    /// `None`: there is no such register.
     fn msr_value(&self, msr: u32) -> Option<u64> {
         Some(match msr {
             GUEST_OS_ID => self.guest_os_id,
@@ -86,26 +97,26 @@ impl Partition {
         })
     }
 
-    /// `None`: #GP. `Some(Some(end))`: the write ends the virtual machine.
+    /// An error is #GP; with an end the write ends the virtual machine.
     pub(super) fn write_msr(
         &mut self,
         msr: u32,
         value: u64,
         memory: &GuestMemory,
-    ) -> Option<Option<End>> {
+    ) -> Result<Option<End>, Reject> {
         let result = if msr == CRASH_CONTROL {
             if Crash::has_unknown_bits(value) {
-                self.counters.reject(Flow::MsrCrash);
+                self.counters.reject(Reject::MsrCrashBits);
             }
-            Some(self.crash.set_control(value))
+            Ok(self.crash.set_control(value))
         } else {
             self.set_msr(msr, value, memory).map(|()| None)
         };
-        self.count_msr(msr, result.is_some());
+        self.count_msr(msr, result.as_ref().err());
         result
     }
 
-    fn set_msr(&mut self, msr: u32, value: u64, memory: &GuestMemory) -> Option<()> {
+    fn set_msr(&mut self, msr: u32, value: u64, memory: &GuestMemory) -> Result<(), Reject> {
         match msr {
             GUEST_OS_ID => {
                 self.guest_os_id = value;
@@ -114,46 +125,57 @@ impl Partition {
                 }
             }
             HYPERCALL => self.set_hypercall(value, memory)?,
-            VP_ASSIST_PAGE => self.vp_assist = PageRegister::checked(value, memory)?,
-            REFERENCE_TSC => self.reference.write(value, memory)?,
+            VP_ASSIST_PAGE => {
+                let register = PageRegister::checked(value, memory);
+                self.vp_assist = register.ok_or(Reject::MsrPartitionPage)?;
+            }
+            REFERENCE_TSC => {
+                let written = self.reference.write(value, memory);
+                written.ok_or(Reject::MsrTimePage)?;
+            }
             SCONTROL..=EOM | SINT0..=SINT15 => {
                 self.synic.write(msr, value, memory, &mut self.vectors)?;
             }
-            TIMER_CONFIG => self.timer.set_config(value, self.now())?,
+            TIMER_CONFIG => {
+                let set = self.timer.set_config(value, self.now());
+                set.ok_or(Reject::MsrStimerValue)?;
+            }
             TIMER_COUNT => self.timer.set_count(value, self.now()),
-            CRASH_P0..=CRASH_P4 => self.crash.set_parameter((msr - CRASH_P0) as usize, value)?,
-            _ => return None,
+            CRASH_P0..=CRASH_P4 => self.crash.set_parameter((msr - CRASH_P0) as usize, value),
+            _ => return Err(read_only(msr)),
         }
-        Some(())
+        Ok(())
     }
 
     /// Places the hypercall page. Without a guest identity it stays disabled (TLFS 3.13).
-    fn set_hypercall(&mut self, value: u64, memory: &GuestMemory) -> Option<()> {
+    fn set_hypercall(&mut self, value: u64, memory: &GuestMemory) -> Result<(), Reject> {
         if self.hypercall.value() & LOCKED != 0 {
-            return None;
+            return Err(Reject::MsrPartitionReadOnly);
         }
         let value = if self.guest_os_id == 0 {
             value & !PageRegister::ENABLE
         } else {
             value
         };
-        let register = PageRegister::checked(value, memory)?;
+        let outside = Reject::MsrPartitionPage;
+        let register = PageRegister::checked(value, memory).ok_or(outside)?;
         if let Some(page) = register.page(memory) {
             // INT3 around the code: nothing else in the page is meant to run.
-            memory.fill(page, PAGE_SIZE, 0xCC)?;
-            memory.write_bytes(page, self.hypercall_code)?;
+            memory.fill(page, PAGE_SIZE, 0xCC).ok_or(outside)?;
+            let written = memory.write_bytes(page, self.hypercall_code);
+            written.ok_or(outside)?;
         }
         self.hypercall = register;
-        Some(())
+        Ok(())
     }
 
-    fn count_msr(&mut self, msr: u32, accepted: bool) {
-        let flow = owner(msr);
-        if accepted {
-            self.counters.accept(flow, 8);
-        } else {
-            self.counters.reject(flow);
-            self.notes.add(flow, msr.into(), "refused MSR");
+    fn count_msr(&mut self, msr: u32, refused: Option<&Reject>) {
+        match refused {
+            None => self.counters.accept(owner(msr), 8),
+            Some(&kind) => {
+                self.counters.reject(kind);
+                self.notes.add(kind.flow(), msr.into(), "refused MSR");
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use super::{Vectors, page::PageRegister};
 use crate::{
-    flows::values,
+    flows::{Reject, values},
     link::{Payload, SYNIC_PAYLOAD},
     memory::GuestMemory,
     record::{Malformed, Record, check},
@@ -128,29 +128,32 @@ impl Synic {
         })
     }
 
-    /// `None`: #GP. Every write may let queued messages through.
+    /// An error is #GP. Every write may let queued messages through.
     pub fn write(
         &mut self,
         msr: u32,
         value: u64,
         memory: &GuestMemory,
         vectors: &mut Vectors,
-    ) -> Option<()> {
+    ) -> Result<(), Reject> {
+        let page = || PageRegister::checked(value, memory).ok_or(Reject::MsrSynicPage);
         match msr {
             SCONTROL => self.control = value,
-            SIEFP => self.siefp = PageRegister::checked(value, memory)?,
-            SIMP => self.simp = PageRegister::checked(value, memory)?,
+            SIEFP => self.siefp = page()?,
+            SIMP => self.simp = page()?,
             EOM => {}
             SINT0..=SINT15 => {
                 if !is_sint(value) {
-                    return None;
+                    return Err(Reject::MsrSynicValue);
                 }
-                *self.sints.get_mut((msr - SINT0) as usize)? = value;
+                if let Some(sint) = self.sints.get_mut((msr - SINT0) as usize) {
+                    *sint = value;
+                }
             }
-            _ => return None,
+            _ => return Err(Reject::MsrSynicReadOnly),
         }
         self.deliver(memory, vectors);
-        Some(())
+        Ok(())
     }
 
     /// Whether another message may be queued.
@@ -275,7 +278,7 @@ mod tests {
             this
         }
 
-        fn write(&mut self, msr: u32, value: u64) -> Option<()> {
+        fn write(&mut self, msr: u32, value: u64) -> Result<(), Reject> {
             self.synic
                 .write(msr, value, &self.memory, &mut self.vectors)
         }
@@ -394,12 +397,18 @@ mod tests {
         assert_eq!(guest.synic.read(SINT2), Some(MASKED));
         assert_eq!(guest.synic.read(SVERSION), Some(1));
         assert_eq!(guest.synic.read(EOM + 1), None);
-        assert_eq!(guest.write(SVERSION, 1), None);
-        assert_eq!(guest.write(SIMP, 0x10_0000 | 1), None);
-        assert_eq!(guest.write(SIEFP, u64::MAX), None);
-        assert_eq!(guest.write(SINT2, 15), None);
-        assert_eq!(guest.write(SINT2, VECTOR | AUTO_EOI), None);
-        assert_eq!(guest.write(SINT15 + 1, VECTOR), None);
+        assert_eq!(guest.write(SVERSION, 1), Err(Reject::MsrSynicReadOnly));
+        assert_eq!(guest.write(SIMP, 0x10_0000 | 1), Err(Reject::MsrSynicPage));
+        assert_eq!(guest.write(SIEFP, u64::MAX), Err(Reject::MsrSynicPage));
+        assert_eq!(guest.write(SINT2, 15), Err(Reject::MsrSynicValue));
+        assert_eq!(
+            guest.write(SINT2, VECTOR | AUTO_EOI),
+            Err(Reject::MsrSynicValue)
+        );
+        assert_eq!(
+            guest.write(SINT15 + 1, VECTOR),
+            Err(Reject::MsrSynicReadOnly)
+        );
         assert_eq!(guest.synic.read(SINT2), Some(MASKED));
         guest.write(SINT2, 15 | MASKED).unwrap();
     }

@@ -30,7 +30,7 @@ pub fn run(data: &[u8]) {
                 assert!(payload.as_slice().len() <= 240)
             }
             Ok(_) => {}
-            Err(flow) => assert!(flow.id().starts_with("link.")),
+            Err(kind) => assert!(kind.flow().id().starts_with("link.")),
         }
     }
 }

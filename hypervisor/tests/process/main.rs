@@ -13,12 +13,17 @@ use std::{
     fs,
     os::fd::{AsRawFd, OwnedFd},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::atomic::{AtomicU8, AtomicU64, Ordering},
+    sync::atomic::{AtomicU8, Ordering},
     thread::sleep,
     time::{Duration, Instant},
 };
 use teuthis_hypervisor::{
-    flows::Flow, jail, link::MESSAGE_BYTES, memory::GuestMemory, shared::Shared,
+    counters::Counters,
+    flows::{Flow, Reject},
+    jail,
+    link::MESSAGE_BYTES,
+    memory::GuestMemory,
+    shared::Shared,
 };
 
 const MEMORY: u64 = 4 << 20;
@@ -36,7 +41,7 @@ struct Vm {
     ram: OwnedFd,
     link: OwnedFd,
     doorbells: Shared<AtomicU8>,
-    counters: Shared<AtomicU64>,
+    counters: Counters,
     to_hypervisor: OwnedFd,
 }
 
@@ -112,7 +117,7 @@ impl Vm {
             ram,
             link,
             doorbells: Shared::map(&page, 4096).unwrap(),
-            counters: Shared::map(&counts, Flow::COUNT * 3).unwrap(),
+            counters: Counters::map(&counts).unwrap(),
             to_hypervisor,
         }
     }
@@ -174,7 +179,7 @@ impl Vm {
     }
 
     fn count(&self, flow: Flow) -> u64 {
-        self.counters[flow as usize * 3].load(Ordering::Relaxed)
+        self.counters.get(flow).count
     }
 
     /// Waits until `flow` has been counted.
@@ -200,9 +205,9 @@ impl Drop for Vm {
         let _ = self.child.kill();
         let _ = self.child.wait();
         #[cfg(debug_assertions)]
-        for flow in Flow::ALL {
-            if self.counters[flow as usize * 3 + 2].load(Ordering::Relaxed) > 0 {
-                teuthis_hypervisor::evidence::refused(flow);
+        for kind in Reject::ALL {
+            if self.counters.rejected(kind) > 0 {
+                teuthis_hypervisor::evidence::refused(kind);
             }
         }
     }
@@ -258,6 +263,24 @@ fn a_hostile_worker_ends_the_vm() {
     ] {
         let mut vm = Vm::started(SPIN);
         vm.send(kind, value, payload);
+        assert_eq!(vm.reason(), 6, "message {kind}");
+        assert_eq!(vm.wait().code(), Some(0));
+    }
+}
+
+#[test]
+fn nothing_but_start_and_stop_may_come_first() {
+    let message = (18, 2 | 1 << 32);
+    for (kind, value) in [
+        message,
+        (19, 0x2001),
+        (20, 0x2001),
+        (21, 0),
+        (22, 0),
+        (23, 0),
+    ] {
+        let mut vm = Vm::spawn(SPIN);
+        vm.send(kind, value, &[]);
         assert_eq!(vm.reason(), 6, "message {kind}");
         assert_eq!(vm.wait().code(), Some(0));
     }

@@ -1,7 +1,7 @@
 //! Saving in one process, restoring in another.
 
 use super::*;
-use teuthis_hypervisor::record::Malformed;
+use teuthis_hypervisor::record::{HEADER_BYTES, Malformed, checksum};
 
 const PAUSE: u16 = 21;
 const RESUME: u16 = 22;
@@ -126,10 +126,16 @@ fn a_state_that_is_none_is_refused_by_name() {
     let mut newer = vec![];
     newer.extend(b"TEUTHIS\0");
     newer.extend(99u32.to_le_bytes());
+    let mut impossible = Vm::started(SPIN).save();
+    let end = impossible.len() - 8;
+    impossible[HEADER_BYTES] = 0xFF;
+    let sum = checksum(&impossible[..end]);
+    impossible[end..].copy_from_slice(&sum.to_le_bytes());
     for (state, reason) in [
         (vec![], Malformed::Foreign),
         (vec![7; 5000], Malformed::Foreign),
         (newer, Malformed::Version(99)),
+        (impossible, Malformed::Value("the processor's state")),
     ] {
         let template = file("template", MEMORY);
         let pages = file("pages", 4096 + MEMORY / 4096);

@@ -118,13 +118,13 @@ class Filter:
                 yield passed
                 at = after
             elif data[at] < 0x80:
-                at += self._left_out()
+                at += self._left_out("malformed")
             elif _BEGUN_CHARACTER.fullmatch(data, at):
                 self._rest = data[at:]
                 return
             else:
                 yield _REPLACEMENT
-                at += self._left_out()
+                at += self._left_out("malformed")
 
     def _escape(self, data: bytes, at: int) -> tuple[bytes, int | None]:
         """What passes of the sequence at `at`, and where it ends; None: more must come."""
@@ -140,10 +140,10 @@ class Filter:
         if whole and good:
             return whole[0], whole.end()
         if whole:
-            return b"", at + len(whole[0]) * self._left_out()
+            return b"", at + len(whole[0]) * self._left_out("forbidden")
         if begun.fullmatch(data, at):
             return b"", None
-        return b"", at + self._left_out()  # what follows is text
+        return b"", at + self._left_out("malformed")  # what follows is text
 
     def _string(self, data: bytes, at: int) -> tuple[bytes, int | None]:
         whole = _STRING.match(data, at)
@@ -151,12 +151,12 @@ class Filter:
             if len(data) - at <= _SEQUENCE_MAX:
                 return b"", None
             self._in_string = True
-            return b"", at + (len(data) - at) * self._left_out()
+            return b"", at + (len(data) - at) * self._left_out("malformed")
         if whole[3] == b"\x1b" and whole.end() == len(data):
             return b"", None  # the first half of its end, perhaps
         if whole[1] == b"]" and whole[3] in (b"\x07", b"\x1b\\") and self._good_osc(whole[2]):
             return whole[0], whole.end()
-        self._left_out()
+        self._left_out("forbidden")
         # An escape that is not the end of the string begins something new.
         return b"", whole.end() - (whole[3] == b"\x1b")
 
@@ -164,7 +164,7 @@ class Filter:
     def _good_osc(content: bytes) -> bool:
         return bool(_GOOD_OSC.fullmatch(content)) and _TEXT.fullmatch(content) is not None
 
-    def _left_out(self) -> int:
+    def _left_out(self, kind: str) -> int:
         """Counts one thing that does not pass; 1."""
-        self._counters.reject(_FLOW)
+        self._counters.reject(_FLOW, kind)
         return 1

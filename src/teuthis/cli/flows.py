@@ -96,8 +96,10 @@ def print_counts(counts: Mapping[str, Count], *, stderr: bool = True) -> None:
     table = Table("flow", "receiver", box=None)
     for heading in ("count", "bytes", "refused"):
         table.add_column(heading, justify="right")
+    table.add_column("why")
     for name, count in counts.items():
         if count:
             numbers = (count.count, count.bytes, count.rejected)
-            table.add_row(name, FLOWS[name].receiver, *(f"{number:,}" for number in numbers))
+            why = ", ".join(f"{kind} {number:,}" for kind, number in count.kinds.items())
+            table.add_row(name, FLOWS[name].receiver, *(f"{number:,}" for number in numbers), why)
     Console(stderr=stderr, highlight=False).print(table)

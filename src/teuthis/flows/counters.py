@@ -1,16 +1,21 @@
-"""Live counters of one process: how often each flow ran, its bytes, what was rejected.
+"""Live counters of one process: how often each flow ran, its bytes, what was rejected and why.
 
 They live in a shared page, so that the root reads them without asking the process that counts.
 Layout: for the flow at position i of the register, three unsigned 64-bit little-endian numbers at
-byte 24 * i: count, bytes, rejected.
+byte 24 * i: count, bytes, rejected; behind them one for each kind of bad input, in its order.
 """
 
 import mmap
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from teuthis.flows.register import FLOWS
 
 _WORDS = 3
+_KINDS = [(flow.id, kind) for flow in FLOWS.values() for kind in flow.rejects]
+_INDEX = {name: flow.index * _WORDS for name, flow in FLOWS.items()}
+_KIND_INDEX = {kind: at for at, kind in enumerate(_KINDS, start=len(FLOWS) * _WORDS)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +25,15 @@ class Count:
     count: int
     bytes: int
     rejected: int
+    kinds: Mapping[str, int] = field(default_factory=dict)
+    """Of what was rejected, how much for which reason, as the register names it."""
 
     def __add__(self, other: "Count") -> "Count":
         return Count(
-            self.count + other.count, self.bytes + other.bytes, self.rejected + other.rejected
+            self.count + other.count,
+            self.bytes + other.bytes,
+            self.rejected + other.rejected,
+            dict(Counter(self.kinds) + Counter(other.kinds)),
         )
 
     def __bool__(self) -> bool:
@@ -33,7 +43,7 @@ class Count:
 
 def counters_size() -> int:
     """Bytes of a counter page: the register's size, rounded up to whole pages."""
-    return -(-len(FLOWS) * _WORDS * 8 // mmap.PAGESIZE) * mmap.PAGESIZE
+    return -(-8 * (len(FLOWS) * _WORDS + len(_KINDS)) // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
 class Counters:
@@ -45,22 +55,29 @@ class Counters:
         size = counters_size()
         self._map = mmap.mmap(-1 if descriptor is None else descriptor, size, access=access)
         self._words = memoryview(self._map).cast("Q")
-        self._index = {name: flow.index * _WORDS for name, flow in FLOWS.items()}
 
     def accept(self, flow: str, size: int = 0) -> None:
         """Counts one accepted item of `size` bytes."""
-        at = self._index[flow]
+        at = _INDEX[flow]
         self._words[at] += 1
         self._words[at + 1] += size
 
-    def reject(self, flow: str) -> None:
-        """Counts one refused item."""
-        self._words[self._index[flow] + 2] += 1
+    def reject(self, flow: str, kind: str) -> None:
+        """Counts one refused item; `kind`: why, as the register names it."""
+        self._words[_KIND_INDEX[flow, kind]] += 1
+        self._words[_INDEX[flow] + 2] += 1
 
     def snapshot(self) -> dict[str, Count]:
         """Counters of all flows, by id."""
         words = self._words.tolist()
-        return {name: Count(*words[at : at + _WORDS]) for name, at in self._index.items()}
+        found = {}
+        for name, flow in FLOWS.items():
+            at = _INDEX[name]
+            kinds = {kind: words[_KIND_INDEX[name, kind]] for kind in flow.rejects}
+            happened = {kind: number for kind, number in kinds.items() if number}
+            count, size, rejected = words[at : at + _WORDS]
+            found[name] = Count(count, size, rejected, happened)
+        return found
 
     def close(self) -> None:
         """Unmaps the page."""

@@ -9,6 +9,7 @@ until the file's size or time changes.
 import marshal
 import os
 import sys
+import zlib
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,12 +35,13 @@ class Flow:
     receiver: str
     shape: str
     max_bytes: int
-    rejects: tuple[str, ...]
     handler: str
     tests: tuple[str, ...]
     fuzz: str
     threat: str
     left: str = ""
+    rejects: dict[str, str] = field(default_factory=dict)
+    """Kinds of bad input, in alphabetical order, and how each is answered."""
     min_bytes: int = 0
     opcode: int | None = None
     values: dict[str, int] = field(default_factory=dict)
@@ -66,7 +68,7 @@ def _find() -> Path:
 def _flow(index: int, entry: dict[str, Any]) -> Flow:
     entry = dict(entry)
     entry["opcode"] = entry.pop("number", None)
-    entry["rejects"] = tuple(entry["rejects"])
+    entry["rejects"] = dict(sorted(entry.get("rejects", {}).items()))
     entry["tests"] = tuple(entry["tests"])
     return Flow(index=index, **entry)
 
@@ -107,3 +109,15 @@ CAPABILITIES: dict[str, str] = {entry["name"]: entry["opens"] for entry in _docu
 FLOWS: dict[str, Flow] = {
     entry["id"]: _flow(index, entry) for index, entry in enumerate(_document["flow"])
 }
+
+
+def _summary(flow: Flow) -> str:
+    words = [flow.id, str(flow.min_bytes), str(flow.max_bytes)]
+    if flow.opcode is not None:
+        words.append(f"number={flow.opcode}")
+    words += (f"{key}={value}" for key, value in sorted(flow.values.items()))
+    return " ".join((*words, *flow.rejects)) + "\n"
+
+
+FINGERPRINT = f"teuthis-register:{zlib.crc32(''.join(map(_summary, FLOWS.values())).encode()):08x}"
+"""Of all that programs take from the register; each Rust program carries that of its own."""

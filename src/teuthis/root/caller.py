@@ -129,15 +129,15 @@ class Caller:
         if os.getpid() != self._owner:
             raise VMClosed("this VM belongs to the process that started it, not to a fork of it")
 
-    def count(self, flow: str, size: int = 0, *, rejected: bool = False) -> None:
-        """Counts an item that this side of the VM took or refused."""
+    def count(self, flow: str, size: int = 0, *, rejected: str | None = None) -> None:
+        """Counts an item that this side of the VM took, or refused: the kind of bad input."""
         with self._lock:
             if self._over:
                 return
-            if rejected:
-                self._counters.reject(flow)
-            else:
+            if rejected is None:
                 self._counters.accept(flow, size)
+            else:
+                self._counters.reject(flow, rejected)
 
     def flows(self) -> dict[str, Count]:
         """Counters of all the VM's processes, by flow; the last ones once it has ended."""

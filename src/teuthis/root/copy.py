@@ -122,6 +122,7 @@ def copy_out(
         reader = Reader(process.stdout, max_size)
 
         def name_it(member: Member) -> None:
+            guest.count("client.archive", rejected="left-out")
             left_out(harmless(b"/".join(member.path)))
 
         with process:
@@ -147,7 +148,7 @@ def copy_out(
 
 
 def _refused(guest: "Guest", source: str, error: ArchiveError) -> CommandError:
-    guest.count("client.archive", rejected=True)
+    guest.count("client.archive", rejected="malformed")
     return CommandError(f"what the guest sent for {source!r} was refused: {error}")
 
 

@@ -247,7 +247,7 @@ class Guest:
         copy.copy_out(self, settings.guest_path(source), Path(target), max_size, left_out.append)
         return left_out
 
-    def count(self, flow: str, size: int = 0, *, rejected: bool = False) -> None:
+    def count(self, flow: str, size: int = 0, *, rejected: str | None = None) -> None:
         """Counts an item of a flow that ends on this side."""
         self._machine.count(flow, size, rejected=rejected)
 

@@ -69,7 +69,7 @@ def facts(machine: Caller) -> dict[str, str]:
     try:
         return decode_facts(exchange.output(sink))
     except NoFacts:
-        machine.count("client.facts", rejected=True)
+        machine.count("client.facts", rejected="malformed")
         raise
 
 

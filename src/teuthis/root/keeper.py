@@ -327,7 +327,7 @@ class Connection:
                 counters.accept("keeper.request", len(packet))
             return bool(packet)
         except ProtocolError:
-            counters.reject("keeper.request")
+            counters.reject("keeper.request", "malformed")
             raise
         finally:
             for descriptor in descriptors:

@@ -58,7 +58,7 @@ def _copy_counted(
     try:
         copy(source, lower, size, target)
     except SnapshotError:
-        counters.reject("state.layer-map")
+        counters.reject("state.layer-map", "damaged")
         raise
     counters.accept("state.layer-map", layer.map_size(size))
 

@@ -207,7 +207,7 @@ class Machine(Caller):
         try:
             reason = self._watch()
         except ProtocolError:
-            self._counters.reject("control.status")
+            self._counters.reject("control.status", "malformed")
             reason = Ended.WORKER_VIOLATION
         finally:
             deadline = time.monotonic() + _PATIENCE

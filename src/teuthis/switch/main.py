@@ -164,7 +164,7 @@ class Entrance:
                 counters.accept("switch.join", len(packet))
                 descriptors = [page]
             else:
-                counters.reject("switch.join")
+                counters.reject("switch.join", answer.outcome.name.lower().replace("_", "-"))
                 counters.close()
         for descriptor in descriptors:
             os.close(descriptor)

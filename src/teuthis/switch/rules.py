@@ -35,7 +35,11 @@ _SOURCE_LINK_ADDRESS, _TARGET_LINK_ADDRESS = 1, 2
 
 
 class Refused(ValueError):
-    """A frame that its sender may not send."""
+    """A frame that its sender may not send; `kind`: why, as the register names it."""
+
+    def __init__(self, kind: str, why: str) -> None:
+        super().__init__(why)
+        self.kind = kind
 
 
 class Sender(NamedTuple):
@@ -66,24 +70,24 @@ def arp_request(mac: bytes, address: bytes, target: bytes) -> bytes:
 def check(frame: bytes, who: Sender, max_frame: int) -> None:
     """Lets a frame of `who`'s pass. Raises `Refused`."""
     if not ETHERNET_BYTES <= len(frame) <= max_frame:
-        raise Refused("a frame of impossible size")
+        raise Refused("size", "a frame of impossible size")
     if frame[6:12] != who.mac:
-        raise Refused("not its own MAC address")
+        raise Refused("mac", "not its own MAC address")
     judge = _CHECKS.get(frame[12:14])
     if judge is None:
-        raise Refused("a protocol that the switch does not carry")
+        raise Refused("protocol", "a protocol that the switch does not carry")
     judge(frame, who)
 
 
 def _check_arp(frame: bytes, who: Sender) -> None:
     if len(frame) < _ARP_END or frame[14:20] != _ARP_HEAD:
-        raise Refused("not ARP for IPv4 over Ethernet")
+        raise Refused("header", "not ARP for IPv4 over Ethernet")
     if frame[20:22] not in (_ARP_REQUEST, _ARP_REPLY):
-        raise Refused("an unknown ARP operation")
+        raise Refused("header", "an unknown ARP operation")
     if frame[22:28] != who.mac:
-        raise Refused("ARP for another MAC address")
+        raise Refused("mac", "ARP for another MAC address")
     if frame[28:32] not in who.addresses and frame[20:22] + frame[28:32] != _ARP_REQUEST + _ANY_V4:
-        raise Refused("ARP for another IPv4 address")
+        raise Refused("address", "ARP for another IPv4 address")
 
 
 class Ipv4(NamedTuple):
@@ -102,17 +106,17 @@ def ipv4(frame: bytes) -> Ipv4 | None:
     if frame[12:14] != _IPV4:
         return None
     if len(frame) < ETHERNET_BYTES + 20:
-        raise Refused("an IPv4 header cut short")
+        raise Refused("header", "an IPv4 header cut short")
     head = 4 * (frame[14] & 15)
     total = int.from_bytes(frame[16:18])
     if frame[14] >> 4 != 4 or not 20 <= head <= total <= len(frame) - ETHERNET_BYTES:
-        raise Refused("an IPv4 header that lies")
+        raise Refused("header", "an IPv4 header that lies")
     fragment = bool(int.from_bytes(frame[20:22]) & 0x3FFF)
     ports: tuple[int | None, int | None] = (None, None)
     if frame[23] in (TCP, UDP) and not fragment:
         at = ETHERNET_BYTES + head
         if total < head + 8:
-            raise Refused("a transport header cut short")
+            raise Refused("header", "a transport header cut short")
         ports = struct.unpack_from(">HH", frame, at)
     return Ipv4(frame[26:30], frame[30:34], frame[23], fragment, *ports)
 
@@ -130,7 +134,7 @@ def _check_ipv4(frame: bytes, who: Sender) -> None:
         67,
     )
     if packet.source != _ANY_V4 or not asks_for_address:
-        raise Refused("not its own IPv4 address")
+        raise Refused("address", "not its own IPv4 address")
 
 
 def _check_icmp(frame: bytes) -> None:
@@ -138,47 +142,47 @@ def _check_icmp(frame: bytes) -> None:
     begins = not int.from_bytes(frame[20:22]) & _FRAGMENT_OFFSET
     message = frame[ETHERNET_BYTES + 4 * (frame[14] & 15) :]
     if begins and message and message[0] in (_ICMP_REDIRECT, _ICMP_ROUTER_ADVERTISEMENT):
-        raise Refused("a VM is no router")
+        raise Refused("router", "a VM is no router")
 
 
 def _check_ipv6(frame: bytes, who: Sender) -> None:
     if len(frame) < ETHERNET_BYTES + 40 or frame[14] >> 4 != 6:
-        raise Refused("an IPv6 header cut short")
+        raise Refused("header", "an IPv6 header cut short")
     end = ETHERNET_BYTES + 40 + int.from_bytes(frame[18:20])
     if end > len(frame):
-        raise Refused("an IPv6 header that lies")
+        raise Refused("header", "an IPv6 header that lies")
     source, following = frame[22:38], frame[20]
     at = ETHERNET_BYTES + 40
     if following == _HOP_BY_HOP:
         # Listener reports carry a router alert; nothing else has a reason for an extension.
         if end < at + 8 or frame[at] != _ICMPV6:
-            raise Refused("an IPv6 extension")
+            raise Refused("extension", "an IPv6 extension")
         at += 8 + 8 * frame[at + 1]
         if end < at + 4 or frame[at] not in _MLD:
-            raise Refused("an IPv6 extension")
+            raise Refused("extension", "an IPv6 extension")
     elif following == _ICMPV6:
         _check_icmpv6(frame[at:end], who)
     elif following not in (TCP, UDP):
-        raise Refused("an IPv6 extension")
+        raise Refused("extension", "an IPv6 extension")
     if source not in who.addresses and (
         source != _ANY_V6 or following not in (_HOP_BY_HOP, _ICMPV6)
     ):
-        raise Refused("not its own IPv6 address")
+        raise Refused("address", "not its own IPv6 address")
 
 
 def _check_icmpv6(message: bytes, who: Sender) -> None:
     if len(message) < 4:
-        raise Refused("ICMPv6 cut short")
+        raise Refused("header", "ICMPv6 cut short")
     kind = message[0]
     if kind in (_ROUTER_ADVERTISEMENT, _REDIRECT):
-        raise Refused("a VM is no router")
+        raise Refused("router", "a VM is no router")
     if kind == _ROUTER_SOLICITATION:
         _check_link_addresses(message[8:], _SOURCE_LINK_ADDRESS, who)
     elif kind == _NEIGHBOUR_SOLICITATION:
         _check_link_addresses(message[24:], _SOURCE_LINK_ADDRESS, who)
     elif kind == _NEIGHBOUR_ADVERTISEMENT:
         if message[8:24] not in who.addresses:
-            raise Refused("neighbour discovery for another IPv6 address")
+            raise Refused("address", "neighbour discovery for another IPv6 address")
         _check_link_addresses(message[24:], _TARGET_LINK_ADDRESS, who)
 
 
@@ -186,11 +190,11 @@ def _check_link_addresses(options: bytes, kind: int, who: Sender) -> None:
     while options:
         size = 8 * options[1] if len(options) > 1 else 0
         if not 8 <= size <= len(options):
-            raise Refused("a neighbour discovery option that lies")
+            raise Refused("header", "a neighbour discovery option that lies")
         if options[0] in (_SOURCE_LINK_ADDRESS, _TARGET_LINK_ADDRESS) and (
             options[0] != kind or size != 8 or options[2:8] != who.mac
         ):
-            raise Refused("neighbour discovery for another MAC address")
+            raise Refused("mac", "neighbour discovery for another MAC address")
         options = options[size:]
 
 

@@ -91,7 +91,7 @@ class Port:
         if not self._unsent and self._write(frame):
             return
         if self._unsent_bytes + len(frame) > _UNSENT_MAX:
-            self.counters.reject("network.to-worker")
+            self.counters.reject("network.to-worker", "unread")
             return
         self._unsent.append(frame)
         self._unsent_bytes += len(frame)
@@ -138,10 +138,10 @@ class Port:
             rules.check(frame, self.who, self._max_frame)
             if frame[0] & rules.MULTICAST_BIT:
                 if self._groups.wait(now):
-                    raise rules.Refused("too many frames for everybody")
+                    raise rules.Refused("rate", "too many frames for everybody")
                 self._groups.spend(1)
-        except rules.Refused:
-            self.counters.reject("network.from-worker")
+        except rules.Refused as refused:
+            self.counters.reject("network.from-worker", refused.kind)
             return
         self.counters.accept("network.from-worker", len(frame))
         self._switch.forward(frame, self)

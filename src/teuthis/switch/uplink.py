@@ -58,9 +58,9 @@ class Destinations:
             return
         packet = rules.ipv4(frame)
         if packet is None:
-            raise Refused("the user's network speaks IPv4 only")
+            raise Refused("protocol", "the user's network speaks IPv4 only")
         if packet.fragment:
-            raise Refused("a fragment hides its port")
+            raise Refused("fragment", "a fragment hides its port")
         target, port = packet.destination, packet.destination_port
         if packet.protocol == rules.UDP and port == _DHCP_SERVER_PORT:
             if target in (rules.BROADCAST[:4], self._gateway):
@@ -69,11 +69,11 @@ class Destinations:
             return
         if target == self._gateway:
             if port is None or port not in self._host_ports:
-                raise Refused("a port of the host that is not open to this VM")
+                raise Refused("port", "a port of the host that is not open to this VM")
             return
         number = int.from_bytes(target)
         if any(number & mask == network for mask, network in self._refused):
-            raise Refused("an address of the host itself")
+            raise Refused("host", "an address of the host itself")
 
 
 class Uplink:
@@ -119,8 +119,8 @@ class Uplink:
         """Sends a frame of the VM's, if it may go there."""
         try:
             self._destinations.check(frame)
-        except Refused:
-            self._counters.reject("network.to-uplink")
+        except Refused as refused:
+            self._counters.reject("network.to-uplink", refused.kind)
             return
         self._counters.accept("network.to-uplink", len(frame))
         self._unsent += _LENGTH.pack(len(frame)) + frame
@@ -163,7 +163,7 @@ class Uplink:
         while end - at >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._incoming, at)
             if not rules.ETHERNET_BYTES <= length <= _MAX_FRAME:
-                self._counters.reject("network.from-uplink")
+                self._counters.reject("network.from-uplink", "length")
                 self.closed = True  # there is no way to find the next frame
                 return
             start, at = at + _LENGTH.size, at + _LENGTH.size + length
@@ -173,8 +173,8 @@ class Uplink:
             frame = bytes(self._incoming[start:at])
             try:
                 self._destinations.called(frame)
-            except Refused:
-                self._counters.reject("network.from-uplink")
+            except Refused as refused:
+                self._counters.reject("network.from-uplink", refused.kind)
                 continue
             self._counters.accept("network.from-uplink", length)
             self._port.deliver(frame)

@@ -45,7 +45,7 @@ class Console:
             oldest = self._queue.popleft()
             self._size -= len(oldest)
             self._dropped += len(oldest)
-            self._counters.reject("console.output")
+            self._counters.reject("console.output", "unread")
         if not self._blocked:
             self._flush()
 

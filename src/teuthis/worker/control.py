@@ -53,7 +53,7 @@ class Control:
             except ProtocolError as error:
                 for descriptor in descriptors:
                     os.close(descriptor)
-                self._counters.reject("control.request")
+                self._counters.reject("control.request", "malformed")
                 raise LifelineCut from error
             self._counters.accept("control.request", len(packet))
             yield request, descriptors

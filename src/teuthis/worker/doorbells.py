@@ -51,7 +51,7 @@ class Doorbells:
                 self._counters.accept("doorbell.to-worker")
                 relids.append(relid)
             else:
-                self._counters.reject("doorbell.to-worker")
+                self._counters.reject("doorbell.to-worker", "value")
             rest = rest[1:].lstrip(b"\0")
         full_barrier()  # the bytes are cleared before the rings are read
         return relids

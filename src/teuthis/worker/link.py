@@ -38,6 +38,7 @@ _FLOW_OF = {
 }
 _UNKNOWN: Final = "link.unknown-to-worker"
 _CONNECTION_IDS = (1, 4)
+_REASONS = {reason.value: reason for reason in Ended if reason <= Ended.STATE_REFUSED}
 _CRASH = struct.Struct("<6Q")
 
 MAX_UNSENT: Final = 1024
@@ -86,11 +87,12 @@ Incoming = PostMessage | ConsoleText | Note | End | Paused | State
 
 
 class LinkError(ValueError):
-    """A packet that is no message of the hypervisor's; `flow` is what it pretends to be."""
+    """A packet that is no message of the hypervisor's: what it pretends to be, and why not."""
 
-    def __init__(self, flow: str, why: str) -> None:
+    def __init__(self, flow: str, kind: str, why: str) -> None:
         super().__init__(why)
         self.flow = flow
+        self.kind = kind
 
 
 class Outgoing(NamedTuple):
@@ -135,40 +137,42 @@ def encode(message: Outgoing) -> bytes:
 def decode(packet: bytes) -> tuple[str, Incoming]:
     """The flow and the message in a packet from the hypervisor. Raises `LinkError`."""
     if len(packet) != MESSAGE_BYTES:
-        raise LinkError(_UNKNOWN, "wrong size")
+        raise LinkError(_UNKNOWN, "message", "wrong size")
     version, kind, length, value, payload = _FRAME.unpack(packet)
     flow = _FLOW_OF.get(kind)
     if version != _VERSION or flow is None:
-        raise LinkError(_UNKNOWN, "wrong version or type")
+        raise LinkError(_UNKNOWN, "message", "wrong version or type")
     if length > flow.max_bytes or payload.count(0, length) != len(payload) - length:
-        raise LinkError(flow.id, "wrong length")
-    try:
-        return flow.id, _message(kind, value, payload[:length])
-    except ValueError as error:
-        raise LinkError(flow.id, str(error)) from error
+        raise LinkError(flow.id, "malformed", "wrong length")
+    return flow.id, _message(flow.id, kind, value, payload[:length])
 
 
-def _message(kind: int, value: int, payload: bytes) -> Incoming:
+def _message(flow: str, kind: int, value: int, payload: bytes) -> Incoming:
     if kind == _POST_MESSAGE:
         message = PostMessage(value & 0xFFFF_FFFF, value >> 32, payload)
         if message.connection_id not in _CONNECTION_IDS:
-            raise ValueError("unknown connection")
+            raise LinkError(flow, "connection", "unknown connection")
         return message
     if kind == _END:
-        reason = Ended(value)
+        reason = _REASONS.get(value)
+        if reason is None:
+            raise LinkError(flow, "reason", "unknown reason")
         crashed = reason is Ended.GUEST_CRASH
-        if reason > Ended.STATE_REFUSED or len(payload) != (_CRASH.size if crashed else 0):
-            raise ValueError("unknown reason")
+        if len(payload) != (_CRASH.size if crashed else 0):
+            raise LinkError(flow, "malformed", "wrong length")
         return End(reason, _CRASH.unpack(payload) if crashed else ())
     if kind == _STATE:
         return State(payload, value)
     if value != 0:
-        raise ValueError("a value where none belongs")
+        raise LinkError(flow, "malformed", "a value where none belongs")
     if kind == _CONSOLE:
         return ConsoleText(payload)
     if kind == _PAUSED:
         return Paused()
-    return Note(payload.decode("utf-8"))
+    try:
+        return Note(payload.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise LinkError(flow, "text", "not UTF-8") from error
 
 
 class Link:
@@ -208,7 +212,7 @@ class Link:
             try:
                 flow, message = decode(packet)
             except LinkError as error:
-                self._counters.reject(error.flow)
+                self._counters.reject(error.flow, error.kind)
                 raise EndVM(Ended.LINK_VIOLATION) from error
             self._counters.accept(flow, int.from_bytes(packet[4:8], "little"))
             yield message

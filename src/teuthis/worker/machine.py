@@ -284,7 +284,7 @@ class Machine:
             return
         text = self._memory.read(address, length) if length <= _CRASH_TEXT_MAX else None
         if text is None:
-            self._counters.reject("memory.crash-text")
+            self._counters.reject("memory.crash-text", "outside")
         else:
             self._counters.accept("memory.crash-text", length)
             self._console.write(text.rstrip(b"\0\n") + b"\n")

@@ -48,7 +48,8 @@ def restore(
     try:
         _restore(record, server, sockets, agent)
     except (msgspec.MsgspecError, ValueError, KeyError, TypeError) as error:
-        counters.reject("state.worker")
+        malformed = isinstance(error, msgspec.MsgspecError)
+        counters.reject("state.worker", "malformed" if malformed else "impossible")
         raise StateError(f"the saved state of the worker is damaged: {error}") from error
     counters.accept("state.worker", len(record))
 

@@ -106,7 +106,7 @@ class Saving:
             self._resumed()
             return
         if self._pausing is None:
-            self._counters.reject("link.paused")
+            self._counters.reject("link.paused", "unasked")
             raise EndVM(Ended.LINK_VIOLATION)
         number, self._pausing = self._pausing, None
         self.standing = True
@@ -115,12 +115,12 @@ class Saving:
     def piece(self, piece: bytes, left: int) -> None:
         """A piece of its state. Raises `EndVM` when it does not fit what was asked."""
         if self._saving is None:
-            self._counters.reject("link.state")
+            self._counters.reject("link.state", "unasked")
             raise EndVM(Ended.LINK_VIOLATION)
         try:
             whole = self._collector.add(piece, left)
         except ValueError as error:
-            self._counters.reject("link.state")
+            self._counters.reject("link.state", "pieces")
             raise EndVM(Ended.LINK_VIOLATION) from error
         if whole is None:
             return

@@ -116,13 +116,16 @@ def test_the_requests_to_kvm_are_those_of_the_filter() -> None:
     assert set(requests) == {"vm", "vcpu"}
 
 
-def test_a_flow_whose_tests_refuse_nothing_is_found() -> None:
+def test_a_kind_of_bad_input_that_no_test_raises_is_found() -> None:
     flow = FLOWS["ring.packet"]
-    proven = {test: {"ring.packet"} for test in flow.tests[:1]}
-    assert flow in evidence.unproven({})
-    assert flow not in evidence.unproven(proven)
-    assert evidence.refusing(flow, proven) == list(flow.tests[:1])
-    assert evidence.refusing(flow, {flow.tests[0]: {"ring.send"}}) == []
+    proven = {test: {(flow.id, "bounds")} for test in flow.tests[:1]}
+    assert (flow.id, "bounds") in evidence.unproven({})
+    assert (flow.id, "bounds") not in evidence.unproven(proven)
+    assert (flow.id, "type") in evidence.unproven(proven)
+    assert evidence.refusing(flow, "bounds", proven) == list(flow.tests[:1])
+    assert evidence.refusing(flow, "bounds", {flow.tests[0]: {("ring.send", "bounds")}}) == []
+    stranger = {"tests/elsewhere.py::test": {(flow.id, "bounds")}}
+    assert evidence.refusing(flow, "bounds", stranger) == []
 
 
 def test_the_threat_model_names_every_flow() -> None:

@@ -136,10 +136,16 @@ def test_counters_live_in_their_own_place() -> None:
     names = list(FLOWS)
     counters.accept(names[0], 3)
     counters.accept(names[-1], 5)
-    counters.reject(names[-1])
+    counters.reject("scsi.read", "host")
+    counters.reject("scsi.read", "range")
+    counters.reject("scsi.read", "range")
     snapshot = counters.snapshot()
     assert snapshot[names[0]] == Count(1, 3, 0)
-    assert snapshot[names[-1]] == Count(1, 5, 1)
+    assert snapshot[names[-1]] == Count(1, 5, 0)
+    assert snapshot["scsi.read"] == Count(0, 0, 3, {"host": 1, "range": 2})
+    assert snapshot["scsi.read"] + Count(1, 1, 1, {"host": 1}) == Count(
+        1, 1, 4, {"host": 2, "range": 2}
+    )
     assert sum(count.count for count in snapshot.values()) == 2
     assert counters_size() >= 24 * len(names)
     counters.close()

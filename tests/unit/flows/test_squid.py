@@ -33,7 +33,7 @@ def test_every_flow_is_one_line_with_words_for_those_who_cannot_see_it() -> None
         assert each.findtext(f"{SVG}text") == flow.id
         assert each.findtext(f"{SVG}title") == f"{flow.id}: {flow.shape}"
         description = str(each.findtext(f"{SVG}desc"))
-        assert all(words in description for words in (*flow.rejects, flow.threat))
+        assert all(words in description for words in (*flow.rejects.values(), flow.threat))
 
 
 def test_the_same_register_gives_the_same_drawing() -> None:

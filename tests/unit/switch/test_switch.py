@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from teuthis.errors import ConfigurationError, HostError
-from teuthis.flows import Counters, counters_size
+from teuthis.flows import FLOWS, Counters, counters_size
 from teuthis.root.network import named
 from teuthis.switch.main import Entrance
 from teuthis.switch.protocol import Answer, Member, Outcome
@@ -23,6 +23,7 @@ from teuthis.worker.loop import Loop
 
 from . import frames as f
 from .frames import MAC_A, MAC_B, A, B
+from .test_rules import CLAIMS, MALFORMED, SPOOFED
 
 MAC_C = bytes.fromhex("020000000003")
 
@@ -126,6 +127,18 @@ def test_spoofed_frames_are_dropped_and_counted(world: World) -> None:
     assert a.rejected("network.from-worker") == 5
     assert a.counters.snapshot()["network.from-worker"].count == 1
     assert b.rejected("network.from-worker") == 0
+
+
+def test_each_kind_of_bad_frame_is_counted_as_such(world: World) -> None:
+    a, b = world.plug(MAC_A), world.plug(MAC_B)
+    for frame in (*SPOOFED, *CLAIMS, *MALFORMED):
+        if frame:  # nothing would be the end of the stream
+            a.send(frame)
+            world.turn()
+    assert b.frames() == []
+    kinds = a.counters.snapshot()["network.from-worker"].kinds
+    assert set(kinds) == set(FLOWS["network.from-worker"].rejects) - {"rate"}
+    assert sum(kinds.values()) == len(SPOOFED) + len(CLAIMS) + len(MALFORMED) - 1
 
 
 def test_broadcasts_are_bounded(world: World) -> None:
@@ -325,6 +338,32 @@ def test_malformed_requests(world: World, tmp_path: Path, request_: bytes, count
     assert world.switch.ports == []
 
 
+def test_each_refusal_to_join_is_counted_as_such(world: World, tmp_path: Path) -> None:
+    door = world.door(tmp_path / "socket")
+    world.plug(MAC_A, address=A)
+    pages = [counters_page() for _ in range(4)]
+
+    def refused(mac: bytes, **changes: object) -> Outcome:
+        page = pages.pop()
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        request = msgspec.json.encode(member(mac, **changes))
+        answer = door.entrance._join(request, [near.detach(), os.dup(page)])
+        counters = Counters(page)
+        (kind,) = counters.snapshot()["switch.join"].kinds
+        assert kind.replace("-", "_").upper() == answer.outcome.name
+        counters.close()
+        os.close(page)
+        far.close()
+        return answer.outcome
+
+    assert refused(MAC_A) is Outcome.MAC_TAKEN
+    assert refused(MAC_B, mtu=9000) is Outcome.OTHER_MTU
+    assert refused(MAC_B, address=A) is Outcome.ADDRESS_TAKEN
+    for number in range(4, 203):
+        world.plug(bytes.fromhex(f"0200000001{number:02x}"))
+    assert refused(MAC_B) is Outcome.FULL
+
+
 @settings(max_examples=30)
 @given(st.binary(max_size=300))
 def test_any_request_is_answered(request_: bytes) -> None:
@@ -342,17 +381,19 @@ def test_any_request_is_answered(request_: bytes) -> None:
 
 @pytest.mark.parametrize("packet", [b"", bytes(7), bytes(9), b"\x09" + bytes(7)])
 def test_answers_that_lie(packet: bytes) -> None:
-    with pytest.raises(ValueError, match=r"."):
-        Answer.decode(packet)
+    page = counters_page()
+    with pytest.raises(HostError, match="nonsense"):
+        named._judged(packet, "lan", page)
+    os.close(page)
 
 
 def test_an_address_outside_the_network_is_refused() -> None:
     page = counters_page()
     with pytest.raises(HostError):
-        named._judged(Answer(Outcome.JOINED, b"\x7f\0\0\1"), "lan", page)
+        named._judged(Answer(Outcome.JOINED, b"\x7f\0\0\1").encode(), "lan", page)
     with pytest.raises(ConfigurationError):
-        named._judged(Answer(Outcome.FULL), "lan", page)
-    assert named._judged(Answer(Outcome.JOINED, A), "lan", page) in SUBNET
+        named._judged(Answer(Outcome.FULL).encode(), "lan", page)
+    assert named._judged(Answer(Outcome.JOINED, A).encode(), "lan", page) in SUBNET
     os.close(page)
 
 

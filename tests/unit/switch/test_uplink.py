@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teuthis.flows import Counters
+from teuthis.flows import FLOWS, Counters
 from teuthis.switch import rules
 from teuthis.switch.protocol import Member
 from teuthis.switch.switch import Switch
@@ -54,29 +54,28 @@ def test_what_may_go_out(frame: bytes) -> None:
     make().check(frame)
 
 
-@pytest.mark.parametrize(
-    "frame",
-    [
-        out("127.0.0.1"),
-        out("127.255.255.254", 22),
-        out("0.0.0.0"),
-        out("169.254.169.254"),
-        out("224.0.0.1", protocol=UDP),
-        out("255.255.255.255", 68, protocol=UDP),
-        out("240.0.0.1"),
-        out(HOST, 22),
-        out("10.126.7.1", 22),
-        out("10.126.7.1", 53, protocol=UDP),
-        out("10.126.7.1", 67),
-        out("127.0.0.1", 67, protocol=UDP),
-        f.ipv4(GUEST, GATEWAY, protocol=1),
-        f.ipv4(GUEST, ip("1.1.1.1"), fragment=0x2000),
-        f.ipv4(GUEST, ip("1.1.1.1"), fragment=1),
-        f.ipv6(),
-        f.icmpv6(133),
-    ],
-    ids=bytes.hex,
-)
+OUT_OF_REACH = [
+    out("127.0.0.1"),
+    out("127.255.255.254", 22),
+    out("0.0.0.0"),
+    out("169.254.169.254"),
+    out("224.0.0.1", protocol=UDP),
+    out("255.255.255.255", 68, protocol=UDP),
+    out("240.0.0.1"),
+    out(HOST, 22),
+    out("10.126.7.1", 22),
+    out("10.126.7.1", 53, protocol=UDP),
+    out("10.126.7.1", 67),
+    out("127.0.0.1", 67, protocol=UDP),
+    f.ipv4(GUEST, GATEWAY, protocol=1),
+    f.ipv4(GUEST, ip("1.1.1.1"), fragment=0x2000),
+    f.ipv4(GUEST, ip("1.1.1.1"), fragment=1),
+    f.ipv6(),
+    f.icmpv6(133),
+]
+
+
+@pytest.mark.parametrize("frame", OUT_OF_REACH, ids=bytes.hex)
 def test_the_host_is_out_of_reach(frame: bytes) -> None:
     with pytest.raises(rules.Refused):
         make().check(frame)
@@ -184,6 +183,24 @@ def test_frames_go_with_their_length(world: World) -> None:
     assert world.passt.recv(1 << 17) == struct.pack(">I", len(frame)) + frame
     assert world.rejected("network.to-uplink") == 1
     assert world.rejected("network.from-worker") == 1
+
+
+def test_each_kind_of_frame_that_stays_is_counted_as_such(world: World) -> None:
+    (port,) = world.switch.ports
+    for frame in (*OUT_OF_REACH, f.ipv4(GUEST, total=19)):
+        world.uplink.send(frame, port)
+    kinds = world.counters.snapshot()["network.to-uplink"].kinds
+    assert set(kinds) == set(FLOWS["network.to-uplink"].rejects)
+    assert sum(kinds.values()) == len(OUT_OF_REACH) + 1
+
+
+def test_headers_of_passt_that_lie_are_dropped(world: World) -> None:
+    lie, good = f.ipv4(total=19), back("1.1.1.1", 443)
+    for frame in (lie, good):
+        world.passt.send(struct.pack(">I", len(frame)) + frame)
+    world.turn()
+    assert world.frames() == [good]
+    assert world.counters.snapshot()["network.from-uplink"].kinds == {"header": 1}
 
 
 def test_frames_come_in_pieces(world: World) -> None:

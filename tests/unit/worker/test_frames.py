@@ -61,6 +61,9 @@ BAD = [
     frame(0x85, u32(2) + b"\xff"),
     struct.pack("<B3xI", 0x85, 261),
     frame(0x87, b"\xff" * 8),
+    struct.pack("<B3xI", 0x87, 9),
+    struct.pack("<B3xI", 0x81, 3),
+    struct.pack("<B3xI", 0x86, 5),
 ]
 
 

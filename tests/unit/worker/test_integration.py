@@ -211,6 +211,13 @@ def test_impossible_choices_end_the_channel(world: World, seen: Recorder, body: 
     assert world.rejected("integration.negotiation") == 1
 
 
+def test_malformed_negotiations_end_the_channel(world: World, seen: Recorder) -> None:
+    module = make(world, seen, "heartbeat")
+    module.answer(module.question(), flags=0)
+    assert not module.open
+    assert world.counters.snapshot()["integration.negotiation"].kinds == {"frame": 1}
+
+
 @pytest.mark.parametrize("name", VERSIONS)
 @pytest.mark.parametrize(
     "change",

@@ -63,6 +63,7 @@ def test_messages_of_the_hypervisor_are_decoded(
         (MESSAGE.pack(1, 3, 0, 99, b""), "link.end"),
         (MESSAGE.pack(1, 3, 0, 4, b""), "link.end"),
         (MESSAGE.pack(1, 4, 1, 0, b"\xff"), "link.note"),
+        (MESSAGE.pack(1, 4, 1, 1, b"x"), "link.note"),
         (MESSAGE.pack(1, 5, 1, 0, b"x"), "link.paused"),
         (MESSAGE.pack(1, 5, 0, 1, b""), "link.paused"),
         (MESSAGE.pack(1, 6, 257, 0, b""), "link.state"),

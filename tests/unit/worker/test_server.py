@@ -88,6 +88,14 @@ def test_messages_before_contact_are_refused(world: World) -> None:
     assert world.rejected("vmbus.unload") == 1
 
 
+@pytest.mark.parametrize("number", sorted(set(m.INBOUND) - {14}))
+def test_nothing_is_taken_before_contact(world: World, number: int) -> None:
+    world.guest.post(number, bytes(64))
+    world.guest.pump()
+    assert not world.guest.inbox
+    assert world.counters.snapshot()[m.INBOUND[number].flow].kinds == {"early": 1}
+
+
 def test_messages_on_the_contact_connection_are_refused(connected: World) -> None:
     connected.guest.post(16, connection_id=4)
     assert connected.rejected("vmbus.unload") == 1
@@ -308,6 +316,15 @@ def test_teardown_of_the_unknown_is_answered_and_counted(connected: World) -> No
     assert connected.rejected("vmbus.gpadl-teardown") == 1
 
 
+def test_teardown_for_another_channel_is_ignored(connected: World, device: Quiet) -> None:
+    channel = offer(connected, device)
+    handle = connected.guest.share(channel.relid, [100])
+    connected.guest.post(11, struct.pack("<II", channel.relid + 1, handle))
+    connected.guest.pump()
+    assert not connected.guest.inbox
+    assert connected.counters.snapshot()["vmbus.gpadl-teardown"].kinds == {"channel": 1}
+
+
 def test_teardown_under_an_open_channel_is_ignored(connected: World, device: Quiet) -> None:
     channel = offer(connected, device)
     guest_side = connected.guest.channels[channel.relid]
@@ -372,6 +389,16 @@ def test_bodies_of_nothing_and_too_many_pages_are_refused(connected: World, devi
     assert struct.unpack("<III", connected.guest.expect(10)) == (channel.relid, 7, FAILED)
     connected.guest.post(9, body)
     assert connected.rejected("vmbus.gpadl-body") == 3
+
+
+def test_bodies_with_pages_that_are_no_memory_are_refused(connected: World, device: Quiet) -> None:
+    channel = offer(connected, device)
+    head = struct.pack("<IIHHII", channel.relid, 7, 24, 1, 2 * PAGE_SIZE, 0)
+    for page in (0, 1 << 20):
+        connected.guest.post(8, head + struct.pack("<Q", 100))
+        connected.guest.post(9, struct.pack("<IIQ", 0, 7, page))
+        assert struct.unpack("<III", connected.guest.expect(10)) == (channel.relid, 7, FAILED)
+    assert connected.counters.snapshot()["vmbus.gpadl-body"].kinds == {"page": 2}
 
 
 def test_too_many_descriptions_fail(connected: World, device: Quiet) -> None:

@@ -24,6 +24,7 @@ from .agent_guest import (
     frame,
     u32,
 )
+from .test_frames import BAD
 
 
 class FakeStream:
@@ -194,6 +195,19 @@ def test_too_much_credit_ends_the_session(bench: Bench, credit: int) -> None:
 def test_program_frames_out_of_place_end_the_session(bench: Bench, raw: bytes) -> None:
     bench.feed(raw)
     assert bench.failed(errno.EPROTO)
+
+
+@pytest.mark.parametrize("raw", BAD, ids=bytes.hex)
+def test_bad_frames_end_the_session(bench: Bench, raw: bytes) -> None:
+    bench.feed(frame(STARTED, u32(9)), raw)
+    assert bench.failed(errno.EPROTO)
+
+
+@pytest.mark.parametrize("stream", [STDOUT, STDERR])
+def test_neither_stream_may_exceed_its_credit(bench: Bench, stream: int) -> None:
+    bench.feed(frame(STARTED, u32(9)), *[frame(stream, bytes(16384))] * 5)
+    flow = "agent.stdout" if stream == STDOUT else "agent.stderr"
+    assert bench.counters.snapshot()[flow].kinds == {"credit": 1}
 
 
 def test_reader_that_went_away_is_told_to_the_program(bench: Bench) -> None:

@@ -19,8 +19,8 @@ mod raw;
 use super::{BootState, Completion, Intercept, Processor};
 use crate::{
     clock::Clock,
-    counters::Count,
-    flows::{Flow, values},
+    counters::Counters,
+    flows::{Flow, Reject, values},
     jail,
     memory::GuestMemory,
 };
@@ -74,8 +74,10 @@ pub struct KvmProcessor {
     /// The rest of a string instruction.
     next: Option<(PortAccess, u32)>,
     deadline: Option<u64>,
-    holes: Count,
-    hypercalls: Count,
+    /// Accesses to holes, hypercalls, and those that no kernel made, since the last handing over.
+    holes: u64,
+    hypercalls: u64,
+    unprivileged: u64,
     notes: Vec<String>,
     // Last, so that it is unmapped when nothing runs in it any more.
     memory: GuestMemory,
@@ -99,8 +101,9 @@ impl KvmProcessor {
             pending: Pending::Nothing,
             next: None,
             deadline: None,
-            holes: Count::default(),
-            hypercalls: Count::default(),
+            holes: 0,
+            hypercalls: 0,
+            unprivileged: 0,
             notes: vec![],
             memory,
         })
@@ -144,12 +147,11 @@ impl KvmProcessor {
         let PortAccess { port, size, .. } = access;
         if !access.is_read && port == HYPERCALL_PORT.into() && size == 1 {
             if !self.is_in_kernel() {
-                self.hypercalls.rejected += 1;
+                self.unprivileged += 1;
                 self.refuse_hypercall();
                 return None;
             }
-            self.hypercalls.count += 1;
-            self.hypercalls.bytes += 24;
+            self.hypercalls += 1;
             self.pending = Pending::Hypercall;
             let registers = self.vcpu.sync_regs().regs;
             return Some(Intercept::Hypercall {
@@ -234,9 +236,9 @@ impl Processor for KvmProcessor {
                 // A hole reads as all ones and swallows writes.
                 Ok(VcpuExit::MmioRead(_, data)) => {
                     data.fill(0xFF);
-                    self.holes.rejected += 1;
+                    self.holes += 1;
                 }
-                Ok(VcpuExit::MmioWrite(..)) => self.holes.rejected += 1,
+                Ok(VcpuExit::MmioWrite(..)) => self.holes += 1,
                 Ok(VcpuExit::Intr) => return self.kicked(),
                 Ok(VcpuExit::Shutdown) => return Intercept::Shutdown,
                 Ok(other) => {
@@ -313,11 +315,16 @@ impl Processor for KvmProcessor {
         &self.memory
     }
 
-    fn take_counts(&mut self) -> Vec<(Flow, Count)> {
-        vec![
-            (Flow::MemoryHole, std::mem::take(&mut self.holes)),
-            (Flow::KvmHypercallExit, std::mem::take(&mut self.hypercalls)),
-        ]
+    fn merge_counts(&mut self, counters: &Counters) {
+        let hypercalls = std::mem::take(&mut self.hypercalls);
+        let flow = Flow::KvmHypercallExit;
+        counters.merge(flow, hypercalls, hypercalls * flow.max_bytes());
+        for (kind, count) in [
+            (Reject::MemoryHoleAccess, &mut self.holes),
+            (Reject::KvmHypercallExitPrivilege, &mut self.unprivileged),
+        ] {
+            counters.merge_rejected(kind, std::mem::take(count));
+        }
     }
 
     fn take_notes(&mut self) -> Vec<String> {

@@ -12,7 +12,7 @@ use super::{
     tlb::{Domain, Entry, OFFSET, Tlb, giant_bit},
 };
 use crate::{
-    flows::Flow,
+    flows::Reject,
     memory::{PAGE_SIZE, Plain},
 };
 impl Cpu {
@@ -252,7 +252,7 @@ impl Cpu {
         }
         let page = self.walk(linear, access, self.tlb.domain)?;
         let Some(offset) = self.memory.offset(page.gpa) else {
-            self.tally.reject(Flow::MemoryHole);
+            self.tally.reject(Reject::MemoryHoleAccess);
             return Ok(None);
         };
         // Code is read where it is; data may be written at any time, by the worker too.

@@ -6,7 +6,7 @@ use super::{
     flags,
     paging::is_canonical,
 };
-use crate::flows::Flow;
+use crate::flows::Reject;
 
 const DOUBLE_FAULT: u8 = 8;
 const PAGE_FAULT: u8 = 14;
@@ -50,7 +50,7 @@ impl Cpu {
             let Err(_) = self.enter(event, origin) else {
                 return Ok(());
             };
-            self.tally.reject(Flow::InterruptDeliver);
+            self.tally.reject(Reject::InterruptDeliverFault);
             let nested = self.exception;
             let second_counts = is_contributory(nested.vector) || nested.vector == PAGE_FAULT;
             let first = event.vector;

@@ -7,7 +7,10 @@ use super::{
     cpu::{Cpu, Exception, Exit},
     tlb::Domain,
 };
-use crate::{flows::Flow, tlfs::cpuid::PHYSICAL_BITS};
+use crate::{
+    flows::{Flow, Reject},
+    tlfs::cpuid::PHYSICAL_BITS,
+};
 
 const PRESENT: u64 = 1 << 0;
 const WRITABLE: u64 = 1 << 1;
@@ -69,7 +72,11 @@ impl Cpu {
                 let levels = u64::from(48 - page.shift) / 9;
                 self.tally.accept(Flow::PageTableWalk, levels * 8);
             }
-            Err(_) => self.tally.reject(Flow::PageTableWalk),
+            Err(_) => self.tally.reject(match self.exception.error.unwrap_or(0) {
+                code if code & error::RESERVED != 0 => Reject::PageTableWalkReserved,
+                code if code & error::PROTECTION != 0 => Reject::PageTableWalkForbidden,
+                _ => Reject::PageTableWalkAbsent,
+            }),
         }
         page
     }

@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    counters::Count,
-    flows::Flow,
+    counters::Counters,
+    flows::{Flow, Reject},
     memory::{GuestMemory, PAGE_SIZE},
     processor::{BootState, Completion, Intercept, Processor},
     record::{Malformed, Record, check},
@@ -376,7 +376,7 @@ impl SoftProcessor {
         }
         // The translations above may have raised something of their own.
         cpu.exception = Exception::INVALID_OPCODE;
-        cpu.tally.reject(Flow::InstructionDecode);
+        cpu.tally.reject(Reject::InstructionDecodeUndefined);
         let name = decode::name(&bytes, cpu.long_code);
         if let Some(count) = self.unimplemented.get_mut(&name) {
             *count += 1;
@@ -558,8 +558,8 @@ impl Processor for SoftProcessor {
         std::mem::take(&mut self.notes)
     }
 
-    fn take_counts(&mut self) -> Vec<(Flow, Count)> {
-        self.cpu.tally.take().collect()
+    fn merge_counts(&mut self, counters: &Counters) {
+        self.cpu.tally.merge_into(counters);
     }
 
     fn memory(&self) -> &GuestMemory {

@@ -1,7 +1,10 @@
 //! What the processor's innermost parts count for the register of flows: in private, so that a
 //! count costs an addition, and handed over from time to time.
 
-use crate::{counters::Count, flows::Flow};
+use crate::{
+    counters::Counters,
+    flows::{Flow, Reject},
+};
 
 /// The flows that the processor deals with by itself, without an intercept.
 const FLOWS: [Flow; 8] = [
@@ -14,37 +17,56 @@ const FLOWS: [Flow; 8] = [
     Flow::MsrProcessor,
     Flow::MsrApic,
 ];
+/// What it refuses of them.
+const REJECTS: [Reject; 9] = [
+    Reject::InstructionDecodeUndefined,
+    Reject::PageTableWalkAbsent,
+    Reject::PageTableWalkForbidden,
+    Reject::PageTableWalkReserved,
+    Reject::MemoryHoleAccess,
+    Reject::MemoryDescriptorBeyond,
+    Reject::InterruptDeliverFault,
+    Reject::MsrProcessorValue,
+    Reject::MsrApicValue,
+];
 
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Tally([Count; FLOWS.len()]);
+pub struct Tally {
+    /// Number and bytes.
+    accepted: [(u64, u64); FLOWS.len()],
+    rejected: [u64; REJECTS.len()],
+}
 
 impl Tally {
-    fn of(&mut self, flow: Flow) -> Option<&mut Count> {
-        let index = FLOWS.iter().position(|&other| other == flow)?;
-        self.0.get_mut(index)
-    }
-
     /// Counts one accepted item of `bytes`.
     #[inline]
     pub fn accept(&mut self, flow: Flow, bytes: u64) {
-        if let Some(count) = self.of(flow) {
-            count.count = count.count.wrapping_add(1);
-            count.bytes = count.bytes.wrapping_add(bytes);
+        let index = FLOWS.iter().position(|&other| other == flow);
+        if let Some((count, sum)) = index.and_then(|index| self.accepted.get_mut(index)) {
+            *count = count.wrapping_add(1);
+            *sum = sum.wrapping_add(bytes);
         }
     }
 
     /// Counts one refused item.
     #[inline]
-    pub fn reject(&mut self, flow: Flow) {
-        if let Some(count) = self.of(flow) {
-            count.rejected = count.rejected.wrapping_add(1);
+    pub fn reject(&mut self, kind: Reject) {
+        let index = REJECTS.iter().position(|&other| other == kind);
+        if let Some(count) = index.and_then(|index| self.rejected.get_mut(index)) {
+            *count = count.wrapping_add(1);
             #[cfg(debug_assertions)]
-            crate::evidence::refused(flow);
+            crate::evidence::refused(kind);
         }
     }
 
-    /// Everything counted since the last call.
-    pub fn take(&mut self) -> impl Iterator<Item = (Flow, Count)> + use<> {
-        FLOWS.into_iter().zip(std::mem::take(self).0)
+    /// Hands over what was counted since the last call.
+    pub fn merge_into(&mut self, counters: &Counters) {
+        let counted = std::mem::take(self);
+        for (flow, (count, bytes)) in FLOWS.into_iter().zip(counted.accepted) {
+            counters.merge(flow, count, bytes);
+        }
+        for (kind, count) in REJECTS.into_iter().zip(counted.rejected) {
+            counters.merge_rejected(kind, count);
+        }
     }
 }

@@ -201,7 +201,7 @@ function choose(flow) {
       `${number(entry.min_bytes)} to ${number(entry.max_bytes)} bytes`,
       ...limits.map(([key, value]) => `${key}: ${number(value)}`),
     ]);
-    say("refused", entry.rejects);
+    say("refused", Object.entries(entry.rejects).map(([kind, answer]) => `${kind}: ${answer}`));
     say("could go wrong", entry.threat);
     say("left", entry.left);
     say("falls", `${entry.receiver}: ${entry.reach}`);

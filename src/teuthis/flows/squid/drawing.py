@@ -211,7 +211,7 @@ def _open(flow: Flow, counts: Mapping[str, Count] | None, *, forwards: bool) -> 
     lines = [
         f"{flow.kind}, {flow.direction}, at most {flow.max_bytes:,} bytes",
         f"received by: {flow.receiver} ({RECEIVERS[flow.receiver].reach})",
-        *(f"refused: {reject}" for reject in flow.rejects),
+        *(f"refused: {reject}" for reject in flow.rejects.values()),
         f"threat: {flow.threat}",
     ]
     if counts is not None and (count := counts.get(flow.id)):

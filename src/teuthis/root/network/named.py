@@ -71,15 +71,20 @@ def join(
     return _judged(answer, name, counters), pid
 
 
-def _judged(answer: Answer, name: str, page: int) -> ipaddress.IPv4Address:
+def _judged(packet: bytes, name: str, page: int) -> ipaddress.IPv4Address:
     """The address in an answer. Raises `ConfigurationError`, `HostError`."""
-    if answer.outcome is not Outcome.JOINED:
-        raise ConfigurationError(f"cannot join network {name}: {_WHY[answer.outcome]}")
-    address = ipaddress.IPv4Address(answer.address)
     counters = Counters(page)
     try:
+        try:
+            answer = Answer.decode(packet)
+        except ValueError as error:
+            counters.reject("switch.joined", "malformed")
+            raise HostError(f"the switch of network {name} answered nonsense: {error}") from error
+        if answer.outcome is not Outcome.JOINED:
+            raise ConfigurationError(f"cannot join network {name}: {_WHY[answer.outcome]}")
+        address = ipaddress.IPv4Address(answer.address)
         if address not in SUBNET:
-            counters.reject("switch.joined")
+            counters.reject("switch.joined", "address")
             raise HostError(f"the switch of network {name} gave an address outside {SUBNET}")
         counters.accept("switch.joined", ANSWER_BYTES)
     finally:
@@ -119,8 +124,8 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _ask(path: Path, request: bytes, descriptors: list[int]) -> Answer | None:
-    """Asks the switch at `path`; None: there is none, or it is just ending."""
+def _ask(path: Path, request: bytes, descriptors: list[int]) -> bytes | None:
+    """The answer of the switch at `path`; None: there is none, or it is just ending."""
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with near, far, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as requests:
         requests.settimeout(_PATIENCE)
@@ -132,12 +137,7 @@ def _ask(path: Path, request: bytes, descriptors: list[int]) -> Answer | None:
             packet = near.recv(2 * ANSWER_BYTES)
         except (FileNotFoundError, ConnectionError):
             return None
-    if not packet:
-        return None
-    try:
-        return Answer.decode(packet)
-    except ValueError as error:
-        raise HostError(f"the switch at {path} answered nonsense: {error}") from error
+    return packet or None
 
 
 def _start(path: Path, uid: int | None, allow_missing_walls: frozenset[str]) -> None:

@@ -63,14 +63,16 @@ class Greeting:
         """HELLO, once. Raises `EndVM` for anything else."""
         try:
             for frame in self._decoder.feed(data):
-                if not isinstance(frame, frames.Hello) or self._greeted:
-                    raise FrameError("agent.unknown", "not a greeting")
+                if not isinstance(frame, frames.Hello):
+                    raise FrameError("agent.unknown", "frame", "not a greeting")
+                if self._greeted:
+                    raise FrameError("agent.hello", "state", "a second greeting")
                 if frame.version != _VERSION:
-                    raise FrameError("agent.hello", "another version")
+                    raise FrameError("agent.hello", "version", "another version")
                 self._greeted = True
                 self._agent.greeted()
         except FrameError as error:
-            self._counters.reject(error.flow)
+            self._counters.reject(error.flow, error.kind)
             raise EndVM(
                 Ended.AGENT_VIOLATION, f"the guest agent broke its protocol: {error}"
             ) from error

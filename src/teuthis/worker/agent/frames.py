@@ -25,11 +25,12 @@ STDERR: Final = 2
 
 
 class FrameError(ValueError):
-    """Not a frame that this protocol has, here and now."""
+    """Not a frame that this protocol has, here and now: its flow, and why not."""
 
-    def __init__(self, flow: str, what: str) -> None:
-        super().__init__(what)
+    def __init__(self, flow: str, kind: str, why: str) -> None:
+        super().__init__(why)
         self.flow = flow
+        self.kind = kind
 
 
 # ---- guest to host -------------------------------------------------------------------------------
@@ -140,10 +141,10 @@ class FrameDecoder:
             kind, zero, length = HEADER.unpack_from(data, at)
             known = _PARSERS.get(kind)
             if known is None or zero != _ZERO:
-                raise FrameError("agent.unknown", "unknown frame")
+                raise FrameError("agent.unknown", "frame", "unknown frame")
             flow, parse = known
             if not flow.min_bytes <= length <= flow.max_bytes:
-                raise FrameError(flow.id, "a frame of impossible length")
+                raise FrameError(flow.id, "size", "a frame of impossible length")
             start = at + HEADER.size
             if end - start < length:
                 break
@@ -151,7 +152,7 @@ class FrameDecoder:
             try:
                 frame = parse(data[start:at])
             except ValueError as error:
-                raise FrameError(flow.id, str(error)) from error
+                raise FrameError(flow.id, "value", str(error)) from error
             self._counters.accept(flow.id, length)
             yield frame
         self._buffer = data[at:]

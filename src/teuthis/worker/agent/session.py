@@ -117,7 +117,7 @@ class Session:
                 if self._result is not None:
                     return
         except FrameError as error:
-            self._counters.reject(error.flow)
+            self._counters.reject(error.flow, error.kind)
             self.fail(errno.EPROTO)
             if self.connection is not None:
                 self.connection.abort()
@@ -143,24 +143,30 @@ class Session:
             case frames.Error(number, text):
                 self.on_text(text)
                 self.fail(number)
-            case _:
-                raise FrameError("agent.unknown", "a frame that does not belong here")
+            case frames.Done():
+                raise FrameError("agent.done", "state", "nothing to be done with here")
+            case frames.Hello():
+                raise FrameError("agent.hello", "state", "a greeting in a session")
+            case frames.Started():
+                raise FrameError("agent.started", "state", "there is no program")
+            case frames.Exit():
+                raise FrameError("agent.exit", "state", "there is no program")
 
     def _output(self, stream: int, data: bytes) -> None:
         flow = "agent.stdout" if stream == STDOUT else "agent.stderr"
         sink = self._sinks.get(stream)
         if sink is None:
-            raise FrameError(flow, "output of a stream that is not there")
+            raise FrameError(flow, "state", "output of a stream that is not there")
         self._credit[stream] -= len(data)
         if self._credit[stream] < 0:
-            raise FrameError(flow, "output beyond the credit")
+            raise FrameError(flow, "credit", "output beyond the credit")
         self._received += len(data)
         sink.write(data)
 
     def _more_credit(self, credit: int) -> None:
         self._input_credit += credit
         if self._source is None or self._input_credit > frames.MAX_CREDIT:
-            raise FrameError("agent.window", "more credit than the window can hold")
+            raise FrameError("agent.window", "credit", "more credit than the window can hold")
         self._source.allow(credit)
 
     # ---- the client's streams --------------------------------------------------------------------
@@ -230,17 +236,17 @@ class ExecSession(Session):
         match frame:
             case frames.Started(pid):
                 if self._started:
-                    raise FrameError("agent.started", "started twice")
+                    raise FrameError("agent.started", "state", "started twice")
                 self._started = True
                 self._report(Status(StatusKind.STARTED, self.id, pid))
             case frames.Exit(killed, code):
                 if not self._started:
-                    raise FrameError("agent.exit", "ended before it started")
+                    raise FrameError("agent.exit", "state", "ended before it started")
                 value, detail = (0, code) if killed else (code, 0)
                 self._end(Status(StatusKind.EXITED, self.id, value, detail))
             case frames.Output(stream, _) if not self._started:
                 flow = "agent.stdout" if stream == STDOUT else "agent.stderr"
-                raise FrameError(flow, "output before the start")
+                raise FrameError(flow, "state", "output before the start")
             case _:
                 super()._frame(frame)
 
@@ -255,7 +261,7 @@ class ReadSession(Session):
     def _frame(self, frame: frames.Frame) -> None:
         if isinstance(frame, frames.Done):
             if frame.size != self._received:
-                raise FrameError("agent.done", "a count that lies")
+                raise FrameError("agent.done", "value", "a count that lies")
             self._end(Status(StatusKind.DONE, self.id, frame.size))
         else:
             super()._frame(frame)
@@ -273,7 +279,7 @@ class WriteSession(Session):
     def _frame(self, frame: frames.Frame) -> None:
         if isinstance(frame, frames.Done):
             if not self._complete or frame.size != self._sent:
-                raise FrameError("agent.done", "a count that lies")
+                raise FrameError("agent.done", "value", "a count that lies")
             self._end(Status(StatusKind.DONE, self.id, frame.size))
         else:
             super()._frame(frame)

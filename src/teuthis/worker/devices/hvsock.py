@@ -111,7 +111,7 @@ class Connection:
         self._unsent_size += len(data) + _ITEM_BYTES
         self._write()
         if self._unsent_size > _MAX_UNSENT:
-            self._sockets.counters.reject("hvsock.send")
+            self._sockets.counters.reject("hvsock.send", "unread")
             self.abort()
 
     def close(self) -> None:
@@ -175,12 +175,12 @@ class Connection:
         for packet in packets:
             payload = packet.payload
             if packet.type != IN_BAND or len(payload) < _HEADER.size:
-                counters.reject("hvsock.data")
+                counters.reject("hvsock.data", "type")
                 raise RingError("not an hv_sock packet")
             kind, size = _HEADER.unpack_from(payload)
             padding = len(payload) - _HEADER.size - size
             if kind != _PACKET_TYPE or size > _MAX_DATA or not 0 <= padding < 8:
-                counters.reject("hvsock.data")
+                counters.reject("hvsock.data", "type" if kind != _PACKET_TYPE else "size")
                 raise RingError("an hv_sock packet that lies")
             counters.accept("hvsock.data", size)
             if size == 0:
@@ -278,12 +278,14 @@ class HvSock:
         instance = service_id(self._last_host_port)
         return self._offer(Offer(service_id(port), instance, _FLAGS, _FROM_HOST), accept)
 
-    def _connect_request(self, endpoint: bytes, service: bytes) -> bool:
+    def _connect_request(self, endpoint: bytes, service: bytes) -> str | None:
+        """None: accepted; else the kind of bad input, as the register names it."""
         port = service_port(service)
         accept = self._listeners.get(port) if port is not None else None
         if accept is None or service_port(endpoint) is None:
-            return False
-        return self._offer(Offer(service, endpoint, _FLAGS, _FROM_GUEST), accept)
+            return "service"
+        offered = self._offer(Offer(service, endpoint, _FLAGS, _FROM_GUEST), accept)
+        return None if offered else "limit"
 
     def _offer(self, offer: Offer, accept: Accept) -> bool:
         # Asked first: a handler that was made for nothing would wait for ever to be closed.

@@ -20,6 +20,10 @@ MAX_PAGES: Final = FLOWS["ring.gpa-direct"].values["pages_max"]
 class GpaError(ValueError):
     """A list that contradicts itself, or names what is no guest memory."""
 
+    def __init__(self, kind: str, why: str) -> None:
+        super().__init__(why)
+        self.kind = kind
+
 
 class GuestBuffer:
     """Bytes of guest memory, in the guest's order: all of them are RAM."""
@@ -48,34 +52,37 @@ def buffers(memory: GuestMemory, header: memoryview, counters: Counters) -> list
     """The ranges in a packet's page list. Raises `GpaError`."""
     try:
         ranges = _parse(memory, header)
-    except ValueError as error:
-        counters.reject("ring.gpa-direct")
-        raise GpaError(str(error)) from error
+    except GpaError as error:
+        counters.reject("ring.gpa-direct", error.kind)
+        raise
     counters.accept("ring.gpa-direct", sum(each.length for each in ranges))
     return ranges
 
 
 def _parse(memory: GuestMemory, header: memoryview) -> list[GuestBuffer]:
     if len(header) < _HEAD.size:
-        raise ValueError("no page list")
+        raise GpaError("cut", "no page list")
     reserved, count = _HEAD.unpack_from(header)
     if reserved or not 1 <= count <= MAX_RANGES:
-        raise ValueError("an impossible number of ranges")
+        raise GpaError("count", "an impossible number of ranges")
     found, pages_left, at = [], MAX_PAGES, _HEAD.size
     for _ in range(count):
         if len(header) - at < _HEAD.size:
-            raise ValueError("fewer ranges than announced")
+            raise GpaError("cut", "fewer ranges than announced")
         length, offset = _HEAD.unpack_from(header, at)
         at += _HEAD.size
         pages = -(-(offset + length) // PAGE_SIZE)
         if length == 0 or offset >= PAGE_SIZE or pages > pages_left:
-            raise ValueError("an impossible range")
+            raise GpaError("range", "an impossible range")
         end = at + pages * _PAGE_NUMBER_BYTES
         if end > len(header):
-            raise ValueError("fewer pages than announced")
-        found.append(GuestBuffer(PageRange(memory, header[at:end].cast("Q")), offset, length))
+            raise GpaError("cut", "fewer pages than announced")
+        try:
+            found.append(GuestBuffer(PageRange(memory, header[at:end].cast("Q")), offset, length))
+        except ValueError as error:
+            raise GpaError("page", "a page that is no memory") from error
         pages_left -= pages
         at = end
     if at != len(header):
-        raise ValueError("more pages than announced")
+        raise GpaError("cut", "more pages than announced")
     return found

@@ -155,16 +155,20 @@ INBOUND: Final[dict[int, Shape]] = dict(
 class UnknownMessage(ValueError):
     """A message type that nobody offers, or a message shorter than its type wants."""
 
+    def __init__(self, kind: str, why: str) -> None:
+        super().__init__(why)
+        self.kind = kind
+
 
 def decode(payload: bytes) -> tuple[Shape, Record, bytes]:
     """Shape, record and the bytes behind the record. Raises `UnknownMessage`."""
     if not HEADER.size <= len(payload) <= MAX_MESSAGE:
-        raise UnknownMessage("a message of impossible size")
+        raise UnknownMessage("size", "a message of impossible size")
     shape = INBOUND.get(HEADER.unpack_from(payload)[0])
     if shape is None:
-        raise UnknownMessage("unknown message type")
+        raise UnknownMessage("type", "unknown message type")
     if len(payload) < FLOWS[shape.flow].min_bytes:
-        raise UnknownMessage("message too short")
+        raise UnknownMessage("size", "message too short")
     record = shape.record(*shape.body.unpack_from(payload, HEADER.size))
     return shape, record, payload[HEADER.size + shape.body.size :]
 

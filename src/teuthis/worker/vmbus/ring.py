@@ -90,7 +90,7 @@ class _Half:
         """A copy of one of the guest's indices, inside the ring or `RingError`."""
         index = self._words[self._control + word]
         if index >= self._size or index % 8:
-            self._counters.reject("ring.control")
+            self._counters.reject("ring.control", "index")
             raise RingError("an index outside the ring")
         return index
 
@@ -141,18 +141,18 @@ class RingReader(_Half):
             if end - at < OVERHEAD:
                 if more:
                     break
-                raise self._bad("a packet shorter than its descriptor")
+                raise self._bad("bounds", "a packet shorter than its descriptor")
             kind, offset, length, flags, transaction = unpack(data, at)
             offset *= 8
             length *= 8
             if kind not in _TYPES or length > _MAX_PACKET:
-                raise self._bad("a packet of unknown type or size")
+                raise self._bad("type", "a packet of unknown type or size")
             if not _DESCRIPTOR.size <= offset <= length:
-                raise self._bad("a packet that contradicts itself")
+                raise self._bad("bounds", "a packet that contradicts itself")
             if length > end - at - _TRAILER.size:
                 if more:
                     break
-                raise self._bad("a packet that reaches past what was written")
+                raise self._bad("bounds", "a packet that reaches past what was written")
             header = data[at + _DESCRIPTOR.size : at + offset]
             payload = data[at + offset : at + length]
             packets.append(Packet(kind, flags, transaction, header, payload))
@@ -160,9 +160,9 @@ class RingReader(_Half):
             at += length + _TRAILER.size
         return packets, at
 
-    def _bad(self, what: str) -> RingError:
-        self._counters.reject("ring.packet")
-        return RingError(what)
+    def _bad(self, kind: str, why: str) -> RingError:
+        self._counters.reject("ring.packet", kind)
+        return RingError(why)
 
 
 class RingWriter(_Half):

@@ -25,7 +25,7 @@ _CONTACT_CONNECTION = 4
 _SINT = 2
 _MIN_HALF_PAGES = 2
 
-ConnectRequest = Callable[[bytes, bytes], bool]
+ConnectRequest = Callable[[bytes, bytes], str | None]
 """Answers a request for an hv_sock connection (endpoint, service): False refuses it."""
 
 
@@ -38,7 +38,7 @@ class Server:
         """(relid, processor) of channels whose guest side is to be signalled."""
         self.version: int | None = None
         """Agreed version, or None without a connection."""
-        self.on_connect_request: ConnectRequest = lambda endpoint, service: False
+        self.on_connect_request: ConnectRequest = lambda endpoint, service: "service"
         self._memory = memory
         self._counters = counters
         self._processors = processors
@@ -49,7 +49,7 @@ class Server:
         self._gpadl_pages = 0
         self._last_relid = 0
         self._installed: list[tuple[m.Offer, Device]] = []
-        self._handlers: dict[type[m.Record], Callable[..., bool]] = {
+        self._handlers: dict[type[m.Record], Callable[..., str | None]] = {
             m.RequestOffers: self._request_offers,
             m.OpenChannel: self._open_channel,
             m.CloseChannel: self._close_channel,
@@ -67,31 +67,32 @@ class Server:
     def receive(self, connection_id: int, message_type: int, payload: bytes) -> None:
         """Handles one message that the guest posted."""
         if message_type != _VMBUS_MESSAGE:
-            self._counters.reject("vmbus.unknown")
+            self._counters.reject("vmbus.unknown", "type")
             return
         try:
             shape, record, tail = m.decode(payload)
-        except m.UnknownMessage:
-            self._counters.reject("vmbus.unknown")
+        except m.UnknownMessage as unknown:
+            self._counters.reject("vmbus.unknown", unknown.kind)
             return
+        refused: str | None
         if isinstance(record, m.InitiateContact):
-            accepted = self._initiate_contact(record, connection_id)
+            refused = self._initiate_contact(record, connection_id)
         elif self.version is None or connection_id != _GENERAL_CONNECTION:
-            accepted = False
+            refused = "early"
         elif isinstance(record, m.GpadlHeader | m.GpadlBody):
-            accepted = self._handlers[type(record)](record, tail)
+            refused = self._handlers[type(record)](record, tail)
         else:
-            accepted = self._handlers[type(record)](record)
-        if accepted:
+            refused = self._handlers[type(record)](record)
+        if refused is None:
             self._counters.accept(shape.flow, len(payload))
         else:
-            self._counters.reject(shape.flow)
+            self._counters.reject(shape.flow, refused)
 
     def doorbell(self, relid: int) -> bool:
         """The guest signalled `relid`; True: call again soon, there may be more."""
         channel = self._channels.get(relid)
         if channel is None or not channel.open or channel.rescinded:
-            self._counters.reject("doorbell.to-worker")
+            self._counters.reject("doorbell.to-worker", "closed")
             return False
         try:
             return channel.device.ready(channel)
@@ -149,9 +150,9 @@ class Server:
             return None
         return PageRange(self._memory, gpadl.pages)
 
-    # ---- connection ------------------------------------------------------------------------------
+    # ---- handlers: None, or the kind of bad input as the register names it -----------------------
 
-    def _initiate_contact(self, contact: m.InitiateContact, connection_id: int) -> bool:
+    def _initiate_contact(self, contact: m.InitiateContact, connection_id: int) -> str | None:
         """Begins anew: whatever was open before is gone, without a word, as on real hosts."""
         self._reset()
         modern = contact.version >= m.VERSION_5_0
@@ -165,21 +166,21 @@ class Server:
             self.version = contact.version
             self._message_vp = contact.target_vp
         self._send("vmbus.version-response", supported, 0, _GENERAL_CONNECTION)
-        return supported
+        return None if supported else "version"
 
-    def _request_offers(self, _: m.RequestOffers) -> bool:
+    def _request_offers(self, _: m.RequestOffers) -> str | None:
         if self._offers_requested:
-            return False
+            return "twice"
         self._offers_requested = True
         for offer, device in self._installed:
             self.offer(offer, device)
         self._send("vmbus.all-offers-delivered")
-        return True
+        return None
 
-    def _unload(self, _: m.Unload) -> bool:
+    def _unload(self, _: m.Unload) -> str | None:
         self._reset()
         self._send("vmbus.unload-response")
-        return True
+        return None
 
     def _reset(self) -> None:
         self.version = None
@@ -193,63 +194,65 @@ class Server:
 
     # ---- guest memory ----------------------------------------------------------------------------
 
-    def _gpadl_header(self, header: m.GpadlHeader, tail: bytes) -> bool:
+    def _gpadl_header(self, header: m.GpadlHeader, tail: bytes) -> str | None:
         channel = self._channels.get(header.relid)
-        status = m.SUCCESS
+        refused = None
         try:
             gpadl = Gpadl(header, tail)
         except GpadlError:
-            status = m.INVALID_PARAMETER
+            refused = "description"
         else:
             mine = sum(other.relid == header.relid for other in self._gpadls.values())
             if channel is None or channel.rescinded or header.gpadl in self._gpadls:
-                status = m.INVALID_PARAMETER
+                refused = "handle"
             elif (
                 mine >= gpadls.MAX_PER_CHANNEL
                 or self._gpadl_pages + gpadl.expected > gpadls.MAX_TOTAL_PAGES
             ):
-                status = m.INSUFFICIENT_RESOURCES
-        if status != m.SUCCESS:
+                refused = "limit"
+        if refused is not None:
+            status = m.INSUFFICIENT_RESOURCES if refused == "limit" else m.INVALID_PARAMETER
             self._send("vmbus.gpadl-created", header.relid, header.gpadl, status)
-            return False
+            return refused
         self._gpadls[gpadl.id] = gpadl
         self._gpadl_pages += gpadl.expected
         return self._gpadl_completed(gpadl)
 
-    def _gpadl_body(self, body: m.GpadlBody, tail: bytes) -> bool:
+    def _gpadl_body(self, body: m.GpadlBody, tail: bytes) -> str | None:
         gpadl = self._gpadls.get(body.gpadl)
         if gpadl is None or gpadl.complete:
-            return False
+            return "handle"
         try:
             gpadl.append(tail)
         except GpadlError:
-            return self._gpadl_failed(gpadl)
+            self._gpadl_failed(gpadl)
+            return "description"
         return self._gpadl_completed(gpadl)
 
-    def _gpadl_completed(self, gpadl: Gpadl) -> bool:
+    def _gpadl_completed(self, gpadl: Gpadl) -> str | None:
         if not gpadl.complete:
-            return True
+            return None
         if not all(self._is_ram(page) for page in gpadl.pages):
-            return self._gpadl_failed(gpadl)
+            self._gpadl_failed(gpadl)
+            return "page"
         self._send("vmbus.gpadl-created", gpadl.relid, gpadl.id, m.SUCCESS)
-        return True
+        return None
 
-    def _gpadl_failed(self, gpadl: Gpadl) -> bool:
+    def _gpadl_failed(self, gpadl: Gpadl) -> None:
         self._drop_gpadl(gpadl)
         self._send("vmbus.gpadl-created", gpadl.relid, gpadl.id, m.INVALID_PARAMETER)
-        return False
 
-    def _gpadl_teardown(self, teardown: m.GpadlTeardown) -> bool:
+    def _gpadl_teardown(self, teardown: m.GpadlTeardown) -> str | None:
         gpadl = self._gpadls.get(teardown.gpadl)
         if gpadl is not None:
             channel = self._channels.get(gpadl.relid)
             if gpadl.relid != teardown.relid:
-                return False
+                return "channel"
             if channel is not None and channel.ring_gpadl == gpadl.id:
-                return False
+                return "in-use"
             self._drop_gpadl(gpadl)
         self._send("vmbus.gpadl-torndown", teardown.gpadl)  # a guest waits for it in any case
-        return gpadl is not None
+        return "handle" if gpadl is None else None
 
     def _drop_gpadl(self, gpadl: Gpadl) -> None:
         del self._gpadls[gpadl.id]
@@ -257,10 +260,10 @@ class Server:
 
     # ---- channels --------------------------------------------------------------------------------
 
-    def _open_channel(self, request: m.OpenChannel) -> bool:
+    def _open_channel(self, request: m.OpenChannel) -> str | None:
         channel = self._channels.get(request.relid)
         if channel is None:
-            return False
+            return "relid"
         opened = self._open(channel, request)
         status = m.SUCCESS if opened else m.INVALID_PARAMETER
         if opened:
@@ -272,7 +275,7 @@ class Server:
                 channel.device.opened(channel)
             except RingError:
                 self.rescind(channel)
-        return opened
+        return None if opened else "ring"
 
     def _open(self, channel: Channel, request: m.OpenChannel) -> bool:
         gpadl = self._gpadls.get(request.ring_gpadl)
@@ -307,24 +310,24 @@ class Server:
             return False
         return True
 
-    def _close_channel(self, request: m.CloseChannel) -> bool:
+    def _close_channel(self, request: m.CloseChannel) -> str | None:
         channel = self._channels.get(request.relid)
         if channel is None or not channel.open:
-            return False
+            return "relid"
         channel.ring_gpadl = None
         self._finish(channel)
-        return True
+        return None
 
-    def _relid_released(self, released: m.RelidReleased) -> bool:
+    def _relid_released(self, released: m.RelidReleased) -> str | None:
         channel = self._channels.get(released.relid)
         if channel is None or not channel.rescinded:
-            return False
+            return "relid"
         del self._channels[released.relid]
         for gpadl in [g for g in self._gpadls.values() if g.relid == released.relid]:
             self._drop_gpadl(gpadl)
-        return True
+        return None
 
-    def _modify_channel(self, request: m.ModifyChannel) -> bool:
+    def _modify_channel(self, request: m.ModifyChannel) -> str | None:
         channel = self._channels.get(request.relid)
         modified = channel is not None and channel.open and request.target_vp < self._processors
         if channel is not None and modified:
@@ -332,15 +335,15 @@ class Server:
         if self.version == m.VERSION_5_3:
             status = m.SUCCESS if modified else m.INVALID_PARAMETER
             self._send("vmbus.modify-channel-response", request.relid, status)
-        return modified
+        return None if modified else "target"
 
-    def _tl_connect_request(self, request: m.TlConnectRequest) -> bool:
-        if self.on_connect_request(request.endpoint, request.service):
-            return True
-        self._send(
-            "vmbus.tl-connect-result", request.endpoint, request.service, m.CONNECTION_REFUSED
-        )
-        return False
+    def _tl_connect_request(self, request: m.TlConnectRequest) -> str | None:
+        refused = self.on_connect_request(request.endpoint, request.service)
+        if refused is not None:
+            self._send(
+                "vmbus.tl-connect-result", request.endpoint, request.service, m.CONNECTION_REFUSED
+            )
+        return refused
 
     def _finish(self, channel: Channel) -> None:
         """Stops all work on a channel and tells its device."""

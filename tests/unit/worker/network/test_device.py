@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from teuthis.flows import FLOWS
 from teuthis.worker.devices.network.device import OFFER, SEND_SECTION, Network
 from teuthis.worker.devices.network.port import Port
 from teuthis.worker.devices.network.rndis import PACKET_OVERHEAD, envelope
@@ -17,7 +18,7 @@ from teuthis.worker.memory import PAGE_SIZE
 from ..conftest import World
 from ..simulator import DESCRIPTOR, Channel
 from ..simulator import packet as ring_packet
-from .test_rndis import FRAME, MAC, MTU, message, packet, request
+from .test_rndis import FRAME, LIES, MAC, MTU, message, packet, ppi, request
 
 IN_BAND, TRANSFER, GPA_DIRECT, COMPLETION = 6, 7, 9, 11
 NO_SECTION = 0xFFFF_FFFF
@@ -217,6 +218,9 @@ class Driver:
     def rejected(self, flow: str) -> int:
         return self.world.rejected(flow)
 
+    def kinds(self, flow: str) -> set[str]:
+        return set(self.world.counters.snapshot()[flow].kinds)
+
 
 @pytest.fixture
 def driver(world: World) -> Iterator[Driver]:
@@ -250,6 +254,10 @@ def test_nothing_before_init(driver: Driver) -> None:
         assert driver.ask(payload)[:2] == (108, FAILURE)
     driver.tell(nvsp(125, 1514, 0, 0, 0))
     driver.tell(nvsp(100, 6, 30))
+    driver.tell(nvsp(103, 0xCAFE))
+    driver.tell(nvsp(106, 0))
+    for flow in ("nvsp.revoke-receive-buffer", "nvsp.revoke-send-buffer"):
+        assert driver.kinds(flow) == {"early"}
     assert driver.rejected("nvsp.receive-buffer") == driver.rejected("nvsp.send-buffer") == 1
     assert driver.rejected("nvsp.ndis-config") == driver.rejected("nvsp.ndis-version") == 1
     assert driver.rejected("nvsp.rndis-packet") == 1
@@ -331,18 +339,37 @@ def test_page_lists_that_lie(up: Driver) -> None:
 
 
 def test_frames_that_lie_go_nowhere(up: Driver) -> None:
-    for lie in (packet(length=61), packet(offset=2**32 - 1), memoryview(message(9, 1, 2))):
-        assert up.send_section(bytes(lie))[:2] == (108, FAILURE)
-    assert up.rejected("rndis.packet") == 3
+    information = packet(information=ppi(0))  # a checksum left open
+    for lie in (*LIES, information, memoryview(message(9, 1, 2))):
+        data = bytes(lie)
+        # The last one that a packet's length leaves whole: what is cut is another lie.
+        data = data[:4] + struct.pack("<I", len(data)) + data[8:]
+        assert up.send_section(data)[:2] == (108, FAILURE)
+    assert up.send_pages_direct(bytes(packet()), channel=1)[:2] == (108, FAILURE)
+    assert up.kinds("rndis.packet") == set(FLOWS["rndis.packet"].rejects)
+    assert up.rejected("rndis.packet") == len(LIES) + 3
     assert up.send_section(b"\1\0\0\0\xff\xff\xff\xff")[:2] == (108, FAILURE)
-    assert up.rejected("rndis.unknown") == 1
-    assert up.frames() == []
+    one = bytes(packet(bytes(60)))
+    padded = one + bytes(-len(one) % 8)
+    assert up.send_section(padded * 9)[:2] == (108, FAILURE)
+    assert up.send_pages_direct(message(6, 0), channel=1)[:2] == (108, FAILURE)
+    assert up.kinds("rndis.unknown") == set(FLOWS["rndis.unknown"].rejects)
+    assert len(up.frames()) == 8  # of the nine in one packet, those before it was one too many
 
 
 def test_control_messages_of_impossible_size(up: Driver) -> None:
-    for number, flow in ((2, "initialize"), (3, "halt"), (4, "query"), (8, "keepalive")):
+    numbers = ((2, "initialize"), (3, "halt"), (4, "query"), (5, "set"), (8, "keepalive"))
+    for number, flow in numbers:
         assert up.send_pages_direct(message(number), channel=1)[:2] == (108, FAILURE)
         assert up.rejected(f"rndis.{flow}") == 1
+    assert up.take() == []
+
+
+def test_requests_that_reach_beyond_themselves(up: Driver) -> None:
+    for number, flow in ((4, "query"), (5, "set")):
+        lie = request(number, 0x0001_010E, bytes(4), offset=2**32 - 1)
+        assert up.send_pages_direct(lie, channel=1)[:2] == (108, FAILURE)
+        assert up.kinds(f"rndis.{flow}") == {"bounds"}
     assert up.take() == []
 
 

@@ -111,27 +111,26 @@ def test_frame_of_linux() -> None:
     assert frame(memoryview(envelope(60) + FRAME), MTU + 14) == FRAME
 
 
-@pytest.mark.parametrize(
-    "lie",
-    [
-        packet()[: PACKET_OVERHEAD - 1],
-        packet(offset=35),
-        packet(offset=37),
-        packet(offset=2**32 - 1),
-        packet(offset=2**32 - 60, length=96),
-        packet(length=61),
-        packet(length=13),
-        packet(length=0),
-        packet(length=2**32 - 1),
-        packet(bytes(MTU + 15)),
-        packet(oob=(36, 0, 0)),
-        packet(oob=(0, 4, 0)),
-        packet(oob=(0, 0, 1)),
-        packet(rest=(1, 0)),
-        packet(rest=(0, 1)),
-    ],
-    ids=lambda lie: lie.hex()[:80],
-)
+LIES = [
+    packet()[: PACKET_OVERHEAD - 1],
+    packet(offset=35),
+    packet(offset=37),
+    packet(offset=2**32 - 1),
+    packet(offset=2**32 - 60, length=96),
+    packet(length=61),
+    packet(length=13),
+    packet(length=0),
+    packet(length=2**32 - 1),
+    packet(bytes(MTU + 15)),
+    packet(oob=(36, 0, 0)),
+    packet(oob=(0, 4, 0)),
+    packet(oob=(0, 0, 1)),
+    packet(rest=(1, 0)),
+    packet(rest=(0, 1)),
+]
+
+
+@pytest.mark.parametrize("lie", LIES, ids=lambda lie: lie.hex()[:80])
 def test_frames_that_lie(lie: memoryview) -> None:
     with pytest.raises(RndisError) as caught:
         frame(lie, MTU + 14)

@@ -353,8 +353,10 @@ def test_errors_of_the_host_are_errors_of_the_disk(world: World) -> None:
     full = Bench(world, Broken(errno.ENOSPC))
     assert full.refused(write(0, 1), OUT, SECTOR) == (7, 0x27, 7)
     assert full.refused(write_same(0, 1), OUT, bytes(SECTOR)) == (7, 0x27, 7)
+    content = extents((0, 8))
+    assert full.refused(unmap(len(content)), OUT, content) == (7, 0x27, 7)
     assert [error.errno for error in bench.failures] == [errno.EIO] * 3
-    assert len(full.failures) == 2
+    assert len(full.failures) == 3
 
 
 def test_a_file_that_became_shorter_is_an_error(bench: Bench, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 //! Segment descriptors and the loads of segment registers (Intel SDM volume 3, chapters 3 and 5).
 
 use crate::{
-    flows::Flow,
+    flows::{Flow, Reject},
     processor::soft::cpu::{Cpu, Exception, Exit, Segment, segment},
 };
 
@@ -88,7 +88,7 @@ impl Cpu {
     /// Reads the descriptor that `selector` names. `None` when null or beyond the table.
     pub fn descriptor(&mut self, selector: u16) -> Result<Option<Descriptor>, Exit> {
         let Some(address) = self.descriptor_address(selector, 8) else {
-            self.tally.reject(Flow::MemoryDescriptor);
+            self.tally.reject(Reject::MemoryDescriptorBeyond);
             return Ok(None);
         };
         self.tally.accept(Flow::MemoryDescriptor, 8);

@@ -3,7 +3,7 @@
 
 use crate::{
     flows::{
-        Flow,
+        Flow, Reject,
         values::{MSR_APIC_FIRST, MSR_APIC_LAST},
     },
     processor::{
@@ -223,14 +223,14 @@ impl Cpu {
     /// Counts an access to a register of the processor's own.
     fn count_msr<T>(&mut self, msr: u32, known: &Known<T>) {
         let apic = MSR_APIC_FIRST..=MSR_APIC_LAST;
-        let flow = if apic.contains(&msr.into()) {
-            Flow::MsrApic
+        let (flow, kind) = if apic.contains(&msr.into()) {
+            (Flow::MsrApic, Reject::MsrApicValue)
         } else {
-            Flow::MsrProcessor
+            (Flow::MsrProcessor, Reject::MsrProcessorValue)
         };
         match known {
             Known::Done(_) => self.tally.accept(flow, 8),
-            Known::Refused => self.tally.reject(flow),
+            Known::Refused => self.tally.reject(kind),
             Known::Elsewhere => {}
         }
     }

@@ -49,9 +49,9 @@ class Heartbeat(Service):
     def answered(self, answer: Answer) -> None:
         """The guest adds one to the number it was sent."""
         if len(answer.body) < _BODY.size:
-            raise Malformed("a beat without a number")
+            raise Malformed("number", "a beat without a number")
         if answer.status or _BODY.unpack_from(answer.body)[0] != self.sequence + 1:
-            raise Malformed("another beat's number")
+            raise Malformed("number", "another beat's number")
         self._missed = 0
         self._change(Health.ALIVE)
 

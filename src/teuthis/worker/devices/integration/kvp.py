@@ -103,12 +103,12 @@ class KeyValuePairs(Service):
 def _fact(body: bytes) -> Fact:
     """The pair in an answer. Raises `Malformed`."""
     if len(body) < _BODY.size:
-        raise Malformed("a pair cut short")
+        raise Malformed("pair", "a pair cut short")
     operation, _, _, kind, key_size, value_size, key, value = _BODY.unpack_from(body)
     if operation != _ENUMERATE or kind != _TEXT:
-        raise Malformed("not a pair of texts")
+        raise Malformed("pair", "not a pair of texts")
     if not (2 <= key_size <= _KEY_MAX and 2 <= value_size <= _VALUE_MAX):
-        raise Malformed("a size that no text has")
+        raise Malformed("pair", "a size that no text has")
     if key_size % 2 or value_size % 2:
-        raise Malformed("half a character")
+        raise Malformed("pair", "half a character")
     return Fact(key[:key_size], value[:value_size])

@@ -37,6 +37,11 @@ Clock = Callable[[], float]
 class Malformed(RingError):
     """Not an answer to what was asked; the channel ends."""
 
+    def __init__(self, kind: str, why: str) -> None:
+        """`kind`: why, as the register names it."""
+        super().__init__(why)
+        self.kind = kind
+
 
 class Answer(NamedTuple):
     """A guest's answer, its frame checked: `status` 0 is success."""
@@ -199,8 +204,8 @@ class Service:
                 self._negotiate(answer)
             else:
                 self.answered(answer)
-        except Malformed:
-            self._counters.reject(flow or self.flow)
+        except Malformed as error:
+            self._counters.reject(flow or self.flow, error.kind)
             raise
         self._counters.accept(flow or self.flow, len(packet.payload))
 
@@ -208,31 +213,31 @@ class Service:
         """The answer in a packet, to what was asked. Raises `Malformed`."""
         payload = packet.payload
         if flow is None:
-            raise Malformed("an answer that nobody awaits")
+            raise Malformed("unasked", "an answer that nobody awaits")
         if packet.type != IN_BAND or not HEADER.size <= len(payload) <= FLOWS[flow].max_bytes:
-            raise Malformed("not a message")
+            raise Malformed("frame", "not a message")
         pipe, rest, _, _, kind, _, _, size, status, transaction, flags = HEADER.unpack_from(payload)
         if pipe != _DATA or not HEADER.size <= _PIPE_HEADER + rest <= len(payload):
-            raise Malformed("a message that lies about its size")
+            raise Malformed("frame", "a message that lies about its size")
         if size > _PIPE_HEADER + rest - HEADER.size:
-            raise Malformed("a body that reaches past its message")
+            raise Malformed("frame", "a body that reaches past its message")
         if kind != FLOWS[flow].number or transaction != self._transaction:
-            raise Malformed("an answer to something else")
+            raise Malformed("frame", "an answer to something else")
         if flags & (_REQUEST | _RESPONSE) != _RESPONSE:
-            raise Malformed("not an answer")
+            raise Malformed("frame", "not an answer")
         return Answer(status, bytes(payload[HEADER.size : HEADER.size + size]))
 
     def _negotiate(self, answer: Answer) -> None:
         if len(answer.body) < _COUNTS.size:
-            raise Malformed("a negotiation without counts")
+            raise Malformed("choice", "a negotiation without counts")
         frameworks, versions, _ = _COUNTS.unpack_from(answer.body)
         if not frameworks and not versions:
             return  # it knows none of ours: the service is not there
         if (frameworks, versions) != (1, 1) or len(answer.body) < _COUNTS.size + 2 * _VERSION.size:
-            raise Malformed("a choice of several versions")
+            raise Malformed("choice", "a choice of several versions")
         framework = _VERSION.unpack_from(answer.body, _COUNTS.size)
         version = _VERSION.unpack_from(answer.body, _COUNTS.size + _VERSION.size)
         if framework not in _FRAMEWORKS or version not in self.versions:
-            raise Malformed("a version that was not on offer")
+            raise Malformed("choice", "a version that was not on offer")
         self._framework, self._version = framework, version
         self.negotiated()

@@ -53,7 +53,7 @@ class TimeSync(Service):
     def answered(self, answer: Answer) -> None:
         """The guest has nothing to say but that it heard."""
         if len(answer.body) < _BODY.size:
-            raise Malformed("less than was sent")
+            raise Malformed("short", "less than was sent")
 
     def resumed(self) -> None:
         """Its clock has stood still too: to be set as soon as it can be told."""

@@ -196,17 +196,17 @@ class Network:
         try:
             flow, record = nvsp.decode(packet.payload)
         except nvsp.UnknownMessage:
-            self._counters.reject("nvsp.unknown")
+            self._counters.reject("nvsp.unknown", "message")
             answer = None
         else:
             if isinstance(record, nvsp.RndisPacket):
                 answer = self._rndis(packet, record)
             else:
-                accepted, answer = self._set_up(channel, record)
-                if accepted:
+                refused, answer = self._set_up(channel, record)
+                if refused is None:
                     self._counters.accept(flow, len(packet.payload))
                 else:
-                    self._counters.reject(flow)
+                    self._counters.reject(flow, refused)
         if not packet.flags & WANTS_COMPLETION:
             return None
         # Nothing may stay without an answer: the guest would wait for ever.
@@ -218,43 +218,46 @@ class Network:
         """The guest gives sections back."""
         sections = self._lent.pop(packet.transaction, None)
         if sections is None or not nvsp.is_taken(packet.payload):
-            self._counters.reject("nvsp.taken")
+            self._counters.reject("nvsp.taken", "transaction")
         else:
             self._counters.accept("nvsp.taken", len(packet.payload))
         self._free.extend(sections or ())
 
-    def _set_up(self, channel: Channel, record: nvsp.Record) -> tuple[bool, bytes | None]:
-        """Everything but RNDIS: whether it is accepted, and the answer that belongs to it."""
+    def _set_up(self, channel: Channel, record: nvsp.Record) -> tuple[str | None, bytes | None]:
+        """Everything but RNDIS: the kind of bad input, if it is one, and the answer to it."""
         if isinstance(record, nvsp.Init):
             agreed = [each for each in nvsp.VERSIONS if record.oldest <= each <= record.newest]
             self._version = max(agreed, default=None)
             status = nvsp.SUCCESS if agreed else nvsp.FAILURE
-            return bool(agreed), nvsp.init_complete(self._version or 0, status)
+            answer = nvsp.init_complete(self._version or 0, status)
+            return None if agreed else "version", answer
         if self._version is None:
-            return False, None
+            return "early", None
         match record:
             case nvsp.NdisVersion() | nvsp.NdisConfig():
-                return True, None
+                return None, None
             case nvsp.ReceiveBuffer(handle, nvsp.RECEIVE_BUFFER) if not self._receive_buffer:
                 self._receive_buffer = self._server.shared_memory(channel, handle)
                 sections = self._divide_receive_buffer()
-                return sections > 0, nvsp.receive_buffer_complete(self._section_bytes, sections)
+                answer = nvsp.receive_buffer_complete(self._section_bytes, sections)
+                return None if sections else "buffer", answer
             case nvsp.SendBuffer(handle, nvsp.SEND_BUFFER) if not self._send_buffer:
                 self._send_buffer = self._server.shared_memory(channel, handle)
-                accepted = self._send_buffer is not None
-                return accepted, nvsp.send_buffer_complete(SEND_SECTION if accepted else 0)
+                if self._send_buffer is not None:
+                    return None, nvsp.send_buffer_complete(SEND_SECTION)
+                return "buffer", nvsp.send_buffer_complete(0)
             case nvsp.ReceiveBuffer():
-                return False, nvsp.receive_buffer_complete(0, 0)
+                return "buffer", nvsp.receive_buffer_complete(0, 0)
             case nvsp.SendBuffer():
-                return False, nvsp.send_buffer_complete(0)
+                return "buffer", nvsp.send_buffer_complete(0)
             case nvsp.RevokeReceiveBuffer(nvsp.RECEIVE_BUFFER):
                 self._receive_buffer = None
                 self._free, self._lent = [], {}
-                return True, None
+                return None, None
             case nvsp.RevokeSendBuffer(nvsp.SEND_BUFFER):
                 self._send_buffer = None
-                return True, None
-        return False, None
+                return None, None
+        return "buffer", None
 
     def _divide_receive_buffer(self) -> int:
         """Divides the receive buffer, if there is one, into so many sections."""
@@ -277,7 +280,7 @@ class Network:
                 else:
                     self._transmit(number, message)
         except RndisError as error:
-            self._counters.reject(error.flow)
+            self._counters.reject(error.flow, error.kind)
             return nvsp.rndis_complete(nvsp.FAILURE)
         self._counters.accept("nvsp.rndis-packet", len(data))
         return nvsp.rndis_complete(nvsp.SUCCESS)
@@ -286,35 +289,35 @@ class Network:
         """A copy of what the packet carries. Raises `RndisError`."""
         refused = "nvsp.rndis-packet"
         if self._version is None or record.channel not in (nvsp.DATA, nvsp.CONTROL):
-            raise RndisError(refused, "before its time, or of an unknown kind")
+            raise RndisError(refused, "channel", "before its time, or of an unknown kind")
         pieces = []
         size = 0
         if record.section != nvsp.NO_SECTION:
             buffer, size = self._send_buffer, record.section_bytes
             sections = buffer.length // SEND_SECTION if buffer is not None else 0
             if buffer is None or record.section >= sections or size > SEND_SECTION:
-                raise RndisError(refused, "outside the send buffer")
+                raise RndisError(refused, "section", "outside the send buffer")
             pieces.append(buffer.read(record.section * SEND_SECTION, size))
         if packet.type == GPA_DIRECT:
             try:
                 ranges = gpa.buffers(self._memory, packet.header, self._counters)
             except gpa.GpaError as error:
-                raise RndisError(refused, "page ranges that lie") from error
+                raise RndisError(refused, "pages", "page ranges that lie") from error
             size += sum(each.length for each in ranges)
             if size > rndis.MAX_MESSAGE:
-                raise RndisError(refused, "larger than any message")
+                raise RndisError(refused, "size", "larger than any message")
             pieces += [each.read(0, each.length) for each in ranges]
         return b"".join(pieces)
 
     def _transmit(self, number: int, message: memoryview) -> None:
         if number != FLOWS["rndis.packet"].number or not self._adapter.initialized:
-            raise RndisError("rndis.packet", "no frame, or before its time")
+            raise RndisError("rndis.packet", "early", "no frame, or before its time")
         self._frames.append(rndis.frame(message, self._max_frame))
         self._counters.accept("rndis.packet", len(message))
 
     def _control(self, number: int, message: memoryview) -> None:
         if len(self._controls) >= _CONTROLS_MAX:
-            self._counters.reject("rndis.answer")
+            self._counters.reject("rndis.answer", "unread")
             raise RingError("a guest that asks and does not take its answers")
         answer = self._adapter.control(number, message)
         if answer is not None:
@@ -357,7 +360,7 @@ class Network:
             if frame is None:
                 break
             if not rndis.ETHERNET_HEADER <= len(frame) <= self._max_frame:
-                self._counters.reject("network.to-worker")
+                self._counters.reject("network.to-worker", "size")
                 continue
             self._counters.accept("network.to-worker", len(frame))
             self._counters.accept("rndis.deliver", len(frame))

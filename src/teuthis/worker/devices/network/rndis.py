@@ -75,9 +75,10 @@ _NAME = "teuthis".encode("utf-16-le")
 class RndisError(ValueError):
     """A message that contradicts itself; `flow` is where it is counted."""
 
-    def __init__(self, flow: str, what: str) -> None:
-        super().__init__(what)
+    def __init__(self, flow: str, kind: str, why: str) -> None:
+        super().__init__(why)
         self.flow = flow
+        self.kind = kind
 
 
 def split(data: bytes) -> Iterator[tuple[int, memoryview]]:
@@ -85,15 +86,15 @@ def split(data: bytes) -> Iterator[tuple[int, memoryview]]:
     view = memoryview(data)
     for _ in range(MAX_BATCH):
         if len(view) < HEADER.size:
-            raise RndisError("rndis.unknown", "no whole header")
+            raise RndisError("rndis.unknown", "header", "no whole header")
         number, length = HEADER.unpack_from(view)
         if not HEADER.size <= length <= len(view):
-            raise RndisError("rndis.unknown", "a length that lies")
+            raise RndisError("rndis.unknown", "header", "a length that lies")
         yield number, view[:length]
         view = view[-(-length // (1 << _ALIGNMENT_SHIFT)) << _ALIGNMENT_SHIFT :]
         if not view:
             return
-    raise RndisError("rndis.unknown", "too many messages in one packet")
+    raise RndisError("rndis.unknown", "batch", "too many messages in one packet")
 
 
 def frame(message: memoryview, max_frame: int) -> memoryview:
@@ -103,20 +104,20 @@ def frame(message: memoryview, max_frame: int) -> memoryview:
     leave here as if it were complete.
     """
     if len(message) < PACKET_OVERHEAD:
-        raise RndisError("rndis.packet", "shorter than its fields")
+        raise RndisError("rndis.packet", "fields", "shorter than its fields")
     offset, length, oob_offset, oob_bytes, oob_count, ppi_offset, ppi_bytes, circuit, reserved = (
         _PACKET.unpack_from(message, HEADER.size)
     )
     body = message[HEADER.size :]
     if oob_bytes or oob_count or oob_offset or circuit or reserved:
-        raise RndisError("rndis.packet", "out-of-band data or a circuit")
+        raise RndisError("rndis.packet", "fields", "out-of-band data or a circuit")
     if not ETHERNET_HEADER <= length <= max_frame:
-        raise RndisError("rndis.packet", "a frame of impossible size")
+        raise RndisError("rndis.packet", "size", "a frame of impossible size")
     if offset < _PACKET.size or offset + length > len(body):
-        raise RndisError("rndis.packet", "a frame outside the message")
+        raise RndisError("rndis.packet", "bounds", "a frame outside the message")
     if ppi_bytes:
         if ppi_offset < _PACKET.size or ppi_offset + ppi_bytes > offset:
-            raise RndisError("rndis.packet", "packet information outside its place")
+            raise RndisError("rndis.packet", "information", "packet information outside its place")
         _check_information(body[ppi_offset : ppi_offset + ppi_bytes])
     return body[offset : offset + length]
 
@@ -124,16 +125,18 @@ def frame(message: memoryview, max_frame: int) -> memoryview:
 def _check_information(information: memoryview) -> None:
     for _ in range(_MAX_PPI):
         if len(information) < _PPI.size:
-            raise RndisError("rndis.packet", "packet information cut short")
+            raise RndisError("rndis.packet", "information", "packet information cut short")
         size, kind, offset = _PPI.unpack_from(information)
         if not _PPI.size <= offset <= size <= len(information) or size % 4:
-            raise RndisError("rndis.packet", "packet information that lies")
+            raise RndisError("rndis.packet", "information", "packet information that lies")
         if kind != _PPI_HASH_VALUE:
-            raise RndisError("rndis.packet", "an offload or a tag that was not offered")
+            raise RndisError(
+                "rndis.packet", "information", "an offload or a tag that was not offered"
+            )
         information = information[size:]
         if not information:
             return
-    raise RndisError("rndis.packet", "too much packet information")
+    raise RndisError("rndis.packet", "information", "too much packet information")
 
 
 def envelope(length: int) -> bytes:
@@ -183,9 +186,13 @@ class Adapter:
         """Handles one control message; the answer, if there is one. Raises `RndisError`."""
         flow = _NUMBERS.get(number, "rndis.unknown")
         entry = FLOWS[flow]
-        if flow == "rndis.packet" or not entry.min_bytes <= len(message) <= entry.max_bytes:
-            raise RndisError(flow, "not a control message, or of impossible size")
-        answer: bytes | None
+        if flow == "rndis.packet":
+            raise RndisError(flow, "control", "not a control message")
+        if flow == "rndis.unknown":
+            raise RndisError(flow, "type", "unknown message type")
+        if not entry.min_bytes <= len(message) <= entry.max_bytes:
+            raise RndisError(flow, "size", "a message of impossible size")
+        answer: bytes | None = None
         match flow:
             case "rndis.initialize":
                 answer = self._initialize(message)
@@ -198,9 +205,6 @@ class Adapter:
                 answer = _message(number | _COMPLETE, request, SUCCESS)
             case "rndis.halt":
                 self.reset()
-                answer = None
-            case _:
-                raise RndisError(flow, "unknown message type")
         self._counters.accept(flow, len(message))
         return answer
 
@@ -209,7 +213,7 @@ class Adapter:
         self.reset()
         self.initialized = (major, minor) == (1, 0)
         if not self.initialized:
-            self._counters.reject("rndis.initialize")
+            self._counters.reject("rndis.initialize", "version")
         status = SUCCESS if self.initialized else NOT_SUPPORTED
         return _message(
             FLOWS["rndis.initialize"].number | _COMPLETE,
@@ -230,7 +234,7 @@ class Adapter:
         number = FLOWS["rndis.query"].number | _COMPLETE
         data = self._value(request) if self.initialized else None
         if data is None:
-            self._counters.reject("rndis.query")
+            self._counters.reject("rndis.query", "object")
             return _message(number, request.id, NOT_SUPPORTED, 0, 0)
         return _message(number, request.id, SUCCESS, len(data), 16, tail=data)
 
@@ -255,7 +259,7 @@ class Adapter:
     def _set(self, request: _Request) -> bytes:
         status = self._change(request) if self.initialized else NOT_SUPPORTED
         if status != SUCCESS:
-            self._counters.reject("rndis.set")
+            self._counters.reject("rndis.set", "object")
         return _message(FLOWS["rndis.set"].number | _COMPLETE, request.id, status)
 
     def _change(self, request: _Request) -> int:
@@ -276,7 +280,7 @@ def _request(flow: str, message: memoryview) -> _Request:
     identity, wanted, length, offset, circuit = _REQUEST.unpack_from(message, HEADER.size)
     body = message[HEADER.size :]
     if circuit or (length and (offset < _REQUEST.size or offset + length > len(body))):
-        raise RndisError(flow, "information outside the message")
+        raise RndisError(flow, "bounds", "information outside the message")
     return _Request(identity, wanted, bytes(body[offset : offset + length]) if length else b"")
 
 

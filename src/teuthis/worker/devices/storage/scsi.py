@@ -65,13 +65,17 @@ NO_SPACE: Final = Sense(7, 0x27, 7)
 class CheckCondition(Exception):
     """A command that failed, as its guest is told."""
 
-    def __init__(self, sense: Sense) -> None:
+    def __init__(self, kind: str, sense: Sense) -> None:
+        """`kind`: why, as the register names it."""
         super().__init__(sense)
+        self.kind = kind
         self.sense = sense
 
 
 class Mismatch(Exception):
     """A request whose data have another length or direction than its command."""
+
+    kind: Final = "data"
 
 
 class Data(NamedTuple):
@@ -115,21 +119,21 @@ class Disk:
         """Serves one command; the bytes moved. Raises `CheckCondition`, `Mismatch`."""
         command = COMMANDS.get(cdb[0])
         if command is None:
-            self._counters.reject("scsi.unknown")
-            raise CheckCondition(UNKNOWN_COMMAND)
+            self._counters.reject("scsi.unknown", "command")
+            raise CheckCondition("command", UNKNOWN_COMMAND)
         try:
             if len(cdb) < command.cdb_length:
                 raise Mismatch
             if data.direction not in (command.direction, Direction.NONE):
                 raise Mismatch
             moved = command.serve(self, cdb, data)
-        except (CheckCondition, Mismatch):
-            self._counters.reject(command.flow)
+        except (CheckCondition, Mismatch) as refused:
+            self._counters.reject(command.flow, refused.kind)
             raise
         except OSError as error:
-            self._counters.reject(command.flow)
+            self._counters.reject(command.flow, "host")
             self._failed(self._lun, error)
-            raise CheckCondition(_sense(error, command)) from error
+            raise CheckCondition("host", _sense(error, command)) from error
         self._counters.accept(command.flow, moved)
         return moved
 
@@ -144,13 +148,13 @@ class Disk:
 
     def _inquiry(self, cdb: bytes, data: Data) -> int:
         if cdb[1] & ~1 or (not cdb[1] and cdb[2]):
-            raise CheckCondition(INVALID_FIELD)
+            raise CheckCondition("field", INVALID_FIELD)
         (allocation,) = struct.unpack_from(">H", cdb, 3)
         if not cdb[1]:
             return data.put(inquiry.inquiry(present=True), allocation)
         page = inquiry.vital_product_data(cdb[2], self._lun, self._backend.punches)
         if page is None:
-            raise CheckCondition(INVALID_FIELD)
+            raise CheckCondition("field", INVALID_FIELD)
         return data.put(page, allocation)
 
     def _capacity_10(self, cdb: bytes, data: Data) -> int:
@@ -159,16 +163,16 @@ class Disk:
     def _service_in_16(self, cdb: bytes, data: Data) -> int:
         action, (allocation,) = cdb[1] & 0x1F, struct.unpack_from(">I", cdb, 10)
         if action != FLOWS["scsi.capacity"].values["read_capacity_action"]:
-            raise CheckCondition(INVALID_FIELD)
+            raise CheckCondition("field", INVALID_FIELD)
         return data.put(inquiry.capacity_16(self._backend.size, self._backend.punches), allocation)
 
     def _mode_sense(self, cdb: bytes, data: Data) -> int:
         page, control = cdb[2] & 0x3F, cdb[2] >> 6
         if control == _SAVED_VALUES:
-            raise CheckCondition(NOT_SAVED)
+            raise CheckCondition("saved", NOT_SAVED)
         content = inquiry.mode_pages(page, control, self._backend.writable)
         if content is None or cdb[3] != _SUBPAGE_NONE:
-            raise CheckCondition(INVALID_FIELD)
+            raise CheckCondition("field", INVALID_FIELD)
         return data.put(content, cdb[4])
 
     # ---- its content -----------------------------------------------------------------------------
@@ -224,7 +228,7 @@ class Disk:
     def _unmap(self, cdb: bytes, data: Data) -> int:
         (announced,) = struct.unpack_from(">H", cdb, 7)
         if cdb[1] or not self._backend.punches:
-            raise CheckCondition(INVALID_FIELD)
+            raise CheckCondition("field", INVALID_FIELD)
         self._check_writable()
         if announced != data.length:
             raise Mismatch
@@ -241,31 +245,31 @@ class Disk:
         punches = self._backend.punches
         limit = inquiry.MAX_UNMAP_SECTORS if punches else inquiry.MAX_ZERO_SECTORS
         if cdb[1] & ~(_UNMAP | _NO_DATA) or not 0 < count <= limit:
-            raise CheckCondition(INVALID_FIELD)
+            raise CheckCondition("field", INVALID_FIELD)
         self._check_writable()
         if data.length != (0 if cdb[1] & _NO_DATA else SECTOR):
             raise Mismatch
         if data.buffer is not None and any(data.buffer.read(0, SECTOR)):
-            raise CheckCondition(INVALID_PARAMETER)
+            raise CheckCondition("list", INVALID_PARAMETER)
         self._backend.zero(*self._range(sector, count))
         return data.length
 
     def _check_writable(self) -> None:
         if not self._backend.writable:
-            raise CheckCondition(WRITE_PROTECTED)
+            raise CheckCondition("read-only", WRITE_PROTECTED)
 
     def _range(self, sector: int, count: int) -> tuple[int, int]:
         """Offset and length in bytes of sectors that are all on the disk."""
         offset, length = sector * SECTOR, count * SECTOR
         if offset + length > self._backend.size:
-            raise CheckCondition(OUT_OF_RANGE)
+            raise CheckCondition("range", OUT_OF_RANGE)
         return offset, length
 
 
 def _short(cdb: bytes) -> tuple[int, int]:
     """Sector and count of a 6-byte read or write; no count means 256."""
     if cdb[1] & 0xE0:
-        raise CheckCondition(INVALID_FIELD)
+        raise CheckCondition("field", INVALID_FIELD)
     return int.from_bytes(cdb[1:4]), cdb[4] or 256
 
 
@@ -283,7 +287,7 @@ def _extent_16(cdb: bytes) -> tuple[int, int]:
 
 def _extent(cdb: bytes, layout: str) -> tuple[int, int]:
     if cdb[1] & ~_CACHE_HINTS:
-        raise CheckCondition(INVALID_FIELD)
+        raise CheckCondition("field", INVALID_FIELD)
     sector, count = struct.unpack_from(layout, cdb, 2)
     return sector, count
 
@@ -291,15 +295,15 @@ def _extent(cdb: bytes, layout: str) -> tuple[int, int]:
 def _unmap_extents(content: bytes) -> list[tuple[int, int]]:
     """(sector, count) of each descriptor in a copy of the parameter list of UNMAP."""
     if len(content) < _UNMAP_HEAD.size:
-        raise CheckCondition(PARAMETER_LIST_LENGTH)
+        raise CheckCondition("short", PARAMETER_LIST_LENGTH)
     _, size = _UNMAP_HEAD.unpack_from(content)
     extents = content[_UNMAP_HEAD.size : _UNMAP_HEAD.size + size]
     if len(extents) != size or size % _UNMAP_EXTENT.size:
-        raise CheckCondition(INVALID_PARAMETER)
+        raise CheckCondition("list", INVALID_PARAMETER)
     found = list(_UNMAP_EXTENT.iter_unpack(extents))
     sectors = sum(count for _, count in found)
     if len(found) > inquiry.MAX_UNMAP_RANGES or sectors > inquiry.MAX_UNMAP_SECTORS:
-        raise CheckCondition(INVALID_PARAMETER)
+        raise CheckCondition("list", INVALID_PARAMETER)
     return found
 
 
@@ -351,8 +355,8 @@ def report_luns(cdb: bytes, data: Data, count: int, counters: Counters) -> int:
     """REPORT LUNS of a target with `count` disks. Raises `CheckCondition`, `Mismatch`."""
     try:
         moved = _report_luns(cdb, data, count)
-    except (CheckCondition, Mismatch):
-        counters.reject("scsi.report-luns")
+    except (CheckCondition, Mismatch) as refused:
+        counters.reject("scsi.report-luns", refused.kind)
         raise
     counters.accept("scsi.report-luns", moved)
     return moved
@@ -363,7 +367,7 @@ def _report_luns(cdb: bytes, data: Data, count: int) -> int:
         raise Mismatch
     choice, (allocation,) = cdb[2], struct.unpack_from(">I", cdb, 6)
     if choice > _LUNS_LAST_CHOICE or allocation < _MIN_REPORT:
-        raise CheckCondition(INVALID_FIELD)
+        raise CheckCondition("field", INVALID_FIELD)
     luns = range(0 if choice == _LUNS_WELL_KNOWN else count)
     content = struct.pack(">I4x", 8 * len(luns)) + b"".join(
         struct.pack(">BB6x", 0, lun) for lun in luns

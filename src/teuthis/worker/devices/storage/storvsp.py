@@ -202,7 +202,7 @@ class Storvsp:
                 or len(packet.payload) < vstor.PACKET_BYTES
                 or not packet.flags & WANTS_COMPLETION
             ):
-                self._counters.reject("storvsp.unknown")
+                self._counters.reject("storvsp.unknown", "packet")
                 raise RingError("a packet that is no request")
         self._waiting.extend(packets)
         return bool(packets)
@@ -228,10 +228,10 @@ class Storvsp:
         request = bytes(packet.payload[: vstor.PACKET_BYTES])
         flow = _FLOWS.get(vstor.operation(request))
         if flow is None:
-            self._counters.reject("storvsp.unknown")
+            self._counters.reject("storvsp.unknown", "operation")
             return vstor.answer(vstor.NOT_SUPPORTED), 0
         if self._state not in _TAKEN_IN[flow]:
-            self._counters.reject(flow)
+            self._counters.reject(flow, "order")
             return vstor.answer(vstor.INVALID_DEVICE_STATE), 0
         body = b""
         match flow:
@@ -241,7 +241,7 @@ class Storvsp:
                 self._state = _State.BEGUN
             case "storvsp.query-protocol-version":
                 if vstor.version(request) not in _VERSIONS:
-                    self._counters.reject(flow)
+                    self._counters.reject(flow, "version")
                     return vstor.answer(vstor.REVISION_MISMATCH), 0
                 self._state = _State.AGREED
             case "storvsp.query-properties":
@@ -257,11 +257,14 @@ class Storvsp:
             srb = vstor.srb(request)
             data = self._data(srb, packet)
             moved = self._command(srb, data)
-        except (SrbError, GpaError, Mismatch):
-            self._counters.reject("storvsp.execute-srb")
+        except (SrbError, Mismatch) as refused:
+            self._counters.reject("storvsp.execute-srb", refused.kind)
             return vstor.srb_answer(request, SrbStatus.INVALID_REQUEST), 0
         except CheckCondition as failed:
-            self._counters.accept("storvsp.execute-srb", len(request))
+            if failed.sense is scsi.ABSENT:
+                self._counters.reject("storvsp.execute-srb", "lun")
+            else:
+                self._counters.accept("storvsp.execute-srb", len(request))
             sense = failed.sense.encode()
             return vstor.srb_answer(request, SrbStatus.ERROR, sense=sense), 0
         self._counters.accept("storvsp.execute-srb", len(request))
@@ -270,11 +273,14 @@ class Storvsp:
     def _data(self, srb: Srb, packet: Packet) -> Data:
         if packet.type == IN_BAND:
             if srb.data_length:
-                raise SrbError("data without memory")
+                raise SrbError("request", "data without memory")
             return Data(srb.direction, 0, None)
-        ranges = buffers(self._memory, packet.header, self._counters)
+        try:
+            ranges = buffers(self._memory, packet.header, self._counters)
+        except GpaError as error:
+            raise SrbError("memory", str(error)) from error
         if len(ranges) != 1 or not srb.data_length <= ranges[0].length <= inquiry.MAX_TRANSFER:
-            raise SrbError("memory that does not fit the data")
+            raise SrbError("memory", "memory that does not fit the data")
         return Data(srb.direction, srb.data_length, ranges[0])
 
     def _command(self, srb: Srb, data: Data) -> int:
@@ -287,7 +293,7 @@ class Storvsp:
         if srb.cdb[0] == scsi.INQUIRY and data.direction is not Direction.OUT:
             # Linux takes any other answer for a disk.
             return data.put(inquiry.inquiry(present=False), data.length)
-        raise CheckCondition(scsi.ABSENT)
+        raise CheckCondition("lun", scsi.ABSENT)
 
     def _failed(self, lun: int, error: OSError) -> None:
         """Says once for each disk and kind of error what the guest is told as a disk error."""

@@ -65,6 +65,11 @@ class Srb(NamedTuple):
 class SrbError(ValueError):
     """A request that contradicts itself."""
 
+    def __init__(self, kind: str, why: str) -> None:
+        """`kind`: why, as the register names it."""
+        super().__init__(why)
+        self.kind = kind
+
 
 def operation(packet: bytes) -> int:
     """What a packet asks for."""
@@ -84,10 +89,10 @@ def srb(packet: bytes) -> Srb:
         _SRB.unpack_from(packet, _HEAD.size)
     )
     if length != _SRB.size or not 1 <= cdb_length <= _MAX_CDB or direction > Direction.NONE:
-        raise SrbError("a request of impossible shape")
+        raise SrbError("request", "a request of impossible shape")
     way = Direction(direction)
     if (way is Direction.NONE) != (data_length == 0):
-        raise SrbError("a length without a direction, or the reverse")
+        raise SrbError("request", "a length without a direction, or the reverse")
     return Srb(port, path, target, lun, way, data_length, cdb[:cdb_length])
 
 
