@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 
 from fuzz.target import WORK, Target, all_targets, build
 
@@ -49,6 +50,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--flow", default="")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--slow", type=int, default=20, help="seconds; more on a busy host")
     options = parser.parse_args()
     targets = [
         target
@@ -60,15 +62,15 @@ def main() -> int:
         return 2
     report = Report()
     build(targets)
-    _campaign(targets, 60 * options.minutes, options.workers, report)
+    _campaign(targets, options, report)
     total = sum(target.runs for target in targets)
     found = sum(len(target.findings) for target in targets)
     print(f"{len(targets)} targets, {total} runs, {found} findings; all in {report.path}")
     return 1 if any(target.findings for target in targets) else 0
 
 
-def _campaign(targets: list[Target], seconds: float, workers: int, report: Report) -> None:
-    workers = min(len(targets), workers)
+def _campaign(targets: list[Target], options: argparse.Namespace, report: Report) -> None:
+    seconds, workers = 60 * options.minutes, min(len(targets), options.workers)
     deadline = time.monotonic() + seconds
     turn = max(5.0, min(_TURN, seconds * workers / len(targets)))
     with ThreadPoolExecutor(workers) as pool:
@@ -79,7 +81,7 @@ def _campaign(targets: list[Target], seconds: float, workers: int, report: Repor
             if not chosen:
                 return
             each = min(turn, max(5.0, left * workers / len(chosen)))
-            outputs = pool.map(Target.run, chosen, [each] * len(chosen))
+            outputs = pool.map(Target.run, chosen, repeat(each), repeat(options.slow))
             for target, output in zip(chosen, outputs, strict=True):
                 print(
                     f"{target.short}: {target.coverage} branches, {target.runs} runs"

@@ -19,8 +19,6 @@ RUST: Final = re.compile(r"hypervisor/tests/fuzz/(\w+)\.rs#run")
 _COVERAGE: Final = re.compile(r"^#\d+\s.*\bcov: (\d+)", re.MULTILINE)
 _RUNS: Final = re.compile(r"^stat::number_of_executed_units: (\d+)", re.MULTILINE)
 _MAX_INPUT: Final = 12_000
-_SLOW_SECONDS: Final = 20
-"""An input that takes longer is a finding: a guest must not be able to hold anything up."""
 _GRACE_SECONDS: Final = 300.0
 
 
@@ -47,8 +45,12 @@ class Target:
         rust = RUST.fullmatch(self.name)
         return rust[1] if rust else self.name.replace("/", ".").replace(".py::", ".")
 
-    def run(self, seconds: float) -> str:
-        """Fuzzes for so long; the output, of which `findings` has what matters."""
+    def run(self, seconds: float, slow: int) -> str:
+        """Fuzzes for so long; the output, of which `findings` has what matters.
+
+        An input that takes more than `slow` seconds is a finding: a guest must not be able to hold
+        anything up.
+        """
         corpus, findings = WORK / "corpus" / self.short, WORK / "findings" / self.short
         for directory in (corpus, findings):
             directory.mkdir(parents=True, exist_ok=True)
@@ -58,7 +60,8 @@ class Target:
                 *(*self._program(), str(corpus)),
                 f"-max_total_time={seconds:.0f}",
                 f"-max_len={_MAX_INPUT}",
-                f"-timeout={_SLOW_SECONDS}",
+                f"-timeout={slow}",
+                f"-report_slow_units={slow}",
                 f"-artifact_prefix={findings}/",
                 *("-print_final_stats=1", "-len_control=0", "-rss_limit_mb=4096"),
             ],

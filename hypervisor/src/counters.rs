@@ -55,12 +55,20 @@ impl Counters {
 
     /// Adds accepted items that a receiver counted in private (the processor's innermost parts).
     pub fn merge(&self, flow: Flow, count: u64, bytes: u64) {
+        #[cfg(debug_assertions)]
+        if count > 0 {
+            crate::evidence::reached(flow);
+        }
         self.add(flow as usize * 3, count);
         self.add(flow as usize * 3 + 1, bytes);
     }
 
     /// Adds refused items that a receiver counted in private.
     pub fn merge_rejected(&self, kind: Reject, count: u64) {
+        #[cfg(debug_assertions)]
+        if count > 0 {
+            crate::evidence::reached(kind.flow());
+        }
         self.add(kind.flow() as usize * 3 + 2, count);
         self.add(KINDS + kind as usize, count);
     }

@@ -234,6 +234,16 @@ impl FromWorker {
         }
     }
 
+    /// Parses one message, and counts it or its refusal.
+    pub fn counted(message: &[u8], counters: &Counters) -> Result<Self, Reject> {
+        let decoded = Self::decode(message);
+        match &decoded {
+            Ok(message) => counters.accept(message.flow(), message.bytes()),
+            Err(kind) => counters.reject(*kind),
+        }
+        decoded
+    }
+
     fn flow(&self) -> Flow {
         match self {
             FromWorker::Start => Flow::LinkStart,
@@ -311,16 +321,8 @@ impl Link {
             Err(Errno::AGAIN) => return Ok(None),
             Err(_) => return Err(End::WorkerGone),
         };
-        match FromWorker::decode(buffer.get(..length).unwrap_or(&[])) {
-            Ok(message) => {
-                self.counters.accept(message.flow(), message.bytes());
-                Ok(Some(message))
-            }
-            Err(kind) => {
-                self.counters.reject(kind);
-                Err(End::WorkerViolation)
-            }
-        }
+        let message = FromWorker::counted(buffer.get(..length).unwrap_or(&[]), &self.counters);
+        message.map(Some).map_err(|_| End::WorkerViolation)
     }
 
     /// Blocks until the worker's first message.

@@ -5,7 +5,7 @@ use crate::{
     clock::Clock,
     counters::Counters,
     doorbells::Doorbells,
-    flows::{Flow, Reject, values},
+    flows::{Flow, values},
     jail::{Jail, Kvm},
     link::{End, FromWorker, Link, ToWorker},
     processor::{Intercept, Processor},
@@ -120,10 +120,7 @@ impl Machine {
     /// when to go on.
     fn run_saved(&mut self, state: &[u8]) -> End {
         if let Err(error) = self.restore(state) {
-            self.counters.reject(match error {
-                Malformed::Value(_) => Reject::StateHypervisorImpossible,
-                _ => Reject::StateHypervisorMalformed,
-            });
+            self.counters.reject(error.kind());
             let note = error.to_string();
             self.connection.link.send_last(&ToWorker::Note(&note));
             return End::StateRefused;

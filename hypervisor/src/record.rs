@@ -9,6 +9,8 @@
 //! that this machine could not have is refused before the guest runs; everything else a guest
 //! could have brought about by itself.
 
+use crate::flows::Reject;
+
 /// "TEUTHIS" and a zero byte.
 const MAGIC: u64 = u64::from_le_bytes(*b"TEUTHIS\0");
 /// Rises with every change of any part.
@@ -33,6 +35,16 @@ pub enum Malformed {
     Value(&'static str),
     #[error("this processor cannot be saved")]
     Unsupported,
+}
+
+impl Malformed {
+    /// The kind of bad input that it is.
+    pub fn kind(&self) -> Reject {
+        match self {
+            Malformed::Value(_) => Reject::StateHypervisorImpossible,
+            _ => Reject::StateHypervisorMalformed,
+        }
+    }
 }
 
 /// What a field may be.

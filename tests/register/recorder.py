@@ -1,5 +1,7 @@
 """A plugin of pytest: what was refused during which test (see evidence.py)."""
 
+import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ class Recorder:
     def __init__(self) -> None:
         self.test: str | None = None
         self.refused: dict[str, set[Kind]] = {}
+        self.reached: dict[str, set[str]] = {}
         self._pages: WeakKeyDictionary[Counters, dict[Kind, int]] = WeakKeyDictionary()
         self._held: list[Counters] = []
 
@@ -89,6 +92,26 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     return result
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Sees which flows' handlers a property that is their fuzz target calls."""
+    handlers = evidence.handlers(item.nodeid)
+    if not handlers:
+        return (yield)
+    reached = RECORDER.reached.setdefault(item.nodeid, set())
+
+    def called(frame: types.FrameType, event: str, _: object) -> None:
+        if event == "call":
+            reached.update(handlers.get(frame.f_code, ()))
+
+    sys.setprofile(called)
+    try:
+        return (yield)
+    finally:
+        sys.setprofile(None)
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if not session.config.option.collectonly:
-        evidence.write(Path(session.config.rootpath), RECORDER.refused)
+        seen = evidence.Evidence(RECORDER.refused, RECORDER.reached)
+        evidence.write(Path(session.config.rootpath), seen)

@@ -88,7 +88,7 @@ def covered(flow: Flow, hits: Mapping[Path, Hits]) -> str:
 
 
 def facts(
-    run: Mapping[str, Count], seen: evidence.Seen, hits: Mapping[Path, Hits]
+    run: Mapping[str, Count], seen: evidence.Evidence, hits: Mapping[Path, Hits]
 ) -> dict[str, dict[str, str]]:
     """What is known of each flow, by column."""
     found = {}

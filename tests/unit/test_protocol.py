@@ -3,6 +3,7 @@
 import contextlib
 import struct
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -92,7 +93,19 @@ def test_any_bytes_give_a_status_or_a_protocol_error(packet: bytes) -> None:
         assert Status.decode(packet).encode() == packet
 
 
-@given(st.binary(max_size=100), st.integers(0, 3))
+texts = st.text(max_size=8)
+numbers = st.integers(-1, 1 << 33)
+packets = st.builds(
+    lambda kind, fields: msgspec.msgpack.encode({"type": kind, **fields}),
+    st.sampled_from([kind.__struct_config__.tag for kind in protocol.DESCRIPTORS]) | texts,
+    st.dictionaries(
+        st.sampled_from(["id", "argv", "env", "cwd", "path", "mode", "number", "rows", "columns"]),
+        st.one_of(numbers, texts, st.lists(texts), st.dictionaries(texts, texts), st.binary()),
+    ),
+)
+
+
+@given(packets | st.binary(max_size=100), st.integers(0, 3))
 def test_any_request_is_decoded_or_refused(packet: bytes, descriptors: int) -> None:
     with contextlib.suppress(ProtocolError):
         request = protocol.decode_request(packet, descriptors)

@@ -6,6 +6,7 @@
 use super::bytes::Bytes;
 use teuthis_hypervisor::{
     clock::Clock,
+    counters::Counters,
     memory::GuestMemory,
     processor::{
         BootState, Completion, Intercept, Processor,
@@ -70,6 +71,7 @@ pub fn run(data: &[u8]) {
         }
     }
     assert!(processor.unimplemented().len() <= 64, "notes are bounded");
+    processor.merge_counts(&Counters::anonymous().unwrap());
 }
 
 /// A processor whose next instruction is the first of the fuzzer's.

@@ -1,10 +1,11 @@
 //! Any packet of a worker that somebody has taken over.
 
 use super::bytes::Bytes;
-use teuthis_hypervisor::link::FromWorker;
+use teuthis_hypervisor::{counters::Counters, link::FromWorker};
 
 pub fn run(data: &[u8]) {
     let mut bytes = Bytes(data);
+    let counters = Counters::anonymous().unwrap();
     while !bytes.0.is_empty() {
         let mut packet = [0; 272];
         let version = if bytes.byte() % 16 == 15 {
@@ -25,7 +26,7 @@ pub fn run(data: &[u8]) {
         } else {
             272
         };
-        match FromWorker::decode(&packet[..size]) {
+        match FromWorker::counted(&packet[..size], &counters) {
             Ok(FromWorker::DeliverMessage { payload, .. }) => {
                 assert!(payload.as_slice().len() <= 240)
             }

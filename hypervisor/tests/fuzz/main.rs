@@ -8,10 +8,19 @@ mod link;
 mod partition;
 mod record;
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, thread};
 
-/// Runs a harness on `count` inputs of random bytes and on its regressions.
-fn try_many(name: &str, harness: fn(&[u8]), count: u64) {
+/// Runs a harness on `count` inputs of random bytes and on its regressions, in a thread by whose
+/// name the evidence knows it.
+fn try_many(name: &'static str, harness: fn(&[u8]), count: u64) {
+    let thread = thread::Builder::new().name(format!("fuzz::{name}"));
+    let run = thread.spawn(move || try_in_this_thread(name, harness, count));
+    if let Err(panic) = run.unwrap().join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn try_in_this_thread(name: &str, harness: fn(&[u8]), count: u64) {
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;
     let mut next = || {
         state ^= state >> 12;

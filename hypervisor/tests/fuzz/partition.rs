@@ -69,6 +69,8 @@ pub fn run(data: &[u8]) {
                 let intercept = intercept(&mut bytes);
                 match partition.handle(intercept, &memory, &mut worker) {
                     Outcome::Complete(_) => answers += 1,
+                    Outcome::Sleep => assert!(matches!(intercept, Intercept::Halt { .. })),
+                    Outcome::End(End::Halted | End::TripleFault) => {}
                     Outcome::End(End::GuestCrash(_) | End::PowerOff | End::Reset) => {}
                     outcome => panic!("{intercept:?} led to {outcome:?}"),
                 }
@@ -85,7 +87,11 @@ pub fn run(data: &[u8]) {
 
 fn intercept(bytes: &mut Bytes) -> Intercept {
     let size = [1, 2, 4][bytes.below(3) as usize];
-    match bytes.byte() % 8 {
+    match bytes.byte() % 10 {
+        8 => Intercept::Halt {
+            interruptible: bytes.byte() % 2 == 0,
+        },
+        9 => Intercept::Shutdown,
         0 => Intercept::Cpuid {
             leaf: bytes.value() as u32,
             subleaf: bytes.value() as u32,
@@ -128,7 +134,7 @@ fn msr(bytes: &mut Bytes) -> u32 {
 fn port(bytes: &mut Bytes) -> u16 {
     match bytes.byte() % 3 {
         0 => 0x3F8 + bytes.below(8) as u16,
-        1 => 0x70 + bytes.below(2) as u16,
+        1 => [0x70, 0x71, 0x600, 0x601, 0x602][bytes.below(5) as usize],
         _ => bytes.number(2) as u16,
     }
 }

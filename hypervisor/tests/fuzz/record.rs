@@ -4,6 +4,7 @@ use super::bytes::Bytes;
 use teuthis_hypervisor::{
     clock::Clock,
     counters::Counters,
+    flows::Flow,
     memory::GuestMemory,
     processor::{BootState, Processor, soft::SoftProcessor},
     record::{HEADER_BYTES, Malformed, Record, checksum},
@@ -59,6 +60,11 @@ pub fn run(data: &[u8]) {
         machine.state(&mut record)?;
         record.end()
     });
+    let counters = Counters::anonymous().unwrap();
+    match restored {
+        Ok(()) => counters.accept(Flow::StateHypervisor, saved.len() as u64),
+        Err(error) => counters.reject(error.kind()),
+    }
     if restored.is_ok() {
         let again = machine.save();
         let differs = (0..saved.len()).find(|&at| again.get(at) != saved.get(at));

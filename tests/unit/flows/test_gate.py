@@ -5,6 +5,7 @@ import tomllib
 
 import pytest
 from tests.register import evidence, lock, measure, report, threat_model
+from tests.register.evidence import Evidence
 
 from teuthis.flows import FLOWS
 from teuthis.flows.squid import draw
@@ -118,14 +119,21 @@ def test_the_requests_to_kvm_are_those_of_the_filter() -> None:
 
 def test_a_kind_of_bad_input_that_no_test_raises_is_found() -> None:
     flow = FLOWS["ring.packet"]
-    proven = {test: {(flow.id, "bounds")} for test in flow.tests[:1]}
-    assert (flow.id, "bounds") in evidence.unproven({})
-    assert (flow.id, "bounds") not in evidence.unproven(proven)
+    test, kind = flow.tests[0], (flow.id, "bounds")
+    assert kind in evidence.unproven(Evidence())
+    proven = Evidence({test: {kind}})
+    assert kind not in evidence.unproven(proven)
     assert (flow.id, "type") in evidence.unproven(proven)
-    assert evidence.refusing(flow, "bounds", proven) == list(flow.tests[:1])
-    assert evidence.refusing(flow, "bounds", {flow.tests[0]: {("ring.send", "bounds")}}) == []
-    stranger = {"tests/elsewhere.py::test": {(flow.id, "bounds")}}
-    assert evidence.refusing(flow, "bounds", stranger) == []
+    assert evidence.refusing(flow, "bounds", proven) == [test]
+    assert kind in evidence.unproven(Evidence({test: {("ring.send", "bounds")}}))
+    assert kind in evidence.unproven(Evidence({"tests/elsewhere.py::test": {kind}}))
+
+
+def test_a_fuzz_target_that_does_not_reach_its_handler_is_found() -> None:
+    flow = FLOWS["ring.packet"]
+    assert flow in evidence.unreached(Evidence())
+    assert flow not in evidence.unreached(Evidence(reached={flow.fuzz: {flow.id}}))
+    assert set().union(*evidence.handlers(flow.fuzz).values()) >= {flow.id}
 
 
 def test_the_threat_model_names_every_flow() -> None:

@@ -36,7 +36,10 @@ def test_malformed_facts_are_refused(data: bytes) -> None:
         decode_facts(data)
 
 
-@given(st.binary(max_size=200))
+@given(
+    st.binary(max_size=200)
+    | st.lists(st.builds(fact, st.text(max_size=8), st.text(max_size=8)), max_size=6).map(b"".join)
+)
 def test_any_facts_are_decoded_or_refused(data: bytes) -> None:
     try:
         facts = decode_facts(data)

@@ -117,7 +117,21 @@ def test_callers_are_forgotten_in_the_end() -> None:
         destinations.check(out("10.126.7.1", 1, source=80))
 
 
-@given(st.binary(max_size=120))
+addresses = st.sampled_from([GATEWAY, ip(HOST), ip("1.1.1.1"), b"\xff" * 4]) | st.binary(
+    min_size=4, max_size=4
+)
+packets = st.builds(
+    lambda target, source, port, protocol, fragment: f.ipv4(
+        GUEST, target, f.ports(source, port, 20), protocol=protocol, fragment=fragment
+    ),
+    addresses,
+    *[st.sampled_from([67, 68, 80, 8080]) | st.integers(0, 65535)] * 2,
+    st.sampled_from([TCP, UDP, 1]),
+    st.sampled_from([0, 0, 0, 1]),
+)
+
+
+@given(st.binary(max_size=120) | packets)
 def test_any_frame_goes_or_stays(raw: bytes) -> None:
     destinations = make(8080)
     for frame in (raw, f.ethernet(0x0800, raw)):
@@ -145,7 +159,8 @@ class World:
         member = Member(mac=MAC_A, mtu=65520, bytes_rate=10**9, frames_rate=10**6, address=GUEST)
         self.switch.join(member, near.detach(), self.counters)
         (port,) = self.switch.ports
-        self.uplink = Uplink(self.switch, stream.detach(), make(), port)
+        self.stream = stream.detach()
+        self.uplink = Uplink(self.switch, self.stream, make(), port)
 
     def turn(self) -> None:
         for _ in range(4):
@@ -165,6 +180,9 @@ class World:
     def close(self) -> None:
         self.worker.close()
         self.passt.close()
+        for port in self.switch.ports:
+            self.switch.leave(port)
+        os.close(self.stream)
 
 
 @pytest.fixture

@@ -14,6 +14,22 @@ from teuthis.worker.ending import EndVM
 from teuthis.worker.saving import Collector, Saving
 
 
+@given(st.lists(st.tuples(st.binary(max_size=64), st.integers(-3, 200)), max_size=8))
+def test_any_pieces_are_put_together_or_refused(pieces: list[tuple[bytes, int]]) -> None:
+    collector, given_ = Collector(), b""
+    left = sum(len(piece) for piece, _ in pieces)
+    for piece, lie in pieces:
+        given_ += piece
+        left -= len(piece)
+        try:
+            whole = collector.add(piece, lie if 0 <= lie < 100 else left)
+        except ValueError:
+            return
+        assert whole in (None, given_)
+        if whole is not None:
+            return
+
+
 class Scene:
     """The root side and the hypervisor around it, as lists."""
 

@@ -425,20 +425,52 @@ def test_total_of_described_pages_is_bounded(connected: World) -> None:
 # ---- anything ------------------------------------------------------------------------------------
 
 SMALL = st.integers(0, 20) | st.sampled_from([0xE1E11, 0xE1E12, 0xE1E13, 2**32 - 1])
-MESSAGES = st.tuples(
+Step = tuple[int, int, list[int]]
+MESSAGES: st.SearchStrategy[Step] = st.tuples(
     st.sampled_from([1, 1, 1, 4, 7]),
     st.sampled_from([*m.INBOUND, 77]),
     st.lists(SMALL, max_size=58),
 )
+RELIDS = st.integers(0, 3)
+HANDLES = st.integers(1, 4)
+
+
+def described(relid: int, handle: int, first: int, count: int, announced: int) -> list[int]:
+    """The words of a description of some pages, of which more may be announced."""
+    pages = [word for page in range(first, first + count) for word in (page, 0)]
+    return [relid, handle, 8 + 8 * announced | 1 << 16, announced * PAGE_SIZE, 0, *pages]
+
+
+def sensible(number: int, *words: st.SearchStrategy[int]) -> st.SearchStrategy[Step]:
+    return st.tuples(st.just(1), st.just(number), st.tuples(*words).map(list))
+
+
+SENSIBLE = st.one_of(
+    st.tuples(
+        st.just(1),
+        st.just(8),
+        st.builds(
+            described,
+            *(RELIDS, HANDLES, st.integers(99, 120), st.integers(1, 8), st.integers(1, 9)),
+        ),
+    ),
+    sensible(9, st.just(0), HANDLES, st.integers(99, 120), st.just(0)),
+    sensible(5, RELIDS, SMALL, HANDLES, st.integers(0, 1), st.integers(0, 5)),
+    *(sensible(number, RELIDS) for number in (7, 13)),
+    sensible(11, RELIDS, HANDLES),
+    sensible(22, RELIDS, st.integers(0, 1)),
+    sensible(21, *[SMALL] * 8),
+)
+STEPS = MESSAGES | SENSIBLE | st.sampled_from(["connect", "offer", "offer", "rescind"])
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(MESSAGES | st.just("connect") | st.just("offer") | st.just("rescind"), max_size=40))
-def test_any_series_of_messages_is_survived(steps: list[tuple[int, int, list[int]] | str]) -> None:
+@given(st.booleans(), st.lists(STEPS, max_size=40))
+def test_any_series_of_messages_is_survived(begun: bool, steps: list[Step | str]) -> None:
     world = World()
     device = Quiet()
     channels: list[Channel] = []
-    for step in steps:
+    for step in (*(("connect", "offer") if begun else ()), *steps):
         if step == "connect":
             world.guest.initiate()
             world.guest.post(3)

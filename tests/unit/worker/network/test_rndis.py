@@ -316,12 +316,36 @@ words = st.one_of(
 )
 
 
-@given(st.integers(0, 10), st.lists(words, max_size=24), st.booleans())
-def test_any_message_is_taken_or_refused(number: int, body: list[int], data: bool) -> None:
+objects = st.sampled_from([0x0101_0101, 0x0101_0102, 0x0001_0106, 0x0001_0107, 0x0001_0114,
+                           0x0001_010E, 0x0001_021B, HARDWARE, PARAMETERS]) | words  # fmt: skip
+messages = st.one_of(
+    st.builds(lambda number, body: message(number, *body), st.integers(0, 10), st.lists(words)),
+    st.builds(request, st.sampled_from([4, 5]), objects, st.binary(max_size=40)),
+    st.builds(
+        request,
+        st.just(4),
+        st.just(PARAMETERS),
+        st.integers(0, 4).map(lambda revision: struct.pack("<BBH", 0xA7, revision, 0)),
+    ),
+    st.builds(
+        lambda data, information, lies: bytes(packet(data, information=information, **lies)),
+        st.binary(min_size=10, max_size=80),
+        st.lists(st.builds(ppi, st.sampled_from([9, 0]), st.just(bytes(4))), max_size=3).map(
+            b"".join
+        ),
+        st.dictionaries(
+            st.sampled_from(["offset", "length", "information_at", "information_length"]), words
+        ),
+    ),
+)
+
+
+@given(st.lists(messages, min_size=1, max_size=3).map(b"".join), st.booleans())
+def test_any_message_is_taken_or_refused(raw: bytes, data: bool) -> None:
     adapter = Adapter(MAC, MTU, Counters())
     ask(adapter, message(2, 1, 1, 0, 0x4000))
     try:
-        for kind, part in split(message(number, *body)):
+        for kind, part in split(raw):
             if data:
                 assert len(part) >= len(frame(part, MTU + 14)) >= 14
             else:

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from teuthis.worker.devices.storage.backend import SECTOR
+from teuthis.worker.devices.storage.scsi import COMMANDS, Command
 from teuthis.worker.devices.storage.storvsp import MAX_DISKS, Storvsp
+from teuthis.worker.devices.storage.vstor import Direction
 from teuthis.worker.memory import PAGE_SIZE
 from teuthis.worker.vmbus.ring import COMPLETION, Outgoing
 
@@ -317,7 +319,37 @@ def requests() -> st.SearchStrategy[tuple[bytes, bytes]]:
     headers = st.builds(
         page_list, pages, st.one_of(lengths, st.integers(0, 16384)), st.integers(0, 4100)
     )
-    return st.tuples(payloads, st.one_of(st.just(b""), headers))
+    return st.one_of(st.tuples(payloads, st.one_of(st.just(b""), headers)), sensible_requests())
+
+
+def sensible_requests() -> st.SearchStrategy[tuple[bytes, bytes]]:
+    """Commands that a disk knows, with data where they belong; some fields are anything."""
+    commands = st.sampled_from([*COMMANDS.items(), (0xA0, None), (0xB5, None)])
+
+    def build(
+        command: tuple[int, Command | None],
+        fields: list[tuple[int, int]],
+        size: int,
+        lun: int,
+        page: int,
+    ) -> tuple[bytes, bytes]:
+        code, known = command
+        cdb = bytearray((code, *bytes((known.cdb_length if known else 12) - 1)))
+        for at, value in fields:
+            cdb[1 + at % (len(cdb) - 1)] = value
+        direction = known.direction if known else Direction.IN
+        if direction is Direction.NONE or size == 0:
+            return srb(bytes(cdb), Direction.NONE, 0, lun=lun), b""
+        return srb(bytes(cdb), direction, size, lun=lun), page_list([page], size, 0)
+
+    return st.builds(
+        build,
+        commands,
+        st.lists(st.tuples(st.integers(0, 15), st.integers(0, 255)), max_size=4),
+        st.sampled_from([0, 8, 24, 36, SECTOR, SECTOR, 8 * SECTOR]),
+        st.integers(0, 2),
+        st.integers(1024, 1030),
+    )
 
 
 @settings(max_examples=200, deadline=None)
