@@ -7,6 +7,7 @@ use super::bytes::Bytes;
 use teuthis_hypervisor::{
     clock::Clock,
     counters::Counters,
+    flows::values::MEMORY_HOLE_HOLE_FIRST,
     memory::GuestMemory,
     processor::{
         BootState, Completion, Intercept, Processor,
@@ -25,6 +26,8 @@ const TSS: u64 = 0x8000;
 const CODE: u64 = 0x1_0000;
 const CODE_SIZE: usize = 0x3000;
 const STACK: u64 = 0x4_0000;
+/// A page without memory behind it.
+const HOLE: u64 = 0x5_0000;
 const KERNEL_HALF: u64 = 0xFFFF_8000_0000_0000;
 const PRESENT_WRITABLE_USER: u64 = 7;
 const LARGE: u64 = 0x80;
@@ -86,6 +89,10 @@ fn processor(bytes: &mut Bytes) -> SoftProcessor {
     for page in 0..512 {
         put(PAGES + page * 8, (page << 12) | PRESENT_WRITABLE_USER);
     }
+    put(
+        PAGES + 8 * (HOLE >> 12),
+        MEMORY_HOLE_HOLE_FIRST | PRESENT_WRITABLE_USER,
+    );
     for (at, descriptor) in (GDT..).step_by(8).zip(DESCRIPTORS) {
         put(at, descriptor);
     }
@@ -164,7 +171,7 @@ fn model_specific_register(bytes: &mut Bytes) -> u64 {
 /// Addresses inside and at the edges of things, small numbers, large ones, anything.
 fn address(bytes: &mut Bytes) -> u64 {
     match bytes.byte() % 6 {
-        0 => [PAGES, GDT, IDT, TSS, CODE, STACK][bytes.below(6) as usize] + bytes.number(1),
+        0 => [PAGES, GDT, IDT, TSS, CODE, STACK, HOLE][bytes.below(7) as usize] + bytes.number(1),
         1 => MEMORY - bytes.number(1),
         2 => KERNEL_HALF + bytes.number(2),
         3 => 0x8_0000 + bytes.number(1),

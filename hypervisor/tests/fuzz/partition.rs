@@ -5,7 +5,7 @@ use super::bytes::Bytes;
 use teuthis_hypervisor::{
     clock::Clock,
     counters::Counters,
-    flows::Flow,
+    flows::{Flow, values},
     link::{End, Payload},
     memory::GuestMemory,
     processor::Intercept,
@@ -39,6 +39,20 @@ pub fn run(data: &[u8]) {
     let mut partition = Partition::new(clock.clone(), bytes.value(), &[0xC3], counters.clone());
     let mut worker = Sink { full: false };
     let mut answers = 0;
+    if bytes.byte() % 2 == 1 {
+        // A guest that knows where it is: without that, no hypercall is one.
+        for (msr, value) in [
+            (values::MSR_PARTITION_GUEST_OS_ID, 1),
+            (values::MSR_PARTITION_HYPERCALL, 0x5001),
+        ] {
+            let msr = msr as u32;
+            partition.handle(Intercept::MsrWrite { msr, value }, &memory, &mut worker);
+            answers += 1;
+        }
+        for channel in 1..4 {
+            partition.set_channel_open(channel, true);
+        }
+    }
     for _ in 0..MOST_STEPS {
         if bytes.0.is_empty() {
             break;
@@ -62,7 +76,7 @@ pub fn run(data: &[u8]) {
             4 => worker.full = !worker.full,
             5 => {
                 // A page of input for the hypercalls, which the guest may change at any time.
-                let (at, content) = (bytes.below(0x10_0000), bytes.take(256));
+                let (at, content) = (bytes.below(0x10_0000) & !7, bytes.take(256));
                 let _ = memory.write_bytes(at, content);
             }
             _ => {
@@ -116,7 +130,11 @@ fn intercept(bytes: &mut Bytes) -> Intercept {
                 1 => 0x1_005D,
                 _ => bytes.value(),
             },
-            input: bytes.value(),
+            input: match bytes.byte() % 4 {
+                0 => 0x2000 | bytes.number(1),
+                1 => bytes.below(0x10_0000) & !7,
+                _ => bytes.value(),
+            },
             output: bytes.value(),
         },
     }
