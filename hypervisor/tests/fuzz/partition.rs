@@ -103,7 +103,7 @@ fn intercept(bytes: &mut Bytes) -> Intercept {
     let size = [1, 2, 4][bytes.below(3) as usize];
     match bytes.byte() % 10 {
         8 => Intercept::Halt {
-            interruptible: bytes.byte() % 2 == 0,
+            interruptible: bytes.byte().is_multiple_of(2),
         },
         9 => Intercept::Shutdown,
         0 => Intercept::Cpuid {
