@@ -127,7 +127,7 @@ impl Guest {
         Self::of(memory, boot, kind)
     }
 
-    fn of(memory: GuestMemory, boot: BootState, kind: Kind) -> Self {
+    pub fn of(memory: GuestMemory, boot: BootState, kind: Kind) -> Self {
         let (processor, clock): (Box<dyn Processor>, _) = match kind {
             Kind::Soft => {
                 let clock = Clock::deterministic(INSTRUCTIONS_PER_MICROSECOND);

@@ -6,6 +6,7 @@ mod hostile;
 mod hypercalls;
 mod interrupts;
 mod power;
+mod privileged;
 mod program;
 mod registers;
 mod snapshots;

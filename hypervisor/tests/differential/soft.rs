@@ -141,7 +141,7 @@ impl Soft {
             match (op.run)(&mut self.cpu, op) {
                 Ok(()) | Err(Exit::Resync) => return Ok(here + u64::from(op.length())),
                 Err(Exit::Branch) if self.cpu.rip == here => {}
-                Err(Exit::Branch) => return Ok(self.cpu.rip),
+                Err(Exit::Branch | Exit::Entered) => return Ok(self.cpu.rip),
                 Err(Exit::Exception) => {
                     let exception = self.cpu.exception;
                     return Err(Fault {

@@ -25,6 +25,8 @@ use crate::{
 pub enum Exit {
     /// `Cpu::rip` was set by a branch: go on there.
     Branch,
+    /// As `Branch`, into the handler of a software interrupt, which no single-step trap precedes.
+    Entered,
     /// The instruction retired, but what follows in the block may be stale (code was written,
     /// paging or mode changed, an interrupt may be deliverable): go on at the next instruction.
     Resync,

@@ -46,7 +46,11 @@ pub fn decode(bytes: &[u8], long_code: bool, limit: usize) -> Decoded {
             DecoderError::NoMoreBytes => break,
             _ => {
                 ends = true;
-                lower(&instruction, undefined)
+                let too_long = decoder.position() - length >= MAX_INSTRUCTION;
+                lower(
+                    &instruction,
+                    if too_long { beyond_limit } else { undefined },
+                )
             }
         };
         ops.push(op);
@@ -80,6 +84,11 @@ fn handler(instruction: &Instruction) -> Handler {
 /// No such instruction.
 fn undefined(cpu: &mut Cpu, _op: &Op) -> Result<(), Exit> {
     cpu.raise(Exception::INVALID_OPCODE)
+}
+
+/// More bytes than an instruction may have.
+fn beyond_limit(cpu: &mut Cpu, _op: &Op) -> Result<(), Exit> {
+    cpu.raise(Exception::general_protection(0))
 }
 
 /// An instruction that exists, but not here: the loop counts it by name.

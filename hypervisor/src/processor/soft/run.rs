@@ -161,7 +161,7 @@ impl SoftProcessor {
     #[inline(never)]
     fn leave(&mut self, exit: Exit, here: u64, next: u64) -> Option<Intercept> {
         match exit {
-            Exit::Branch => None,
+            Exit::Branch | Exit::Entered => None,
             Exit::Stale => {
                 self.cpu.jumps.forget(here);
                 None
@@ -253,7 +253,7 @@ impl SoftProcessor {
         self.cpu.executed = self.cpu.executed.wrapping_add(index as u64 + 1);
         let next = next_address(&self.cpu, start, block.bytes.len() as u64);
         let stop = self.leave(exit, start, next);
-        if stop.is_some() || exit == Exit::Exception {
+        if stop.is_some() || matches!(exit, Exit::Exception | Exit::Entered) {
             return stop;
         }
         if traps {

@@ -197,7 +197,7 @@ pub fn sti(cpu: &mut Cpu, _op: &Op) -> Result<(), Exit> {
 }
 
 fn set_alignment_check(cpu: &mut Cpu, set: bool) -> Result<(), Exit> {
-    if cpu.cpl != 0 || cpu.cr4 & CR4_SMAP == 0 {
+    if cpu.cpl != 0 {
         return cpu.raise(Exception::INVALID_OPCODE);
     }
     if set {

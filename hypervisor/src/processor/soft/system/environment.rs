@@ -26,6 +26,11 @@ pub fn rdtsc(cpu: &mut Cpu, _op: &Op) -> Result<(), Exit> {
     Ok(())
 }
 
+/// No counter is offered: every number is refused.
+pub fn rdpmc(cpu: &mut Cpu, _op: &Op) -> Result<(), Exit> {
+    cpu.raise(Exception::general_protection(0))
+}
+
 pub fn rdtscp(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {
     rdtsc(cpu, op)?;
     cpu.set_reg(Cpu::RCX, cpu.msrs.tsc_aux);

@@ -10,7 +10,7 @@ mod segments;
 mod transfer;
 
 use super::{
-    cpu::{Cpu, Exception, Exit},
+    cpu::{Cpu, Exception, Exit, segment},
     flags,
     op::Handler,
 };
@@ -56,7 +56,7 @@ pub fn select(instruction: &Instruction) -> Option<Handler> {
         Code::Mov_r64_dr | Code::Mov_r32_dr => control::read_debug,
         Code::Mov_dr_r64 | Code::Mov_dr_r32 => control::write_debug,
         Code::Clts => control::clts,
-        Code::Lmsw_rm16 => control::lmsw,
+        Code::Lmsw_rm16 | Code::Lmsw_r32m16 | Code::Lmsw_r64m16 => control::lmsw,
         Code::Smsw_rm16 => control::smsw::<16>,
         Code::Smsw_r32m16 => control::smsw::<32>,
         Code::Smsw_r64m16 => control::smsw::<64>,
@@ -95,6 +95,15 @@ pub fn select(instruction: &Instruction) -> Option<Handler> {
         Code::Mov_Sreg_rm16 | Code::Mov_Sreg_r32m16 | Code::Mov_Sreg_r64m16 => {
             segments::load(instruction)
         }
+        Code::Lss_r16_m1616 => segments::load_pointer::<16, { segment::SS }>,
+        Code::Lss_r32_m1632 => segments::load_pointer::<32, { segment::SS }>,
+        Code::Lss_r64_m1664 => segments::load_pointer::<64, { segment::SS }>,
+        Code::Lfs_r16_m1616 => segments::load_pointer::<16, { segment::FS }>,
+        Code::Lfs_r32_m1632 => segments::load_pointer::<32, { segment::FS }>,
+        Code::Lfs_r64_m1664 => segments::load_pointer::<64, { segment::FS }>,
+        Code::Lgs_r16_m1616 => segments::load_pointer::<16, { segment::GS }>,
+        Code::Lgs_r32_m1632 => segments::load_pointer::<32, { segment::GS }>,
+        Code::Lgs_r64_m1664 => segments::load_pointer::<64, { segment::GS }>,
         Code::Mov_rm16_Sreg => segments::store::<16>(instruction),
         Code::Mov_r32m16_Sreg => segments::store::<32>(instruction),
         Code::Mov_r64m16_Sreg => segments::store::<64>(instruction),
@@ -155,6 +164,7 @@ pub fn select(instruction: &Instruction) -> Option<Handler> {
         Code::Wrmsr => msr::wrmsr,
         Code::Cpuid => environment::cpuid,
         Code::Rdtsc => environment::rdtsc,
+        Code::Rdpmc => environment::rdpmc,
         Code::Rdtscp => environment::rdtscp,
         Code::Rdrand_r16 | Code::Rdseed_r16 => environment::random::<16>,
         Code::Rdrand_r32 | Code::Rdseed_r32 => environment::random::<32>,

@@ -173,7 +173,6 @@ impl Cpu {
                 let fixed = EFER_LME | EFER_LMA;
                 value & !(EFER_SCE | EFER_NXE | fixed) == 0 && (value ^ self.efer) & EFER_LME == 0
             }
-            0xC000_0103 => value >> 32 == 0,
             0xFE => false,
             _ => true,
         };
@@ -208,7 +207,8 @@ impl Cpu {
             0xC000_0100 => self.segment_base[segment::FS] = value,
             0xC000_0101 => self.segment_base[segment::GS] = value,
             0xC000_0102 => msrs.kernel_gs_base = value,
-            0xC000_0103 => msrs.tsc_aux = value,
+            // AMD's processors ignore the upper half.
+            0xC000_0103 => msrs.tsc_aux = value & 0xFFFF_FFFF,
             _ => {
                 let fixed = MTRR_FIXED.iter().position(|&fixed| fixed == msr);
                 match fixed.and_then(|i| msrs.mtrr_fixed.get_mut(i)) {

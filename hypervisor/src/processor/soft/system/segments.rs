@@ -165,6 +165,25 @@ fn load_and_leave(cpu: &mut Cpu, register: u8, selector: u16) -> Result<(), Exit
     Ok(())
 }
 
+/// LSS, LFS, LGS: an offset into the register, and the selector behind it.
+pub fn load_pointer<const BITS: u32, const SEGMENT: usize>(
+    cpu: &mut Cpu,
+    op: &Op,
+) -> Result<(), Exit> {
+    let address = cpu.effective_address(op);
+    let offset = match BITS {
+        16 => cpu.reg(op.dst) & !0xFFFF | u64::from(cpu.load::<u16>(address)?),
+        32 => u64::from(cpu.load::<u32>(address)?),
+        _ => cpu.load::<u64>(address)?,
+    };
+    let selector = cpu.load::<u16>(address.wrapping_add(u64::from(BITS / 8)))?;
+    let done = load_and_leave(cpu, SEGMENT as u8, selector);
+    if done != Err(Exit::Exception) {
+        cpu.set_reg(op.dst, offset);
+    }
+    done
+}
+
 pub fn store<const BITS: u32>(_instruction: &Instruction) -> Handler {
     |cpu, op| {
         let selector = cpu

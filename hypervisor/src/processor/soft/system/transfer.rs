@@ -273,7 +273,7 @@ fn software(cpu: &mut Cpu, op: &Op, vector: u8) -> Result<(), Exit> {
         ..Exception::BREAKPOINT
     };
     cpu.enter(event, Origin::Software)?;
-    Err(Exit::Branch)
+    Err(Exit::Entered)
 }
 
 pub fn int(cpu: &mut Cpu, op: &Op) -> Result<(), Exit> {

@@ -178,6 +178,32 @@ fn single_steps_trap_after_each_instruction() {
 }
 
 #[test]
+fn no_single_step_trap_between_a_software_interrupt_and_its_handler() {
+    let mut guest = Guest::new(|a| {
+        a.push(0x102).unwrap();
+        a.popfq().unwrap();
+        a.int(0x80).unwrap();
+    });
+    gate(guest.0.memory(), 0x80, HANDLERS + 0x800, 0xEE, 0);
+    guest.halt();
+    assert_eq!(guest.vector(), Some(0x80));
+    assert_eq!(guest.stack(2) & flags::TF, flags::TF);
+}
+
+#[test]
+fn more_than_fifteen_bytes_are_no_instruction() {
+    for (prefixes, vector) in [(14, 6), (15, 13), (40, 13)] {
+        let mut guest = Guest::new(|a| {
+            a.db(&vec![0x66; prefixes]).unwrap();
+            a.nop().unwrap();
+            a.ud2().unwrap();
+        });
+        guest.halt();
+        assert_eq!(guest.vector(), Some(vector), "{prefixes} prefixes");
+    }
+}
+
+#[test]
 fn what_intercepts_answer_reaches_the_guest() {
     let mut guest = Guest::new(|a| {
         a.mov(ecx, 0x4000_0020).unwrap();

@@ -1,6 +1,9 @@
 //! Changes of privilege and mode, descriptors, control registers.
 
-use super::{super::cpu::segment, *};
+use super::{
+    super::{cpu::segment, flags},
+    *,
+};
 use iced_x86::code_asm::*;
 
 const STAR: u64 = 0x0020_0010_0000_0000 | 3 << 48;
@@ -192,4 +195,71 @@ fn bases_are_swapped_written_and_read() {
     guest.halt();
     assert_eq!((guest.reg(Cpu::RBX), guest.reg(Cpu::RCX)), (0x2000, 0x55));
     assert_eq!(guest.cpu().msrs.kernel_gs_base, 0x1000);
+}
+
+#[test]
+fn the_machine_status_word_is_loaded_with_any_operand_size() {
+    for size in [&[][..], &[0x66], &[0x48]] {
+        let mut guest = Guest::new(|a| {
+            a.mov(eax, 0xF).unwrap();
+            a.db(&[size, &[0x0F, 0x01, 0xF0]].concat()).unwrap();
+            a.smsw(ebx).unwrap();
+            a.hlt().unwrap();
+        });
+        guest.halt();
+        assert_eq!(guest.vector(), None, "{size:?}");
+        assert_eq!(guest.reg(Cpu::RBX) & 0xF, 0xF);
+    }
+}
+
+#[test]
+fn pointers_are_loaded_with_their_segments() {
+    let pointer = 0x1122_3344 | u64::from(USER_DATA) << 32;
+    let mut guest = Guest::new(|a| {
+        a.mov(rdi, DATA).unwrap();
+        a.lfs(eax, ptr(rdi)).unwrap();
+        a.lgs(cx, ptr(rdi + 2)).unwrap();
+        a.hlt().unwrap();
+    });
+    guest.put(DATA, pointer);
+    guest.put(DATA + 4, u64::from(USER_DATA));
+    guest.cpu_mut().gpr[1] = u64::MAX;
+    guest.halt();
+    assert_eq!(guest.vector(), None);
+    assert_eq!(guest.reg(Cpu::RAX), 0x1122_3344);
+    assert_eq!(guest.reg(Cpu::RCX), 0xFFFF_FFFF_FFFF_1122);
+    assert_eq!(guest.cpu().segments[segment::FS].selector, USER_DATA);
+    assert_eq!(guest.cpu().segments[segment::GS].selector, USER_DATA);
+    // A selector that is refused leaves both as they were.
+    let mut guest = Guest::new(|a| {
+        a.mov(rdi, DATA).unwrap();
+        a.lss(eax, ptr(rdi)).unwrap();
+    });
+    guest.put(DATA, pointer);
+    guest.cpu_mut().gpr[0] = 7;
+    assert_eq!(guest.fault(), (13, u64::from(USER_DATA & !3)));
+    assert_eq!(guest.reg(Cpu::RAX), 7);
+}
+
+#[test]
+fn stac_and_clac_are_the_kernels_with_or_without_smap() {
+    let mut guest = Guest::new(|a| {
+        a.stac().unwrap();
+        a.pushfq().unwrap();
+        a.pop(rax).unwrap();
+        a.clac().unwrap();
+        a.hlt().unwrap();
+    });
+    guest.halt();
+    assert_eq!(guest.vector(), None);
+    assert_ne!(guest.reg(Cpu::RAX) & flags::AC, 0);
+    let mut guest = Guest::new(|a| a.stac().unwrap());
+    guest.as_user().halt();
+    assert_eq!(guest.vector(), Some(6));
+}
+
+#[test]
+fn there_is_no_performance_counter() {
+    let mut guest = Guest::new(|a| a.rdpmc().unwrap());
+    assert_eq!(guest.fault(), (13, 0));
 }
