@@ -20,6 +20,9 @@ const SLICE: u32 = 20_000;
 /// How often to look whether the worker is still there, and to pass on what the guest left
 /// unfinished on its serial port.
 const HOUSEKEEPING: Duration = Duration::from_millis(20);
+/// A guest rests that slept all but one part in `AWAKE` of the last `REST` or more.
+const REST: Duration = Duration::from_secs(4);
+const AWAKE: u32 = 64;
 /// Most messages of the worker taken at once, so that it cannot keep the guest from running.
 const MESSAGES_AT_ONCE: usize = 64;
 /// Bytes of the saved state in one message.
@@ -55,6 +58,9 @@ pub struct Machine {
     counters: Counters,
     /// The worker may have sent messages that were left on the link.
     backlog: bool,
+    /// Since when sleep is counted, and how much it was.
+    counted: Instant,
+    slept: Duration,
 }
 
 impl Machine {
@@ -72,6 +78,8 @@ impl Machine {
             clock,
             counters,
             backlog: false,
+            counted: Instant::now(),
+            slept: Duration::ZERO,
         }
     }
 
@@ -333,13 +341,29 @@ impl Machine {
         self.send_notes();
         self.merge_counts();
         self.raise_interrupts();
+        self.rest();
         while !self.processor.has_deliverable_interrupt() {
             let events = [self.processor.next_event(), self.partition.next_event()];
+            let start = Instant::now();
             self.wait(events.into_iter().flatten().min())?;
+            self.slept += start.elapsed();
             self.take_input()?;
             self.raise_interrupts();
         }
         Ok(())
+    }
+
+    /// Lets the processor give memory back when the guest has done next to nothing for a while.
+    fn rest(&mut self) {
+        let time = self.counted.elapsed();
+        if time < REST || self.clock.is_deterministic() {
+            return;
+        }
+        if time.saturating_sub(self.slept) < time / AWAKE {
+            self.processor.rest();
+        }
+        self.counted = Instant::now();
+        self.slept = Duration::ZERO;
     }
 
     /// Sleeps until the worker wants something or the clock reaches `deadline`.

@@ -21,7 +21,7 @@ use teuthis_hypervisor::{
     flows, jail,
     link::Link,
     machine::{Connection, Machine},
-    memory::GuestMemory,
+    memory::{self, GuestMemory},
     processor::{
         BootState, Processor,
         kvm::{self, KvmProcessor},
@@ -68,6 +68,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<Infallible, Error> {
+    memory::give_back();
     // What the root side gave us, and nothing else.
     let arguments = Arguments::parse(env::args().skip(1))?;
     let device = match arguments.processor {

@@ -43,37 +43,40 @@ from teuthis.errors import (
     VMClosed,
     VMError,
 )
-from teuthis.protocol import Health
 
 if TYPE_CHECKING:
+    from teuthis.protocol import Health
     from teuthis.root.disks import Disk
     from teuthis.root.named import NamedVM, connect, list, remove, start, start_again, stop
+    from teuthis.root.pool import Pool
     from teuthis.root.process import PIPE, STDOUT, Process
     from teuthis.root.result import Result
     from teuthis.root.vm import VM, run
 else:
     # Imported when first used: a worker process imports this package too, and must not carry the
-    # root side with it.
+    # root side with it; a command starts the zygote before it loads what it needs itself.
     _HOMES = {
-        "Disk": "disks",
-        "NamedVM": "named",
-        "PIPE": "process",
-        "STDOUT": "process",
-        "Process": "process",
-        "Result": "result",
-        "VM": "vm",
-        "connect": "named",
-        "list": "named",
-        "remove": "named",
-        "run": "vm",
-        "start": "named",
-        "start_again": "named",
-        "stop": "named",
+        "Disk": "teuthis.root.disks",
+        "Health": "teuthis.protocol",
+        "NamedVM": "teuthis.root.named",
+        "PIPE": "teuthis.root.process",
+        "Pool": "teuthis.root.pool",
+        "STDOUT": "teuthis.root.process",
+        "Process": "teuthis.root.process",
+        "Result": "teuthis.root.result",
+        "VM": "teuthis.root.vm",
+        "connect": "teuthis.root.named",
+        "list": "teuthis.root.named",
+        "remove": "teuthis.root.named",
+        "run": "teuthis.root.vm",
+        "start": "teuthis.root.named",
+        "start_again": "teuthis.root.named",
+        "stop": "teuthis.root.named",
     }
 
     def __getattr__(name):
         if name in _HOMES:
-            return getattr(import_module(f"teuthis.root.{_HOMES[name]}"), name)
+            return getattr(import_module(_HOMES[name]), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -106,6 +109,7 @@ __all__ = [
     "NoAgent",
     "NoFacts",
     "OutputTooLarge",
+    "Pool",
     "Process",
     "ProtocolViolation",
     "Result",

@@ -4,6 +4,7 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from threading import RLock
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,6 +24,8 @@ class Recorder:
         self.reached: dict[str, set[str]] = {}
         self._pages: WeakKeyDictionary[Counters, dict[Kind, int]] = WeakKeyDictionary()
         self._held: list[Counters] = []
+        self.lock = RLock()
+        """VMs end in threads of their own: no page may be closed while it is looked at."""
 
     def refuse(self, kind: Kind) -> None:
         if self.test is not None:
@@ -30,20 +33,22 @@ class Recorder:
 
     def watch(self, page: Counters) -> None:
         """Looks from now on at what another process counts in `page`."""
-        self._pages[page] = {}
-        self._held.append(page)
+        with self.lock:
+            self._pages[page] = {}
+            self._held.append(page)
 
     def look(self) -> None:
-        for page, before in list(self._pages.items()):
-            now = {
-                (flow, kind): number
-                for flow, count in page.snapshot().items()
-                for kind, number in count.kinds.items()
-            }
-            for kind, number in now.items():
-                if number > before.get(kind, 0):
-                    self.refuse(kind)
-            before.update(now)
+        with self.lock:
+            for page, before in list(self._pages.items()):
+                now = {
+                    (flow, kind): number
+                    for flow, count in page.snapshot().items()
+                    for kind, number in count.kinds.items()
+                }
+                for kind, number in now.items():
+                    if number > before.get(kind, 0):
+                        self.refuse(kind)
+                before.update(now)
 
     def finish(self) -> None:
         """The test is over: what nobody else holds, and with it a descriptor, is let go."""
@@ -75,8 +80,9 @@ def pytest_configure(config: pytest.Config) -> None:
         RECORDER.refuse((flow, kind))
 
     def closed(self: Counters) -> None:
-        RECORDER.forget(self)
-        close(self)
+        with RECORDER.lock:
+            RECORDER.forget(self)
+            close(self)
 
     patch.setattr(Counters, "__init__", watched)
     patch.setattr(Counters, "reject", refused)

@@ -121,6 +121,10 @@ pub trait Processor {
     /// Hands over what it dealt with by itself since the last call.
     fn merge_counts(&mut self, counters: &Counters);
 
+    /// The guest has had next to nothing to do for a while: gives back memory whose content can be
+    /// made again when there is something to do.
+    fn rest(&mut self) {}
+
     /// Saves all that the guest could ever see of this processor, between two calls of `run`; or
     /// restores it, before the first one. Interrupts that were raised are part of it.
     fn state(&mut self, _record: &mut Record) -> Result<(), Malformed> {

@@ -9,6 +9,10 @@ def main() -> None:
 
     words = sys.argv[1:]
     if (said := plain.parse(words)) is not None:
+        from teuthis.root import zygote
+
+        zygote.warm()  # it loads what it needs while we load what we need
+
         from teuthis.cli import run
 
         run.main(**said)

@@ -22,6 +22,7 @@ from teuthis.errors import HostError, SnapshotError, TeuthisError, VMClosed, VME
 from teuthis.flows import Count
 from teuthis.jail import host
 from teuthis.protocol import STATUS_SIZE, Ended, Health, ProtocolError, Save, Stop, encode_request
+from teuthis.root import zygote
 from teuthis.root.caller import Caller, done, total
 from teuthis.root.console import Console, Sink
 from teuthis.root.ending import ending
@@ -61,6 +62,7 @@ class Machine(Caller):
             HostError, KernelError: see `launch`.
         """
         super().__init__()
+        zygote.warm()
         self.ready = self._requests.ready
         self._final: dict[str, Count] = {}
         self._closing = False

@@ -6,6 +6,7 @@ the same one, unchanged (inode, size, time of its last change, which nobody can 
 """
 
 import fcntl
+import functools
 import hashlib
 import logging
 import os
@@ -58,7 +59,7 @@ def open_template(kernel: Path, memory_size: int, make: Callable[[Path], None]) 
 
 def _key(kernel: Path, memory_size: int) -> str:
     """Names all that the state of a VM after its boot follows from."""
-    found = [memory_size, _stamp(kernel), *map(_stamp, _programs())]
+    found = [memory_size, _stamp(kernel), *map(_stamp, _programs()), *_package()]
     return hashlib.sha256(repr(found).encode()).hexdigest()[:32]
 
 
@@ -67,7 +68,12 @@ def _programs() -> Iterator[Path]:
     yield programs.find(programs.HYPERVISOR)
     yield programs.find(programs.GUEST_AGENT)
     yield REGISTER_PATH
-    yield from sorted(Path(teuthis.__file__).parent.rglob("*.py"))
+
+
+@functools.cache
+def _package() -> list[tuple[str, int, int]]:
+    """This package, as this process has loaded it."""
+    return [_stamp(path) for path in sorted(Path(teuthis.__file__).parent.rglob("*.py"))]
 
 
 def _stamp(path: Path) -> tuple[str, int, int]:

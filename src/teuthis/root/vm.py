@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import weakref
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal, Self
 from teuthis.errors import BootTimeout, ConfigurationError
 from teuthis.images import store
 from teuthis.images.store import Image
+from teuthis.protocol import Health
 from teuthis.root import settings, snapshot, templates
 from teuthis.root.console import Sink
 from teuthis.root.guest import DEFAULT_ENVIRONMENT, Guest
@@ -30,6 +32,8 @@ BOOT_TIMEOUT: Final = 120.0
 """Seconds from start to the agent's first word; a boot takes a few on an idle host."""
 INIT_BOOT_TIMEOUT: Final = 600.0
 """The same for a distribution's own init, until its kernel answers heartbeats."""
+_SETTLE_SECONDS: Final = 30.0
+"""Seconds that a guest may take to answer heartbeats before it is made a template."""
 
 
 class VM(Guest):
@@ -236,6 +240,7 @@ class VM(Guest):
 
         def make(directory: Path) -> None:
             with VM(size, processor="soft", allow_missing_walls=allow_missing_walls) as vm:
+                _settle(vm)
                 vm.snapshot(directory)
 
         with templates.open_template(image.kernel, size, make) as saved:
@@ -251,16 +256,16 @@ class VM(Guest):
         """
         if count < 1:
             raise ConfigurationError(f"{count} copies: ask for one at least")
-        copies: list[Self] = []
+        machines: list[Machine] = []
         try:
             with self._save() as saved:
-                for _ in range(count):
-                    copies.append(self._of(saved, self.environment))
+                for _ in range(count):  # all are under way before any of them is waited for
+                    machines.append(Machine(saved.memory_size, saved, None))
+            return [self._ready_with(machine, self.environment) for machine in machines]
         except BaseException:
-            for each in copies:
-                each.close()
+            for machine in machines:
+                machine.close()
             raise
-        return copies
 
     def _save(self) -> Saved:
         memory = os.memfd_create("teuthis-saved", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -276,9 +281,13 @@ class VM(Guest):
         console: Sink | None = None,
         allow_missing_walls: Collection[str] = (),
     ) -> Self:
+        machine = Machine(saved.memory_size, saved, console, allow_missing_walls)
+        return cls._ready_with(machine, env)
+
+    @classmethod
+    def _ready_with(cls, machine: Machine, env: Mapping[str, str]) -> Self:
         vm = cls.__new__(cls)
         vm.processor = "soft"
-        machine = Machine(saved.memory_size, saved, console, allow_missing_walls)
         vm._begin(machine, env, BOOT_TIMEOUT)
         return vm
 
@@ -294,6 +303,14 @@ class VM(Guest):
     def close(self) -> None:
         """Ends the VM at once; both its processes are gone when this returns."""
         self._finalizer()
+
+
+def _settle(vm: VM) -> None:
+    """Lets a guest do what each VM from its template would do: load all drivers, run a program."""
+    vm.run(["true"])
+    deadline = time.monotonic() + _SETTLE_SECONDS
+    while vm.health is not Health.ALIVE and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def _root_disk(image: Image, keep: str | os.PathLike[str] | None) -> list[Disk]:

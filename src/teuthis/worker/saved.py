@@ -31,6 +31,9 @@ class WorkerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     agent: AgentState
 
 
+_decoder: Final = msgspec.msgpack.Decoder(WorkerState)
+
+
 def save(server: Server, sockets: HvSock, agent: Agent) -> bytes:
     """The record. Raises `NotImplementedError`, by name, for a device that cannot be saved."""
     state = WorkerState(FORMAT, server.save(), sockets.last_host_port, agent.save())
@@ -57,7 +60,7 @@ def restore(
 def _restore(record: bytes, server: Server, sockets: HvSock, agent: Agent) -> None:
     if len(record) > MAX_BYTES:
         raise ValueError("it is too large")
-    state = msgspec.msgpack.decode(record, type=WorkerState)
+    state = _decoder.decode(record)
     sockets.restore(state.last_host_port)
     greeting = state.agent.greeting
     streams: dict[int, Connection] = {}

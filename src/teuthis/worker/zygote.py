@@ -34,6 +34,7 @@ _PR_SET_NAME: Final = 15
 _CLONE_PARENT: Final = 0x8000
 _CLONE_PIDFD: Final = 0x1000
 
+_decoder: Final = msgspec.json.Decoder(WorkerConfig)
 # Unlike `CDLL` it keeps the interpreter's lock: the child has it as its parent had.
 _libc: Final = ctypes.PyDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -89,8 +90,7 @@ def _become_worker(request: bytes, descriptors: Sequence[int]) -> None:
     try:
         os.setsid()
         _name(b"teuthis-worker")
-        config = msgspec.json.decode(request, type=WorkerConfig)
-        status = worker.main(config.renumbered(descriptors))
+        status = worker.main(_decoder.decode(request).renumbered(descriptors))
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:

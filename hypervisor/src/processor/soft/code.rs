@@ -130,6 +130,17 @@ impl Blocks {
         self.all.len() >= MAX_BLOCKS || self.ops.len() >= MAX_OPS
     }
 
+    /// Number of decoded instructions, those of dropped blocks included.
+    pub fn decoded(&self) -> usize {
+        self.ops.len()
+    }
+
+    /// Drops everything, and gives the memory back.
+    pub fn release(&mut self, watch: &mut CodeWatch) {
+        self.clear(watch);
+        *self = Self::default();
+    }
+
     /// Adds a block and answers where its ops are. The first of its page makes stores to that page
     /// slow: the answer holds the pages (offsets) for which the caller must see to that.
     pub fn insert(

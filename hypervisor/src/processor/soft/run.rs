@@ -42,11 +42,19 @@ const RUNNING: u8 = 0;
 const HALTED: u8 = 1;
 const SHUTDOWN: u8 = 2;
 
+/// Decoded instructions, 32 bytes each, that are not worth being dropped by a resting processor.
+const KEPT_AT_REST: usize = 1 << 13;
+
 /// The software processor of one virtual machine.
 pub struct SoftProcessor {
     cpu: Cpu,
     blocks: Blocks,
     state: State,
+    /// What was decoded has been dropped at the last rest.
+    rested: bool,
+    /// Instructions that were decoded again after a rest: what a guest runs that only answers
+    /// heartbeats. They are not dropped over and over.
+    idle_code: usize,
     unimplemented: BTreeMap<String, u64>,
     /// Names that nobody has been told yet.
     notes: Vec<String>,
@@ -71,6 +79,8 @@ impl SoftProcessor {
             cpu,
             blocks: Blocks::default(),
             state: State::Running,
+            rested: false,
+            idle_code: 0,
             unimplemented: BTreeMap::new(),
             notes: Vec::new(),
         }
@@ -454,6 +464,17 @@ impl Cpu {
 }
 
 impl Processor for SoftProcessor {
+    fn rest(&mut self) {
+        let decoded = self.blocks.decoded();
+        if std::mem::take(&mut self.rested) {
+            self.idle_code = decoded;
+        } else if decoded > KEPT_AT_REST.max(2 * self.idle_code) {
+            self.blocks.release(&mut self.cpu.code);
+            self.cpu.jumps.forget_all();
+            self.rested = true;
+        }
+    }
+
     fn run(&mut self, slice: u32) -> Intercept {
         self.cpu.now();
         self.cpu.apic.poll();

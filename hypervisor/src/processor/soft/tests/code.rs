@@ -156,3 +156,25 @@ fn the_same_start_gives_the_same_trace() {
     };
     assert_eq!(run(), run());
 }
+
+#[test]
+fn a_processor_that_rested_decodes_anew() {
+    let mut guest = Guest::new(|a| {
+        for _ in 0..17_000 {
+            a.inc(eax).unwrap();
+        }
+        a.out(0x80, al).unwrap();
+    });
+    let run = |guest: &mut Guest| {
+        while guest.run() == Intercept::SliceEnd {}
+        guest.0.complete(Completion::Done);
+        guest.cpu_mut().rip = CODE;
+        guest.reg(Cpu::RAX)
+    };
+    assert_eq!(run(&mut guest), 17_000);
+    // Nobody tells it of another first instruction (dec eax).
+    guest.0.memory().write_bytes(CODE, &[0xFF, 0xC8]).unwrap();
+    assert_eq!(run(&mut guest), 34_000);
+    guest.0.rest();
+    assert_eq!(run(&mut guest), 50_998);
+}
