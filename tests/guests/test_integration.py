@@ -113,7 +113,7 @@ def test_power_off_unmounts_disks(tmp_path: Path) -> None:
     with disk.open("wb") as file:
         file.truncate(32 << 20)
     subprocess.run(["mke2fs", "-q", "-t", "ext4", disk], check=True)
-    script = "mkdir /mnt && mount /dev/sda /mnt && echo kept > /mnt/file; cd /mnt; exec sleep 1000"
+    script = "mount /dev/sda /mnt && echo kept > /mnt/file; cd /mnt; exec sleep 1000"
     with teuthis.VM("192M", disks=[teuthis.Disk(disk)]) as vm:
         process = vm.popen(["sh", "-c", script])
         await_true(lambda: b"sleep" in vm.run(["ps"]).stdout, 60)

@@ -220,7 +220,7 @@ class WithDisks:
             "192M",
             disks=[Disk(self.base, copy_on_write=True), Disk(self.locked, read_only=True)],
         )
-        self.vm.run(["sh", "-c", "mkdir /mnt; mount -t ext4 /dev/sda /mnt"], check=True)
+        self.vm.run(["sh", "-c", "mount -t ext4 /dev/sda /mnt"], check=True)
         self.vm.write_file("/mnt/synced", b"of all")
         self.vm.run(["sync"], check=True)
         self.vm.write_file("/mnt/cached", b"in the guest's memory")

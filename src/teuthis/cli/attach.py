@@ -23,6 +23,8 @@ from teuthis.root.guest import Guest
 from teuthis.root.process import PIPE
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from teuthis.root.disks import Disk
 
 TIMED_OUT: Final = 124
@@ -31,6 +33,7 @@ _NOT_EXECUTABLE: Final = 126
 _NOT_FOUND: Final = 127
 _STDIN, STDOUT, _STDERR = 0, 1, 2
 _CHUNK: Final = 64 * 1024
+_FILE_WIDTH: Final = 1000
 
 
 @contextmanager
@@ -130,6 +133,15 @@ class Log:
 def shown(text: str) -> str:
     """Text that may have come from a guest, harmless and on one line."""
     return " ".join(harmless(text.encode(errors="replace")).split())
+
+
+def print_table(table: "Table", *, stderr: bool = False) -> None:
+    """Shows a table; in a file or a pipe no line is folded to the width of a terminal."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else _FILE_WIDTH
+    Console(stderr=stderr, highlight=False, markup=False, width=width).print(table)
 
 
 def print_json(value: object) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from teuthis.cli import attach
 from teuthis.flows import FLOWS, RECEIVERS
 
 if TYPE_CHECKING:
@@ -54,22 +55,22 @@ def main(
 
         print(msgspec.json.format(msgspec.json.encode(chosen)).decode())
         return
-    from rich.console import Console
     from rich.table import Table
 
-    table = Table("flow", "kind", "direction", "receiver", "bytes", "shape", box=None)
+    table = Table(box=None)
+    table.add_column("flow", no_wrap=True)
+    for heading in ("kind", "direction", "receiver", "bytes", "shape"):
+        table.add_column(heading)
     for flow in chosen:
         table.add_row(
             flow.id, flow.kind, flow.direction, flow.receiver, f"≤ {flow.max_bytes}", flow.shape
         )
-    console = Console()
-    console.print(table)
-    console.print(f"{len(chosen)} flows", highlight=False)
+    attach.print_table(table)
+    print(f"{len(chosen)} flows")
 
 
 def _live(name: str, receiver: str | None, kind: str | None, *, watch: bool, as_json: bool) -> None:
     """Shows the counters of a running VM."""
-    from teuthis.cli import attach
     from teuthis.root import named
 
     with attach.verb(), named.connect(name) as vm:
@@ -90,10 +91,11 @@ def _live(name: str, receiver: str | None, kind: str | None, *, watch: bool, as_
 
 def print_counts(counts: Mapping[str, Count], *, stderr: bool = True) -> None:
     """Writes counters: the flows that happened or were refused."""
-    from rich.console import Console
     from rich.table import Table
 
-    table = Table("flow", "receiver", box=None)
+    table = Table(box=None)
+    table.add_column("flow", no_wrap=True)
+    table.add_column("receiver")
     for heading in ("count", "bytes", "refused"):
         table.add_column(heading, justify="right")
     table.add_column("why")
@@ -102,4 +104,4 @@ def print_counts(counts: Mapping[str, Count], *, stderr: bool = True) -> None:
             numbers = (count.count, count.bytes, count.rejected)
             why = ", ".join(f"{kind} {number:,}" for kind, number in count.kinds.items())
             table.add_row(name, FLOWS[name].receiver, *(f"{number:,}" for number in numbers), why)
-    Console(stderr=stderr, highlight=False).print(table)
+    attach.print_table(table, stderr=stderr)

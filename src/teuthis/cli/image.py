@@ -145,7 +145,6 @@ def verify(
 
 
 def _show(images: list[Image]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("name", "made from", "kernel", "root", "disk", "on disk", box=None)
@@ -162,7 +161,7 @@ def _show(images: list[Image]) -> None:
             f"{status.st_size / (1 << 30):.1f} GiB",
             f"{status.st_blocks * 512 >> 20} MiB",
         )
-    Console(highlight=False, markup=False).print(table)
+    attach.print_table(table)
 
 
 def _size(text: str) -> int:

@@ -53,7 +53,6 @@ def description(record: "Record") -> dict[str, Any]:
 
 
 def _print(records: list["Record"]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -70,7 +69,7 @@ def _print(records: list["Record"]) -> None:
             record.reason,
         )
         table.add_row(*(Text(attach.shown(cell)) for cell in cells))
-    Console(highlight=False).print(table)
+    attach.print_table(table)
 
 
 def _age(seconds: float) -> str:
