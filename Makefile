@@ -16,7 +16,7 @@ BENCH_PACKAGES := qemu-system-x86
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help setup programs prisoner image update run test test-rust test-python test-kvm test-debian evidence lint walls-matter \
-	attacks-report docs flows-lock flows-report bench hostile fuzz fuzz-coverage clean
+	attacks-report docs flows-lock flows-report bench bench-many soak hostile fuzz fuzz-coverage clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -125,6 +125,14 @@ bench: setup ## measure speed side by side with QEMU
 	@sh scripts/packages $(BENCH_PACKAGES)
 	@$(BIN)/python benches/bench.py
 	@$(BIN)/python benches/devices.py
+	@$(BIN)/python -m benches.start
+
+VMS ?= 1000
+bench-many: setup ## let VMS=n (1000) VMs idle side by side: the memory of each, and do all answer
+	@$(BIN)/python -m benches.many $(VMS)
+
+soak: setup ## run VMS=n (1000) short VMs: nothing may be left, nothing may grow
+	@nice $(BIN)/python -m tests.soak $(VMS)
 
 MINUTES ?= 5
 hostile: setup ## attack from inside a guest for MINUTES=n (5)

@@ -1,4 +1,4 @@
-"""What a start costs: cold boot, template, fork; and the memory of copies.
+"""What a start costs, beside QEMU TCG in the same run: boot, template, copies; memory of idle VMs.
 
 .venv/bin/python -m benches.start [ROUNDS]
 """
@@ -7,12 +7,23 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from benches.machines import resident
+from benches.restore import Template
 
 import teuthis
+from teuthis.images.boot import boot_files
+from teuthis.root.loader.kernel import open_kernel
 
-_RUN = [sys.executable, "-m", "teuthis", "run"]
+_RUN = [str(Path(sys.executable).with_name("teuthis")), "run"]
+_COPIES = 100
+_SUSTAINED_SECONDS = 10.0
+_PYTHON = ["--image", "debian", "--", "python3", "-c", "print(1)"]
 
 
 def seconds(work: Callable[[], object], rounds: int) -> float:
@@ -32,50 +43,118 @@ def first_output(make: Callable[[], teuthis.VM]) -> None:
 
 
 def shell(*options: str) -> None:
-    """`teuthis run -- true`, from the shell's view."""
-    subprocess.run([*_RUN, *options, "--", "true"], check=True)
+    """`teuthis run`, from the shell's view."""
+    subprocess.run([*_RUN, *options], check=True, stdout=subprocess.DEVNULL)
 
 
-def kib(vm: teuthis.VM, pid: int, field: str) -> int:
-    """A sum over all mappings of a process."""
-    with open(f"/proc/{pid}/smaps_rollup") as file:  # noqa: PTH123
-        return next(int(line.split()[1]) for line in file if line.startswith(field))
+def copies() -> tuple[float, float]:
+    """Seconds until copies of a VM are there, and until each has run a program."""
+    with teuthis.VM.ready() as vm:
+        start = time.perf_counter()
+        found = vm.fork(_COPIES)
+        there = time.perf_counter() - start
+        try:
+            for each in found:
+                each.run(["true"], check=True)
+            return there, time.perf_counter() - start
+        finally:
+            for each in found:
+                each.close()
+
+
+def sustained() -> float:
+    """VMs a second: started, used, closed; as many at once as there are processors."""
+    end = time.perf_counter() + _SUSTAINED_SECONDS
+
+    def work() -> int:
+        count = 0
+        while time.perf_counter() < end:
+            first_output(teuthis.VM.ready)
+            count += 1
+        return count
+
+    at_once = os.cpu_count() or 1
+    with ThreadPoolExecutor(at_once) as pool:
+        return sum(pool.map(lambda _: work(), range(at_once))) / _SUSTAINED_SECONDS
+
+
+def taken() -> float:
+    """Median seconds from `Pool.take` to a program's end."""
+    with teuthis.Pool(4) as pool:
+        times = []
+        for _ in range(8):
+            pool.wait()
+            start = time.perf_counter()
+            with pool.take() as vm:
+                vm.run(["true"], check=True)
+                times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def idle(count: int, *, used: bool) -> dict[str, float]:
+    """Proportional memory of an idle VM, in MiB: guest RAM that it touched, and all else."""
+    vms = [teuthis.VM.ready() for _ in range(count)]
+    try:
+        if used:
+            for vm in vms:
+                vm.run(["true"], check=True)
+        time.sleep(12)  # until they rest
+        pids = [pid for vm in vms for pid in vm.machine.processes.values()]
+        guest = sum(_of_guests(pid) for pid in pids)
+        return {
+            "guest RAM": guest / count / 2**20,
+            "all else": (resident(*pids) - guest) / count / 2**20,
+        }
+    finally:
+        for vm in vms:
+            vm.close()
+
+
+def _of_guests(pid: int) -> int:
+    """Proportional size of the mappings of guest RAM and of the template."""
+    total, counts = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if "-" in line.split(maxsplit=1)[0]:
+            counts = "memfd:teuthis-ram" in line or line.endswith("/memory")
+        elif counts and line.startswith("Pss:"):
+            total += int(line.split()[1]) * 1024
+    return total
 
 
 def main() -> None:
     """Prints a table."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     teuthis.VM.ready().close()
+
+    def say(what: str, figure: float, unit: str = "s") -> None:
+        print(f"{what:52}{figure:10.3f} {unit}", flush=True)
+
     print(f"medians of {rounds} rounds; load average {os.getloadavg()[0]:.1f}")
-    print(f"teuthis run -- true           {seconds(shell, rounds):.3f} s")
-    print(f"teuthis run --ready -- true   {seconds(lambda: shell('--ready'), rounds):.3f} s")
-    boot = lambda: teuthis.VM(processor="soft")  # noqa: E731
-    print(f"VM(), first output            {seconds(lambda: first_output(boot), rounds):.3f} s")
-    ready = seconds(lambda: first_output(teuthis.VM.ready), rounds)
-    print(f"VM.ready(), first output      {ready:.3f} s")
+    with tempfile.TemporaryDirectory() as name:
+        kernel = Path(name, "vmlinux")
+        kernel.write_bytes(open_kernel(boot_files().kernel).data)
+        qemu = Template(Path(name), kernel)
+        say("QEMU TCG: boot to a program's end", statistics.median(qemu.boot() for _ in range(3)))
+        restored = [qemu.restore() for _ in range(rounds)]
+        say("QEMU TCG: restored (-incoming) to a program's end", statistics.median(restored))
+    say("teuthis run -- true", seconds(lambda: shell("--", "true"), rounds))
+    say("teuthis run --ready -- true", seconds(lambda: shell("--ready", "--", "true"), rounds))
+    say("teuthis run --image debian -- python3 -c 'print(1)'", seconds(lambda: shell(*_PYTHON), 3))
+    boot = seconds(lambda: first_output(lambda: teuthis.VM(processor="soft")), rounds)
+    say("VM() and a program", boot)
+    say("VM.ready() and a program", seconds(lambda: first_output(teuthis.VM.ready), 4 * rounds))
+    say("Pool.take() and a program", taken())
     with teuthis.VM.ready() as vm:
-        print(
-            f"pause and resume              {seconds(lambda: (vm.pause(), vm.resume()), 20):.4f} s"
-        )
-        start = time.perf_counter()
-        copies = vm.fork(10)
-        print(f"fork(10), a copy              {(time.perf_counter() - start) / 10:.3f} s")
-        time.sleep(1)
-        for what, work in (("idle", None), ("after a command", ["true"])):
-            if work:
-                for each in copies:
-                    each.run(work, check=True)
-            own = [os.fstat(each.machine._processes.memory.own).st_blocks // 2 for each in copies]
-            parts = {"own RAM": statistics.median(own)}
-            for name in ("worker", "hypervisor"):
-                private = [
-                    kib(each, each.machine.processes[name], "Private_Dirty:") for each in copies
-                ]
-                parts[f"{name}, private"] = statistics.median(private)
-            line = ", ".join(f"{name} {size / 1024:.1f}" for name, size in parts.items())
-            print(f"memory of a copy, {what}: {line} MiB")
-        for each in copies:
-            each.close()
+        vm.run(["true"])
+        say("a further program", seconds(lambda: vm.run(["true"], check=True), 4 * rounds))
+        say("pause and resume", 1000 * seconds(lambda: (vm.pause(), vm.resume()), 20), "ms")
+    there, answered = copies()
+    say(f"fork({_COPIES})", there)
+    say(f"fork({_COPIES}), until each has run a program", answered)
+    say("VMs a second, each with a program, sustained", sustained(), "VMs/s")
+    for used, what in ((False, "an idle VM"), (True, "an idle VM that ran a program")):
+        for part, size in idle(10, used=used).items():
+            say(f"{what}: PSS, {part}", size, "MiB")
 
 
 if __name__ == "__main__":
