@@ -15,6 +15,7 @@ import pytest
 import teuthis
 from tests.guests.named import home, listed
 from tests.guests.processes import CLI, alive, await_true, children, run, start
+from teuthis.cli import start as command_line
 from teuthis.root import named, remote, store
 from teuthis.root.keeper import MAX_CONNECTIONS
 
@@ -151,6 +152,24 @@ def test_its_program_ends_it_and_the_exit_code_is_kept(data: Path) -> None:
     assert (done.returncode, b"exit code 5" in done.stderr) == (125, True)
     assert run("rm", "job").returncode == 0
     assert "job" not in listed("-a")
+
+
+def test_a_program_that_ends_before_its_starter_connects(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(record: store.Record) -> named.NamedVM:
+        await_true(lambda: not store.lives(record.run), 60)
+        return connect(record)
+
+    connect = named.NamedVM
+    monkeypatch.setattr(named, "NamedVM", late)
+    with pytest.raises(teuthis.VMClosed, match="exit code 3"):
+        teuthis.start("brief", ["sh", "-c", "exit 3"], memory="128M")
+    assert listed("-a")["brief"]["exit_code"] == 3
+    command_line.main(["brief"], memory="128M")
+    command_line.main(["true"], name="briefer", memory="128M")
+    assert listed("-a")["briefer"]["exit_code"] == 0
+    assert run("rm", "brief", "briefer").returncode == 0
 
 
 def test_stop_and_start_again(data: Path) -> None:

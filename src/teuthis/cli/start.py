@@ -1,11 +1,12 @@
 """`teuthis start`: a virtual machine that outlives the command."""
 
+from contextlib import suppress
 from typing import Annotated
 
 import typer
 
 from teuthis.cli import attach, options
-from teuthis.errors import ConfigurationError
+from teuthis.errors import ConfigurationError, VMClosed
 
 
 def main(
@@ -55,7 +56,8 @@ def main(
     from teuthis.root import named
 
     words = words or []
-    with attach.verb():
+    # Its program may have ended before we connect: `teuthis ls -a` says how.
+    with attach.verb(), suppress(VMClosed):
         if on_hang not in ("report", "kill"):
             raise ConfigurationError(f"--on-hang {on_hang}: say report or kill")
         if name is not None:

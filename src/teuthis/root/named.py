@@ -127,6 +127,7 @@ def start(
         ConfigurationError: the name is taken, or an argument cannot be.
         KernelError, HostError, BootTimeout, GuestPanic, …: see `VM`.
         CommandNotFound, CommandNotExecutable: the guest cannot run the command.
+        VMClosed: the command has ended already, before this program could connect.
     """
     plan = Plan(
         memory=memory,
@@ -149,10 +150,13 @@ def start(
     )
     record = store.add(name, plan)
     try:
-        return _keep(record)
+        _keep(record)
     except BaseException:
+        with suppress(TeuthisError):  # mostly there is no keeper any more
+            kill(record)
         store.forget(record)
         raise
+    return NamedVM(store.find_run(record.run))
 
 
 def start_again(name: str) -> NamedVM:
@@ -164,10 +168,11 @@ def start_again(name: str) -> NamedVM:
     """
     record = store.again(name)
     try:
-        return _keep(record)
+        _keep(record)
     except TeuthisError as error:
         store.ended(record.run, Ending.of(error))
         raise
+    return NamedVM(store.find_run(record.run))
 
 
 def connect(name: str) -> NamedVM:
@@ -234,7 +239,7 @@ def kill(record: Record) -> None:
     store.ended(record.run, Ending.on_request())
 
 
-def _keep(record: Record) -> NamedVM:
+def _keep(record: Record) -> None:
     """Starts the keeper and waits for its word."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
@@ -260,7 +265,6 @@ def _keep(record: Record) -> NamedVM:
     failure = msgspec.msgpack.decode(packet, type=Report).failure
     if failure is not None:
         raise failure.error()
-    return NamedVM(store.find_run(record.run))
 
 
 def _environment() -> dict[str, str]:

@@ -160,12 +160,9 @@ def _enter(control: socket.socket, record: Record) -> tuple[list[Counters], Welc
             control, _MAX_WELCOME, MAX_PAGES, socket.MSG_CMSG_CLOEXEC
         )
     except OSError as error:
-        raise HostError(f"the keeper of the VM {record.name!r} does not answer: {error}") from error
+        raise _not_there(record, f"does not answer: {error}") from error
     if not packet:
-        raise HostError(
-            f"the keeper of the VM {record.name!r} takes no more connections, or is just ending: "
-            "try again"
-        )
+        raise _not_there(record, "takes no more connections: try again later")
     try:
         welcome = msgspec.msgpack.decode(packet, type=Welcome)
         if (welcome.version, welcome.register) != (VERSION, register()):
@@ -181,6 +178,15 @@ def _enter(control: socket.socket, record: Record) -> tuple[list[Counters], Welc
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
+
+
+def _not_there(record: Record, says: str) -> TeuthisError:
+    """The error of a keeper that did not greet: mostly its VM has just ended."""
+    with suppress(TeuthisError):
+        record = store.find_run(record.run)
+        if not record.live:
+            return why(record)
+    return HostError(f"the keeper of the VM {record.name!r} {says}")
 
 
 def _page(descriptor: int) -> Counters:
