@@ -1,9 +1,12 @@
 """The user's data directory: images, and the VMs that have names."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
+
+from teuthis.errors import HostError
 
 
 def directory(name: str = "") -> Path:
@@ -13,3 +16,12 @@ def directory(name: str = "") -> Path:
     path = top / name
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
+
+
+def see_private(path: Path, is_kind: Callable[[int], bool]) -> None:
+    """Raises `HostError` unless `path` is our user's own, of that kind, and nobody else's."""
+    status = path.lstat()
+    if not is_kind(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        raise HostError(
+            f"{path} must be yours and nobody else's: look who made it, then `chmod go= {path}`"
+        )

@@ -18,6 +18,7 @@ from tests.guests.processes import CLI, alive, await_true, children, run, start
 from teuthis.cli import start as command_line
 from teuthis.root import named, remote, store
 from teuthis.root.keeper import MAX_CONNECTIONS
+from teuthis.root.record import Record
 
 pytestmark = pytest.mark.timeout(300)  # many commands, on hosts that have much to do
 
@@ -157,7 +158,7 @@ def test_its_program_ends_it_and_the_exit_code_is_kept(data: Path) -> None:
 def test_a_program_that_ends_before_its_starter_connects(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def late(record: store.Record) -> named.NamedVM:
+    def late(record: Record) -> named.NamedVM:
         await_true(lambda: not store.lives(record.run), 60)
         return connect(record)
 

@@ -8,7 +8,7 @@ import typer
 from teuthis.cli import attach
 
 if TYPE_CHECKING:
-    from teuthis.root.store import Record
+    from teuthis.root.record import Record
 
 
 def main(

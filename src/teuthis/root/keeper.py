@@ -50,8 +50,8 @@ from teuthis.root import logs, remote, store
 from teuthis.root.descriptors import Descriptors
 from teuthis.root.failure import Failure
 from teuthis.root.process import STDOUT, Process
+from teuthis.root.record import Ending, Record
 from teuthis.root.remote import Welcome
-from teuthis.root.store import Ending, Record
 from teuthis.root.vm import VM
 
 _SYNC_PATIENCE: Final = 60.0

@@ -19,8 +19,8 @@ from teuthis.root.disks import Disk
 from teuthis.root.guest import Guest
 from teuthis.root.keeper import Report
 from teuthis.root.plan import Plan, PlannedDisk, host_path
+from teuthis.root.record import Ending, Record
 from teuthis.root.remote import Remote
-from teuthis.root.store import Ending, Record
 
 STOP_TIMEOUT: Final = 30.0
 """Seconds that a guest has to end in order, unless its user says otherwise."""

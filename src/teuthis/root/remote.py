@@ -22,7 +22,7 @@ from teuthis.flows import FLOWS, Count, Counters, counters_size
 from teuthis.protocol import MAX_REQUEST, STATUS_SIZE, Health, ProtocolError
 from teuthis.root import store
 from teuthis.root.caller import Caller, total
-from teuthis.root.store import Record
+from teuthis.root.record import Record
 
 VERSION: Final = 1
 MAX_PAGES: Final = 16

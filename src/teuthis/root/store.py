@@ -19,7 +19,7 @@ import sqlite3
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -27,10 +27,10 @@ from typing import Any, Final
 import msgspec
 
 from teuthis import data
-from teuthis.errors import ConfigurationError, HostError, TeuthisError
-from teuthis.root.failure import Failure
-from teuthis.root.life import ProcessId, boot, this_process
+from teuthis.errors import ConfigurationError, HostError
+from teuthis.root.life import ProcessId, this_process
 from teuthis.root.plan import Plan
+from teuthis.root.record import Ending, Record
 
 VERSION: Final = 1
 DATABASE: Final = "teuthis.db"
@@ -50,109 +50,6 @@ CREATE TABLE vm (
     ending TEXT
 ) STRICT
 """
-
-
-class Ending(msgspec.Struct, frozen=True):
-    """How a VM ended.
-
-    Attributes:
-        time: when, in seconds since 1970.
-        asked: whether its user asked for it.
-        failure: what ended it; None when its program came to its end.
-        exit_code: its program's; 128 + n when signal n killed it; None if it did not end.
-    """
-
-    time: float
-    asked: bool
-    failure: Failure | None = None
-    exit_code: int | None = None
-
-    @classmethod
-    def of(cls, error: TeuthisError, exit_code: int | None = None) -> "Ending":
-        """By itself, as `error` tells."""
-        return cls(time.time(), asked=False, failure=Failure.of(error), exit_code=exit_code)
-
-    @classmethod
-    def on_request(cls, exit_code: int | None = None) -> "Ending":
-        """As its user asked."""
-        return cls(time.time(), asked=True, exit_code=exit_code)
-
-    @property
-    def reason(self) -> str:
-        """What happened, in one line."""
-        if self.asked:
-            return "stopped on request"
-        if self.failure is not None:
-            return self.failure.message
-        return f"its program ended with exit code {self.exit_code}"
-
-
-class Record(msgspec.Struct, frozen=True):
-    """What is known of a VM.
-
-    Attributes:
-        name: unique among the user's VMs.
-        id: names its directory; never given again.
-        plan: how it is started.
-        created: when it was first started, in seconds since 1970.
-        run: names this start of it, and its keeper's socket.
-        starter: the process that starts it, and then has nothing more to do with it.
-        keeper: the process that owns it; None before its first word.
-        ready: when its guest had booted; None before.
-        ending: how it ended; None before.
-    """
-
-    name: str
-    id: str
-    plan: Plan
-    created: float
-    run: str
-    starter: ProcessId
-    keeper: ProcessId | None = None
-    ready: float | None = None
-    ending: Ending | None = None
-
-    @property
-    def state(self) -> str:
-        """One of "starting", "running", "stopped" (on request), "ended" (by itself), "dead"."""
-        if self.ending is not None:
-            return "stopped" if self.ending.asked else "ended"
-        if not self.live:
-            return "dead"
-        return "starting" if self.ready is None else "running"
-
-    @property
-    def live(self) -> bool:
-        """Whether it starts or runs."""
-        return self.ending is None and self._owner.alive
-
-    @property
-    def _owner(self) -> ProcessId:
-        return self.keeper or self.starter
-
-    @property
-    def reason(self) -> str:
-        """Why it is not running; empty while it is."""
-        if self.ending is not None:
-            return self.ending.reason
-        if self.live:
-            return ""
-        if self._owner.boot != boot():
-            return "this host was restarted"
-        who = "its keeper" if self.keeper else "the command that started it"
-        return f"{who}, process {self._owner.pid}, died or was killed"
-
-    @property
-    def socket(self) -> Path:
-        """Where its keeper listens."""
-        return self.directory / f"{self.run}.sock"
-
-    @property
-    def directory(self) -> Path:
-        """Where its files are."""
-        vms = data.directory("vms")
-        _see_private(vms, stat.S_ISDIR)
-        return vms / self.id
 
 
 def check_name(name: str) -> str:
@@ -398,19 +295,10 @@ def _make(path: Path) -> None:
     on it in other threads (fcntl(2), F_SETLK).
     """
     try:
-        _see_private(path, stat.S_ISREG)
+        data.see_private(path, stat.S_ISREG)
     except FileNotFoundError:
         with (
             tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-") as file,
             suppress(FileExistsError),  # another command was faster
         ):
             os.link(file.name, path)
-
-
-def _see_private(path: Path, is_kind: Callable[[int], bool]) -> None:
-    """Raises `HostError` unless `path` is its owner's, of that kind, and nobody else's."""
-    status = path.lstat()
-    if not is_kind(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
-        raise HostError(
-            f"{path} must be yours and nobody else's: look who made it, then `chmod go= {path}`"
-        )

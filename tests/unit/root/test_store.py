@@ -18,7 +18,7 @@ from teuthis.root import life, remote, store
 from teuthis.root.failure import Failure
 from teuthis.root.life import ProcessId
 from teuthis.root.plan import Plan
-from teuthis.root.store import Ending
+from teuthis.root.record import Ending
 
 
 @pytest.fixture(autouse=True)

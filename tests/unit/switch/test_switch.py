@@ -2,6 +2,7 @@
 
 import os
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from teuthis import data
 from teuthis.errors import ConfigurationError, HostError
 from teuthis.flows import FLOWS, Counters, counters_size
 from teuthis.root.network import named
@@ -417,13 +419,13 @@ def test_a_directory_that_others_may_enter_is_refused(tmp_path: Path) -> None:
     directory.mkdir()
     directory.chmod(0o755)
     with pytest.raises(HostError):
-        named.private(directory)
+        data.see_private(directory, stat.S_ISDIR)
     directory.chmod(0o700)
-    named.private(directory)
+    data.see_private(directory, stat.S_ISDIR)
     directory.rename(tmp_path / "other")
     directory.symlink_to(tmp_path / "other")
     with pytest.raises(HostError):
-        named.private(directory)
+        data.see_private(directory, stat.S_ISDIR)
 
 
 def test_wrong_arguments_end_it_at_once() -> None:

@@ -19,6 +19,7 @@ from typing import Final
 import msgspec
 import platformdirs
 
+from teuthis import data
 from teuthis.errors import ConfigurationError, HostError
 from teuthis.flows import Counters
 from teuthis.jail import identity
@@ -99,19 +100,8 @@ def _directory() -> Path:
     else:
         path = platformdirs.user_runtime_path("teuthis") / "networks"
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    private(path)
+    data.see_private(path, stat.S_ISDIR)
     return path
-
-
-def private(path: Path) -> None:
-    """Raises `HostError` unless `path` is a directory of this user's that nobody else may enter."""
-    found = path.lstat()
-    if (
-        not stat.S_ISDIR(found.st_mode)
-        or found.st_uid != os.geteuid()
-        or stat.S_IMODE(found.st_mode) & 0o077
-    ):
-        raise HostError(f"{path} must be a directory of your own that nobody else may enter")
 
 
 @contextmanager
