@@ -15,8 +15,8 @@ TEST_PACKAGES := acpica-tools chromium cpio strace fdisk iproute2 iperf3 passt
 BENCH_PACKAGES := qemu-system-x86
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup programs prisoner image update run test test-rust test-python test-kvm test-debian evidence lint walls-matter \
-	attacks-report docs flows-lock flows-report bench bench-many soak hostile fuzz fuzz-coverage clean
+.PHONY: help setup programs prisoner image update run test test-rust test-python test-kvm test-kvm-short test-debian evidence lint walls-matter \
+	attacks-report docs flows-lock flows-report bench bench-kvm bench-many soak hostile fuzz fuzz-coverage clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,7 +72,7 @@ export HELLO
 run: setup ## run a Python program in Debian inside a virtual machine
 	@$(BIN)/teuthis run --image debian -- python3 -c "$$HELLO"
 
-test: test-rust test-python evidence lint ## all tests and checks
+test: test-rust test-python test-kvm-short evidence lint ## all tests and checks
 
 test-rust: $(STAMPS)/host.stamp
 	@echo "Tests of the Rust programs"
@@ -85,9 +85,15 @@ test-python: setup prisoner $(STAMPS)/test-packages.stamp
 	@rm -f $(EVIDENCE)/python.json
 	@$(BIN)/python -m pytest -q
 
+# One nested machine with the tiny guests and a stock kernel; the rest is `make test-kvm`.
+test-kvm-short: setup test-rust
+	@echo "Tests of the kvm processor on a genuine kvm_amd"
+	@sh scripts/packages $(BENCH_PACKAGES)
+	@$(BIN)/python -m pytest -q tests/nested/test_short.py
+
 test-kvm: setup $(STAMPS)/test-packages.stamp ## test the kvm processor on a genuine kvm_amd inside QEMU's emulator
 	@sh scripts/packages $(BENCH_PACKAGES)
-	@$(BIN)/python -m pytest -q tests/nested
+	@$(BIN)/python -m pytest -q tests/nested --ignore tests/nested/test_short.py
 
 # Of what both test suites saw: each flow's refusals must have been raised by a test of its entry.
 evidence: test-rust test-python
@@ -133,6 +139,10 @@ bench-many: setup ## let VMS=n (1000) VMs idle side by side: the memory of each,
 
 soak: setup ## run VMS=n (1000) short VMs: nothing may be left, nothing may grow
 	@nice $(BIN)/python -m tests.soak $(VMS)
+
+bench-kvm: setup ## measure the kvm processor: each way out, and speed side by side with QEMU/KVM
+	@sh scripts/packages $(BENCH_PACKAGES)
+	@$(BIN)/python benches/kvm.py
 
 MINUTES ?= 5
 hostile: setup ## attack from inside a guest for MINUTES=n (5)

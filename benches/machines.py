@@ -102,14 +102,20 @@ def qemu_initrd(path: Path, commands: Iterable[str], drivers: Mapping[str, bytes
 
 
 def run_qemu(
-    kernel: Path, initrd: Path, *devices: str, machine: str = MICROVM, options: str = COMMAND_LINE
+    kernel: Path,
+    initrd: Path,
+    *devices: str,
+    machine: str = MICROVM,
+    options: str = COMMAND_LINE,
+    accelerator: str = "tcg",
+    cpu: str = "qemu64,+rdrand",
 ) -> Machine:
     """One run of QEMU, with devices of its command line."""
     start = time.monotonic()
     process = subprocess.Popen(
         [
-            "qemu-system-x86_64", "-accel", "tcg", "-M", machine,
-            "-cpu", "qemu64,+rdrand", "-m", MEMORY, "-smp", "1", "-nodefaults", "-display", "none",
+            "qemu-system-x86_64", "-accel", accelerator, "-M", machine,
+            "-cpu", cpu, "-m", MEMORY, "-smp", "1", "-nodefaults", "-display", "none",
             "-serial", "stdio", "-no-reboot", "-kernel", kernel, "-initrd", initrd,
             "-append", options, *devices,
         ],

@@ -27,7 +27,7 @@ ROOT: Final = Path(__file__).parents[2]
 QEMU: Final = "qemu-system-x86_64"
 _PACKAGE = "linux-image-amd64"
 _MODULES = ("virtio_pci", "9pnet_virtio", "9p", "kvm_amd")
-_BOOT = 120.0
+_BOOT = 600.0
 """Seconds that L1's own boot may take; 5 or 6 on an idle host."""
 
 _FIRST_INIT: Final = """#!/busybox sh

@@ -1,6 +1,7 @@
 //! Conformance: tiny guests, one property each, run through the `Processor` trait and the
 //! partition. Whatever processor stands behind the trait must pass them and leave the same trace.
 
+mod costs;
 mod guest;
 mod hostile;
 mod hypercalls;
