@@ -21,7 +21,7 @@ const HEADER_BYTES: usize = MESSAGE_BYTES - PAYLOAD_BYTES;
 pub const SYNIC_PAYLOAD: usize = values::HYPERCALL_POST_MESSAGE_PAYLOAD_MAX as usize;
 
 /// Connection id of VMBus channel 0; the channel's number is in the low bits.
-const CHANNEL_CONNECTION: u64 = 0x2000;
+const CHANNEL_CONNECTION: u64 = values::HYPERCALL_SIGNAL_EVENT_FIRST_CONNECTION;
 const CHANNEL_MASK: u64 = values::DOORBELL_TO_WORKER_CHANNELS - 1;
 
 /// The channel behind a connection id; `None` for an id that is no channel's.

@@ -9,14 +9,14 @@
 //! that this machine could not have is refused before the guest runs; everything else a guest
 //! could have brought about by itself.
 
-use crate::flows::Reject;
+use crate::flows::{Flow, Reject};
 
 /// "TEUTHIS" and a zero byte.
 const MAGIC: u64 = u64::from_le_bytes(*b"TEUTHIS\0");
 /// Rises with every change of any part.
 pub const VERSION: u32 = 1;
 /// Largest record: the parts are small; the queue of messages is the largest.
-pub const MAX_BYTES: usize = 1 << 20;
+pub const MAX_BYTES: usize = Flow::StateHypervisor.max_bytes() as usize;
 /// Before the first part.
 pub const HEADER_BYTES: usize = 24;
 const CHECKSUM_BYTES: usize = 8;

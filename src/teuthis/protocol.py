@@ -17,6 +17,8 @@ from msgspec.structs import replace
 from teuthis.flows import FLOWS
 
 VERSION: Final = 1
+_END = FLOWS["link.end"].values
+_STATUS_VALUES = FLOWS["control.status"].values
 MAX_REQUEST: Final = FLOWS["control.request"].max_bytes
 """Largest encoded request in bytes."""
 
@@ -26,30 +28,30 @@ class ProtocolError(ValueError):
 
 
 class Ended(enum.IntEnum):
-    """Why a VM ended. 1 to 8 are the hypervisor's own reasons (END on the partition link)."""
+    """Why a VM ended. The first are the hypervisor's own reasons (END on the partition link)."""
 
-    POWER_OFF = 1
-    RESET = 2
-    TRIPLE_FAULT = 3
-    GUEST_CRASH = 4
+    POWER_OFF = _END["power_off"]
+    RESET = _END["reset"]
+    TRIPLE_FAULT = _END["triple_fault"]
+    GUEST_CRASH = _END["guest_crash"]
     """The guest reported a crash; its last words are in the console pipe."""
-    HALTED = 5
+    HALTED = _END["halted"]
     """Halted with interrupts disabled: nothing can wake it."""
-    WORKER_VIOLATION = 6
-    STOPPED = 7
-    STATE_REFUSED = 8
+    WORKER_VIOLATION = _END["worker_violation"]
+    STOPPED = _END["stopped"]
+    STATE_REFUSED = _END["state_refused"]
     """The saved machine that it was to go on from is damaged, or another program's."""
-    AGENT_VIOLATION = 32
-    MESSAGES_NOT_TAKEN = 33
+    AGENT_VIOLATION = _STATUS_VALUES["reason_agent"]
+    MESSAGES_NOT_TAKEN = _STATUS_VALUES["reason_messages"]
     """The guest does not take its synthetic-interrupt messages."""
-    LINK_VIOLATION = 34
-    HYPERVISOR_DIED = 35
-    VMBUS_LIMIT = 36
-    INTERNAL_ERROR = 37
+    LINK_VIOLATION = _STATUS_VALUES["reason_link"]
+    HYPERVISOR_DIED = _STATUS_VALUES["reason_hypervisor_died"]
+    VMBUS_LIMIT = _STATUS_VALUES["reason_vmbus"]
+    INTERNAL_ERROR = _STATUS_VALUES["reason_internal"]
     """A defect in the worker."""
-    LAYER_DAMAGED = 38
+    LAYER_DAMAGED = _STATUS_VALUES["reason_layer_damaged"]
     """A kept layer's map is none."""
-    HUNG = 39
+    HUNG = _STATUS_VALUES["reason_hung"]
     """Did not answer heartbeats, and its owner wants such a guest ended."""
 
 
@@ -335,19 +337,19 @@ def decode_request(packet: bytes, descriptors: int) -> Request:
 class StatusKind(enum.IntEnum):
     """What a `Status` says; the meaning of `value` and `detail` follows from it."""
 
-    READY = 1
+    READY = _STATUS_VALUES["ready"]
     """The agent said hello."""
-    STARTED = 2
+    STARTED = _STATUS_VALUES["started"]
     """value = process id in the guest."""
-    EXITED = 3
+    EXITED = _STATUS_VALUES["exited"]
     """value = exit code 0..255, or detail = the signal that killed the program."""
-    FAILED = 4
+    FAILED = _STATUS_VALUES["failed"]
     """value = errno."""
-    DONE = 5
+    DONE = _STATUS_VALUES["done"]
     """value = bytes copied."""
-    ENDED = 6
+    ENDED = _STATUS_VALUES["ended"]
     """value = an `Ended`. The last status of a worker."""
-    HEALTH = 7
+    HEALTH = _STATUS_VALUES["health"]
     """value = a `Health`, other than the last one."""
 
 

@@ -87,6 +87,10 @@ def test_what_is_refused_flashes(browser: Chromium, live: Live) -> None:
     live.counters.reject("ring.packet", "type")
     browser.until('flashed.has("ring.packet")')
     assert browser.ask("flashed.size") == 1
+    browser.ask('choose("ring.packet")')
+    kind = "document.querySelector('#detail [data-kind=\"{}\"]').textContent"
+    browser.until(kind.format("type") + '.startsWith("1 \u00d7 type: ")')
+    assert browser.ask(kind.format("bounds") + '.startsWith("bounds: ")')
     assert browser.ask('document.getElementById("refused").textContent') == "1"
 
 
@@ -159,4 +163,4 @@ def test_numbers_of_a_vm_that_is_ending_are_left_out() -> None:
     sources = Sources()
     sources.add("ending", gone)
     sources.add("lives", lambda: {"agent.exit": Count(1, 8, 0), "agent.hello": Count(0, 0, 0)})
-    assert sources.read() == {"lives": {"agent.exit": (1, 8, 0)}}
+    assert sources.read() == {"lives": {"agent.exit": (1, 8, 0, {})}}

@@ -1,9 +1,12 @@
 //! A 16550 serial port that only transmits and never interrupts: the kernel's console.
 
-use crate::record::{Malformed, Record, check};
+use crate::{
+    flows::values,
+    record::{Malformed, Record, check},
+};
 
 /// How much output is held until somebody takes it.
-const BUFFER: usize = 256;
+const BUFFER: usize = values::PORT_SERIAL_HELD_MAX as usize;
 
 /// Register numbers; with `DIVISOR_ACCESS` set in LCR, 0 and 1 are the baud rate divisor.
 const DATA: u16 = 0;

@@ -37,11 +37,13 @@ _FLOW_OF = {
     )
 }
 _UNKNOWN: Final = "link.unknown-to-worker"
-_CONNECTION_IDS = (1, 4)
+_POST = FLOWS["hypercall.post-message"].values
+_CONNECTION_IDS = (_POST["connection"], _POST["initiate_contact_connection"])
+_MESSAGE = FLOWS["synic.message"].values
 _REASONS = {reason.value: reason for reason in Ended if reason <= Ended.STATE_REFUSED}
 _CRASH = struct.Struct("<6Q")
 
-MAX_UNSENT: Final = 1024
+MAX_UNSENT: Final = FLOWS["link.deliver-message"].values["unsent_max"]
 """Messages kept for a guest that does not take them; one more ends the VM."""
 
 
@@ -110,9 +112,10 @@ RESUME: Final = Outgoing("link.resume")
 SAVE: Final = Outgoing("link.save")
 
 
-def deliver(payload: bytes, vp: int, *, sint: int = 2, message_type: int = 1) -> Outgoing:
-    """A message for the guest's SynIC: VMBus messages are type 1 on SINT 2."""
-    return Outgoing("link.deliver-message", sint | vp << 8 | message_type << 32, payload)
+def deliver(payload: bytes, vp: int) -> Outgoing:
+    """A VMBus message for the guest's SynIC."""
+    value = _MESSAGE["sint"] | vp << 8 | _MESSAGE["type_vmbus"] << 32
+    return Outgoing("link.deliver-message", value, payload)
 
 
 def open_port(connection_id: int) -> Outgoing:

@@ -1,6 +1,8 @@
 """The guest's agent in Python, over the simulator's channels, for tests of whole sessions."""
 
+import os
 import struct
+import time
 from collections.abc import Callable, Iterator
 
 from .simulator import Channel, Guest
@@ -123,9 +125,11 @@ class AgentGuest:
         for task in self.tasks:
             task.step()
 
-    def until(self, condition: Callable[[], object], steps: int = 20_000) -> None:
-        for _ in range(steps):
+    def until(self, condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
             self.step()
             if condition():
                 return
+            os.sched_yield()  # to a worker that may have to share a processor with us
         raise AssertionError("it did not happen")

@@ -159,7 +159,7 @@ sys.exit(main(msgspec.json.decode({document!r}, type=WorkerConfig)))
                 return status
         return None
 
-    def wait_for(self, kind: StatusKind, seconds: float = 10) -> Status:
+    def wait_for(self, kind: StatusKind, seconds: float = 60) -> Status:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             found = self.status(kind)

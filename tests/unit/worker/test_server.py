@@ -10,6 +10,7 @@ from teuthis.flows import FLOWS
 from teuthis.worker.memory import PAGE_SIZE
 from teuthis.worker.vmbus import messages as m
 from teuthis.worker.vmbus.channel import Channel
+from teuthis.worker.vmbus.gpadl import MAX_PER_CHANNEL
 
 from .conftest import World
 from .simulator import HEADER, service
@@ -403,7 +404,7 @@ def test_bodies_with_pages_that_are_no_memory_are_refused(connected: World, devi
 
 def test_too_many_descriptions_fail(connected: World, device: Quiet) -> None:
     channel = offer(connected, device)
-    for _ in range(16):
+    for _ in range(MAX_PER_CHANNEL):
         connected.guest.share(channel.relid, [100])
     connected.guest.share_as(7, channel.relid, [100])
     assert struct.unpack("<III", connected.guest.expect(10))[2] == m.INSUFFICIENT_RESOURCES

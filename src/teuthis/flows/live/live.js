@@ -6,7 +6,7 @@ const CALM = 1200; // ms without news after which a line rests
 const SHOWN = 14;
 const $ = (id) => document.getElementById(id);
 const lines = new Map([...document.querySelectorAll(".flow")].map((g) => [g.dataset.flow, g]));
-const vms = new Map(); // VM → flow → [count, bytes, rejected]
+const vms = new Map(); // VM → flow → [count, bytes, rejected, kind → rejected]
 const rates = new Map(); // flow → items a second, smoothed
 const quiet = new Map(); // flow → the timer that lets it rest
 let register = {};
@@ -50,7 +50,19 @@ function total(flow) {
   const sum = [0, 0, 0];
   for (const [name, counts] of vms) {
     const mine = ($("vm").value === "" || $("vm").value === name) && counts[flow];
-    if (mine) mine.forEach((value, index) => (sum[index] += value));
+    if (mine) sum.forEach((value, index) => (sum[index] = value + mine[index]));
+  }
+  return sum;
+}
+
+/** How often the chosen VMs' flow was refused, by kind of bad input. */
+function kinds(flow) {
+  const sum = {};
+  for (const [name, counts] of vms) {
+    const mine = ($("vm").value === "" || $("vm").value === name) && counts[flow];
+    for (const [kind, value] of Object.entries((mine && mine[3]) || {})) {
+      sum[kind] = (sum[kind] ?? 0) + value;
+    }
   }
   return sum;
 }
@@ -128,7 +140,14 @@ function show() {
   const named = vms.size === 1 ? "1 VM" : `${vms.size} VMs`;
   $("state").textContent = vms.size ? named : "no VM is running";
   showList();
-  if (chosen) $("now").textContent = sentence(before.get(chosen));
+  if (!chosen) return;
+  $("now").textContent = sentence(before.get(chosen));
+  const refusedFor = kinds(chosen);
+  for (const item of document.querySelectorAll("#detail [data-kind]")) {
+    const times = refusedFor[item.dataset.kind] ?? 0;
+    item.firstChild.textContent = times ? `${number(times)} × ` : "";
+    item.className = times ? "bad" : "";
+  }
 }
 
 function sentence([count, bytes, rejected]) {
@@ -201,17 +220,25 @@ function choose(flow) {
       `${number(entry.min_bytes)} to ${number(entry.max_bytes)} bytes`,
       ...limits.map(([key, value]) => `${key}: ${number(value)}`),
     ]);
-    say("refused", Object.entries(entry.rejects).map(([kind, answer]) => `${kind}: ${answer}`));
+    const answers = Object.entries(entry.rejects);
+    if (answers.length) list.append(make("dt", "refused"));
+    for (const [kind, answer] of answers) {
+      const item = make("dd");
+      item.dataset.kind = kind;
+      item.append(make("b"), make("i", kind), `: ${answer}`);
+      list.append(item);
+    }
     say("could go wrong", entry.threat);
     say("left", entry.left);
     say("falls", `${entry.receiver}: ${entry.reach}`);
     say("handler", entry.handler + (entry.lines ? `, ${entry.lines} lines` : ""));
     say("covered", entry.covered);
-    say("refusals seen in tests", entry.refused_in);
+    say("kinds of bad input that tests raise", entry.refused);
     say("tests", entry.tests);
     say("random input", entry.fuzz);
   }
   $("detail").replaceChildren(close, make("h2", flow), list);
+  show();
 }
 
 $("vm").addEventListener("change", () => {

@@ -1,7 +1,7 @@
 """The VMs whose counters the page shows: the one that the command runs, and those with names."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from teuthis.errors import TeuthisError
@@ -11,8 +11,8 @@ from teuthis.root.guest import Guest
 
 _LOOK_SECONDS: Final = 2.0
 
-Numbers = tuple[int, int, int]
-"""Count, bytes, rejected."""
+Numbers = tuple[int, int, int, Mapping[str, int]]
+"""Count, bytes, rejected; of these, how much for which reason."""
 
 
 class Sources:
@@ -76,7 +76,7 @@ class Sources:
             except (TeuthisError, ValueError):
                 continue  # it is ending at this very moment
             found[name] = {
-                flow: (count.count, count.bytes, count.rejected)
+                flow: (count.count, count.bytes, count.rejected, count.kinds)
                 for flow, count in counts.items()
                 if count
             }

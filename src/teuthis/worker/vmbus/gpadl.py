@@ -17,8 +17,9 @@ MAX_TOTAL_PAGES: Final = _LIMITS["total_pages_max"]
 
 _RANGE_HEADER_BYTES = 8
 _PAGE_NUMBER_BYTES = 8
-_MAX_PAGES_IN_HEADER = 26
-_MAX_PAGES_IN_BODY = 28
+_HEADER, _BODY = FLOWS["vmbus.gpadl-header"], FLOWS["vmbus.gpadl-body"]
+_MAX_PAGES_IN_HEADER = (_HEADER.max_bytes - _HEADER.min_bytes) // _PAGE_NUMBER_BYTES
+_MAX_PAGES_IN_BODY = (_BODY.max_bytes - _BODY.min_bytes) // _PAGE_NUMBER_BYTES + 1
 
 
 class GpadlError(ValueError):

@@ -214,9 +214,12 @@ class Offer(NamedTuple):
     user_defined: bytes = b""
 
 
+_FIRST_CONNECTION = FLOWS["hypercall.signal-event"].values["first_connection"]
+
+
 def connection_id(relid: int) -> int:
     """The id that the guest signals for channel `relid` (SINT 2)."""
-    return 0x2000 | relid
+    return _FIRST_CONNECTION | relid
 
 
 def encode_offer(offer: Offer, relid: int) -> bytes:

@@ -19,10 +19,11 @@ from teuthis.worker.vmbus.ring import RingError, RingReader, RingWriter
 from teuthis.worker.vmbus.saved import ChannelState, ServerState
 
 MAX_CHANNELS: Final = FLOWS["doorbell.to-worker"].values["channels"]
-_VMBUS_MESSAGE = 1
-_GENERAL_CONNECTION = 1
-_CONTACT_CONNECTION = 4
-_SINT = 2
+_POST = FLOWS["hypercall.post-message"].values
+_GENERAL_CONNECTION = _POST["connection"]
+_CONTACT_CONNECTION = _POST["initiate_contact_connection"]
+_VMBUS_MESSAGE = FLOWS["synic.message"].values["type_vmbus"]
+_SINT = FLOWS["synic.message"].values["sint"]
 _MIN_HALF_PAGES = 2
 
 ConnectRequest = Callable[[bytes, bytes], str | None]
