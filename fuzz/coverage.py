@@ -1,6 +1,7 @@
 """`make fuzz-coverage`: which branches of the project's code the fuzzers' corpora take.
 
-Every input that the targets keep in `build/fuzz/corpus` runs once more, in programs that count:
+Every input that the targets keep in `build/fuzz/corpus` runs once more, and Python's properties as
+often as `make test` runs them, in programs that count:
 Rust's own instrumentation (regions: each arm of a branch, each way out by `?`), coverage.py for
 Python. The results are lcov files in `build/coverage`, which `make flows-report` reads.
 """

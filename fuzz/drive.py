@@ -2,24 +2,22 @@
 
 A test that hypothesis can run on random data can also be run on a fuzzer's bytes, which become the
 choices hypothesis would have made; so each property is written once. `--replay DIRECTORY` only runs
-it on each file there.
+it on each file there, and once as `make test` does.
 """
 
 import importlib
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 _MODULES = ["teuthis"]
 """Whose branches guide the fuzzer."""
 
 
-def _property(target: str) -> Callable[[bytes], bytes | None]:
+def _property(target: str) -> Any:
     file, _, name = target.partition("::")
-    module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
-    run: Callable[[bytes], bytes | None] = getattr(module, name).hypothesis.fuzz_one_input
-    return run
+    return getattr(importlib.import_module(file.removesuffix(".py").replace("/", ".")), name)
 
 
 def _fuzz(target: str, arguments: list[str]) -> None:
@@ -27,15 +25,16 @@ def _fuzz(target: str, arguments: list[str]) -> None:
     import atheris
 
     with atheris.instrument_imports(include=_MODULES):
-        run = _property(target)
+        run = _property(target).hypothesis.fuzz_one_input
     atheris.Setup([sys.argv[0], *arguments], run)
     atheris.Fuzz()
 
 
 def _replay(target: str, directory: Path) -> None:
-    run = _property(target)
+    test = _property(target)
+    test()
     for file in sorted(directory.glob("*")):
-        run(file.read_bytes())
+        test.hypothesis.fuzz_one_input(file.read_bytes())
 
 
 def main(target: str, arguments: list[str]) -> None:

@@ -5,6 +5,8 @@ handler that was covered, when there are coverage files (lcov) in build/coverage
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
 import msgspec
@@ -22,15 +24,30 @@ HEAD = """\
 Made by `make flows-report`, never by hand. *Lines*: code of the handler. *Run*: how often the flow
 happened, and its bytes, in one boot with a few commands and files. *Refused*: how many of its
 kinds of bad input a test of its entry was seen to raise; nothing where nothing can be refused.
-*Covered*: branches of the handler that were taken (lines where no branches were recorded), when
-coverage was recorded.
+*Covered*: share of the handler's branches (lines, where it has none) that the fuzzers' inputs take,
+as `make fuzz-coverage` measured it; see [fuzzing.md](fuzzing.md).
 
 | flow | lines | run | bytes | refused | covered |
 |---|--:|--:|--:|--:|--:|
 """
 
-Hits = dict[int, list[int]]
-"""By line: how often each branch was taken, or the line itself where it has no branch."""
+
+@dataclass
+class Hits:
+    """What was taken of a file, by line."""
+
+    branches: dict[int, list[int]] = field(default_factory=dict)
+    """How often each branch was taken."""
+    lines: dict[int, int] = field(default_factory=dict)
+    """How often the line itself was."""
+
+    def add(self, lines: Mapping[int, int], branches: Mapping[int, list[int]]) -> None:
+        """Adds what another run took."""
+        for line, count in lines.items():
+            self.lines[line] = self.lines.get(line, 0) + count
+        for line, more in branches.items():
+            both = zip_longest(self.branches.get(line, []), more, fillvalue=0)
+            self.branches[line] = [one + other for one, other in both]
 
 
 def standard_run() -> dict[str, Count]:
@@ -50,7 +67,7 @@ def coverage(directory: Path) -> dict[Path, Hits]:
     found: dict[Path, Hits] = {}
     for file in sorted(directory.glob("*.info")):
         lines: dict[int, int] = {}
-        branches: Hits = {}
+        branches: dict[int, list[int]] = {}
         source = Path()
         for record in file.read_text().splitlines():
             name, _, value = record.partition(":")
@@ -63,28 +80,30 @@ def coverage(directory: Path) -> dict[Path, Hits]:
                 line, _, _, taken = value.split(",")
                 branches.setdefault(int(line), []).append(0 if taken == "-" else int(taken))
             elif name == "end_of_record":
-                of_source = found.setdefault(source, {})
-                for number, count in lines.items():
-                    _add(of_source, number, branches.get(number, [count]))
+                found.setdefault(source, Hits()).add(lines, branches)
     return found
 
 
-def _add(hits: Hits, line: int, more: list[int]) -> None:
-    before = hits.get(line, [])
-    longer, shorter = sorted((before, more), key=len, reverse=True)
-    hits[line] = [a + b for a, b in zip(longer, shorter + [0] * len(longer), strict=False)]
+def share(flow: Flow, hits: Mapping[Path, Hits]) -> float | None:
+    """How much was taken of the handler's branches, or of its lines where it has none.
+
+    None: nobody has measured it.
+    """
+    branches: list[int] = []
+    lines: list[int] = []
+    for span in measure.spans(flow):
+        of_file = hits.get(span.path, Hits())
+        inside = range(span.first, span.last + 1)
+        branches += (count for line in inside for count in of_file.branches.get(line, ()))
+        lines += (of_file.lines[line] for line in inside if line in of_file.lines)
+    counts = branches or lines
+    return sum(map(bool, counts)) / len(counts) if counts else None
 
 
 def covered(flow: Flow, hits: Mapping[Path, Hits]) -> str:
-    """The share of the handler's branches that were taken."""
-    counts = [
-        count
-        for span in measure.spans(flow)
-        for line, counts in hits.get(span.path, {}).items()
-        if span.first <= line <= span.last
-        for count in counts
-    ]
-    return f"{sum(map(bool, counts)) / len(counts):.0%}" if counts else ""
+    """The same in words, of flows that are fuzzed."""
+    found = share(flow, hits) if flow.fuzz else None
+    return "" if found is None else f"{found:.0%}"
 
 
 def facts(

@@ -1,5 +1,7 @@
 #![no_main]
 
+#[path = "../../../hypervisor/tests/fuzz/bytes.rs"]
+mod bytes;
 #[path = "../../../hypervisor/tests/fuzz/doorbells.rs"]
 mod doorbells;
 

@@ -1,5 +1,6 @@
 //! Any page of doorbells, which the worker may write at any time.
 
+use super::bytes::Bytes;
 use rustix::{event, fs};
 use std::os::fd::OwnedFd;
 use teuthis_hypervisor::{counters::Counters, doorbells::Doorbells};
@@ -8,9 +9,14 @@ const PAGE: usize = 4096;
 
 pub fn run(data: &[u8]) {
     let page = fs::memfd_create("doorbells", fs::MemfdFlags::CLOEXEC).unwrap();
-    let content = &data[..data.len().min(PAGE)];
     fs::ftruncate(&page, PAGE as u64).unwrap();
-    rustix::io::pwrite(&page, content, 0).unwrap();
+    let mut bytes = Bytes(data);
+    // Where the worker writes, and what.
+    for _ in 0..bytes.byte() {
+        let (at, content) = (bytes.below(PAGE as u64), bytes.byte());
+        let content = vec![content; 1 + usize::from(bytes.byte() % 8)];
+        rustix::io::pwrite(&page, &content[..content.len().min(PAGE - at as usize)], at).unwrap();
+    }
     let counters = Counters::anonymous().unwrap();
     let doorbells = Doorbells::map(&page, eventfd(), eventfd(), counters).unwrap();
     let mut rang = 0;

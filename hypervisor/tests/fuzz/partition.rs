@@ -13,6 +13,32 @@ use teuthis_hypervisor::{
 };
 
 const MOST_STEPS: usize = 2000;
+const KNOWN: [u64; 17] = [
+    values::MSR_PARTITION_GUEST_OS_ID,
+    values::MSR_PARTITION_HYPERCALL,
+    values::MSR_PARTITION_VP_INDEX,
+    values::MSR_PARTITION_VP_ASSIST_PAGE,
+    values::MSR_TIME_TIME_REF_COUNT,
+    values::MSR_TIME_REFERENCE_TSC,
+    values::MSR_TIME_TSC_FREQUENCY,
+    values::MSR_TIME_APIC_FREQUENCY,
+    values::MSR_SYNIC_SCONTROL,
+    values::MSR_SYNIC_SIEFP,
+    values::MSR_SYNIC_SIMP,
+    values::MSR_SYNIC_EOM,
+    values::MSR_SYNIC_SINT0 + values::SYNIC_MESSAGE_SINT,
+    values::MSR_STIMER_CONFIG,
+    values::MSR_STIMER_COUNT,
+    values::MSR_CRASH_P0,
+    values::MSR_CRASH_CONTROL,
+];
+/// As Linux sets its synthetic interrupt controller up.
+const SYNIC: [(u64, u64); 4] = [
+    (values::MSR_SYNIC_SIMP, 0x6001),
+    (values::MSR_SYNIC_SIEFP, 0x7001),
+    (values::MSR_SYNIC_SINT0 + values::SYNIC_MESSAGE_SINT, 0xF3),
+    (values::MSR_SYNIC_SCONTROL, 1),
+];
 
 /// Takes everything until it is full for once.
 struct Sink {
@@ -51,6 +77,13 @@ pub fn run(data: &[u8]) {
         }
         for channel in 1..4 {
             partition.set_channel_open(channel, true);
+        }
+        if bytes.byte() % 2 == 1 {
+            for (msr, value) in SYNIC {
+                let msr = msr as u32;
+                partition.handle(Intercept::MsrWrite { msr, value }, &memory, &mut worker);
+                answers += 1;
+            }
         }
     }
     for _ in 0..MOST_STEPS {
@@ -141,7 +174,8 @@ fn intercept(bytes: &mut Bytes) -> Intercept {
 }
 
 fn msr(bytes: &mut Bytes) -> u32 {
-    match bytes.byte() % 4 {
+    match bytes.byte() % 8 {
+        4.. => KNOWN[bytes.below(KNOWN.len() as u64) as usize] as u32,
         0 => 0x4000_0000 + bytes.below(0x200) as u32,
         1 => 0x4000_0080 + bytes.below(0x40) as u32,
         2 => 0xC001_0000 + bytes.below(0x2000) as u32,

@@ -53,8 +53,18 @@ pub fn run(data: &[u8]) {
         let size = (end - at).min(8);
         saved[at..at + size].copy_from_slice(&value[..size]);
     }
-    let sum = checksum(&saved[..end]);
-    saved[end..].copy_from_slice(&sum.to_le_bytes());
+    match bytes.byte() % 8 {
+        7 => saved = bytes.0.to_vec(),
+        6 => saved[bytes.below(HEADER_BYTES as u64) as usize] ^= 1 << (bytes.byte() % 8),
+        5 => saved.truncate(bytes.below(end as u64) as usize),
+        _ => {}
+    }
+    if let Some(end) = saved.len().checked_sub(8)
+        && bytes.byte() % 8 != 7
+    {
+        let sum = checksum(&saved[..end]);
+        saved[end..].copy_from_slice(&sum.to_le_bytes());
+    }
     let mut machine = Machine::new();
     let restored = Record::restoring(&saved, MEMORY).and_then(|mut record| {
         machine.state(&mut record)?;

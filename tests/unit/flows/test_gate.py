@@ -160,7 +160,7 @@ def test_coverage_is_read_for_the_handler_alone(tmp_path: object) -> None:
     directory = Path(str(tmp_path))
     (directory / "some.info").write_text("\n".join(records))
     hits = report.coverage(directory)
-    assert report.covered(FLOWS["ring.packet"], hits) == "67%"
+    assert report.covered(FLOWS["ring.packet"], hits) == "50%"
     assert report.covered(FLOWS["agent.hello"], hits) == ""
 
 
