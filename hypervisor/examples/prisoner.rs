@@ -106,9 +106,9 @@ fn attack(
     let (link, _) = (Box::leak(Box::new(link)), Box::leak(Box::new(worker)));
     let input = io::stdin();
     let jail = Jail {
-        link: link.as_fd(),
-        to_worker: answer.as_fd(),
-        to_hypervisor: input.as_fd(),
+        link: Some(link.as_fd()),
+        reads: vec![input.as_fd()],
+        writes: vec![answer.as_fd()],
         kvm,
         memory: GUEST_MEMORY,
         uid,

@@ -15,6 +15,8 @@ pub enum Error {
     Unknown(String),
     #[error("`--clock` is neither `host` nor `deterministic:INSTRUCTIONS_PER_MICROSECOND`")]
     Clock,
+    #[error("a recording needs the deterministic clock and a guest that boots")]
+    Lockstep,
     #[error(
         "`--processor` is neither `kvm` (which needs `--kvm-fd` and the host's clock) nor `soft`, \
          which the program for KVM does not have"
@@ -47,17 +49,41 @@ pub enum Start {
     },
 }
 
+/// Who serves the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Other {
+    Worker {
+        link: RawFd,
+        doorbells: RawFd,
+        to_worker: RawFd,
+        to_hypervisor: RawFd,
+        /// Where a recording goes; the guest then runs in lockstep with the worker.
+        record: Option<RawFd>,
+    },
+    /// A recording, in the worker's place.
+    Recording {
+        recording: RawFd,
+        console: RawFd,
+        report: RawFd,
+        /// Stop after so many instructions.
+        until: u64,
+        /// Report every step.
+        trace: bool,
+    },
+}
+
 #[derive(Debug)]
 pub struct Arguments {
     pub memory_size: u64,
     pub memory: RawFd,
-    pub link: RawFd,
-    pub doorbells: RawFd,
-    pub to_worker: RawFd,
-    pub to_hypervisor: RawFd,
     pub counters: RawFd,
+    pub other: Other,
     pub start: Start,
     pub clock: ClockChoice,
+    /// Seconds since 1970 at the start, where the host's clock is not to say it.
+    pub wall_clock: Option<u64>,
+    /// What the deterministic random numbers begin with.
+    pub seed: u64,
     pub processor: ProcessorChoice,
     /// This process's own user id, when root starts it.
     pub uid: Option<u32>,
@@ -89,14 +115,32 @@ impl Arguments {
             }
             _ => return Err(Error::Processor),
         };
+        let memory = take(&mut values, "memory-fd")?;
+        let other = match values.contains_key("replay-fd") {
+            true => Other::Recording {
+                recording: take(&mut values, "replay-fd")?,
+                console: take(&mut values, "console-fd")?,
+                report: take(&mut values, "report-fd")?,
+                until: optional(&mut values, "until")?.unwrap_or(u64::MAX),
+                trace: optional(&mut values, "trace")? == Some(1u8),
+            },
+            false => Other::Worker {
+                link: take(&mut values, "link-fd")?,
+                doorbells: take(&mut values, "doorbells-fd")?,
+                to_worker: take(&mut values, "to-worker-fd")?,
+                to_hypervisor: take(&mut values, "to-hypervisor-fd")?,
+                record: optional(&mut values, "record-fd")?,
+            },
+        };
+        let lockstep = !matches!(other, Other::Worker { record: None, .. });
+        if lockstep && (clock == ClockChoice::Host || values.contains_key("state-fd")) {
+            return Err(Error::Lockstep);
+        }
         let arguments = Self {
             memory_size,
-            memory: take(&mut values, "memory-fd")?,
-            link: take(&mut values, "link-fd")?,
-            doorbells: take(&mut values, "doorbells-fd")?,
-            to_worker: take(&mut values, "to-worker-fd")?,
-            to_hypervisor: take(&mut values, "to-hypervisor-fd")?,
+            memory,
             counters: take(&mut values, "counters-fd")?,
+            other,
             start: match values.contains_key("state-fd") {
                 true => Start::Restore {
                     state: take(&mut values, "state-fd")?,
@@ -113,11 +157,10 @@ impl Arguments {
                 }),
             },
             clock,
+            wall_clock: optional(&mut values, "wall-clock")?,
+            seed: optional(&mut values, "seed")?.unwrap_or(0),
             processor,
-            uid: match values.contains_key("uid") {
-                true => Some(take(&mut values, "uid")?),
-                false => None,
-            },
+            uid: optional(&mut values, "uid")?,
             allow_missing_walls: values
                 .remove("allow-missing-walls")
                 .map_or_else(Vec::new, |names| {
@@ -130,16 +173,26 @@ impl Arguments {
         }
     }
 
-    /// The descriptors that every virtual machine has, each to be owned once.
-    pub fn descriptors(&self) -> [RawFd; 6] {
-        [
-            self.memory,
-            self.link,
-            self.doorbells,
-            self.to_worker,
-            self.to_hypervisor,
-            self.counters,
-        ]
+    /// The descriptors of a virtual machine with a worker: guest RAM, counters, link, doorbells,
+    /// and what wakes the worker and us. Each is to be owned once.
+    pub fn with_worker(&self) -> Result<[RawFd; 6], Error> {
+        match self.other {
+            Other::Worker {
+                link,
+                doorbells,
+                to_worker,
+                to_hypervisor,
+                ..
+            } => Ok([
+                self.memory,
+                self.counters,
+                link,
+                doorbells,
+                to_worker,
+                to_hypervisor,
+            ]),
+            Other::Recording { .. } => Err(Error::Missing("link-fd")),
+        }
     }
 
     /// Those of the saved machine: state, template, page file.
@@ -161,6 +214,16 @@ pub fn probed_device(mut words: impl Iterator<Item = String>) -> Option<RawFd> {
         return None;
     }
     words.next()?.parse().ok()
+}
+
+fn optional<T: TryFrom<u64>>(
+    values: &mut BTreeMap<String, String>,
+    option: &'static str,
+) -> Result<Option<T>, Error> {
+    match values.contains_key(option) {
+        true => take(values, option).map(Some),
+        false => Ok(None),
+    }
 }
 
 fn take<T: TryFrom<u64>>(
@@ -207,7 +270,15 @@ mod tests {
     fn the_root_sides_command_line_is_understood() {
         let arguments = parse(GOOD).unwrap();
         assert_eq!(arguments.memory_size, 256 << 20);
-        assert_eq!(arguments.descriptors(), [3, 4, 5, 6, 7, 8]);
+        assert_eq!((arguments.memory, arguments.counters), (3, 8));
+        let worker = |record| Other::Worker {
+            link: 4,
+            doorbells: 5,
+            to_worker: 6,
+            to_hypervisor: 7,
+            record,
+        };
+        assert_eq!(arguments.other, worker(None));
         assert!(matches!(arguments.start, Start::Boot(boot) if boot.rip == 0x100_0000));
         assert_eq!(arguments.saved(), None);
         assert_eq!(arguments.clock, ClockChoice::Host);
@@ -216,7 +287,11 @@ mod tests {
             instructions_per_microsecond: 100,
         };
         assert_eq!(arguments.clock, expected);
-        assert_eq!(arguments.uid, None);
+        assert_eq!((arguments.uid, arguments.seed), (None, 0));
+        let recorded = "--record-fd 9 --clock deterministic:100 --wall-clock 7 --seed 8";
+        let arguments = parse(&format!("{GOOD} {recorded}")).unwrap();
+        assert_eq!(arguments.other, worker(Some(9)));
+        assert_eq!((arguments.wall_clock, arguments.seed), (Some(7), 8));
         assert_eq!(arguments.processor, ProcessorChoice::Soft);
         let arguments = parse(&format!("{GOOD} --processor kvm --kvm-fd 9")).unwrap();
         assert_eq!(arguments.processor, ProcessorChoice::Kvm(9));
@@ -234,6 +309,25 @@ mod tests {
         let message = |text: &str| parse(text).unwrap_err().to_string();
         assert!(message(&saved.replace("--pages-fd 11", "")).contains("pages-fd"));
         assert!(message(&format!("{saved} --rip 1")).contains("rip"));
+    }
+
+    #[test]
+    fn a_replay_has_no_worker() {
+        let (start, rest) = GOOD.split_once("--link-fd").unwrap();
+        let rest = &rest[rest.find("--counters").unwrap()..];
+        let replay = "--replay-fd 4 --console-fd 5 --report-fd 6 --clock deterministic:1 --until 9";
+        let arguments = parse(&format!("{start} {rest} {replay} --trace 1")).unwrap();
+        let expected = Other::Recording {
+            recording: 4,
+            console: 5,
+            report: 6,
+            until: 9,
+            trace: true,
+        };
+        assert_eq!(arguments.other, expected);
+        let message = |text: &str| parse(text).unwrap_err().to_string();
+        assert!(message(&format!("{GOOD} {replay}")).contains("link-fd"));
+        assert!(message(&format!("{GOOD} --record-fd 9")).contains("deterministic"));
     }
 
     #[test]

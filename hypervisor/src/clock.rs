@@ -180,6 +180,14 @@ impl Clock {
         }
     }
 
+    /// How many instructions have been executed in all; 0 on the host's clock.
+    pub fn instructions(&self) -> u64 {
+        match &*self.0 {
+            Source::Host { .. } | Source::Counter { .. } => 0,
+            Source::Deterministic { instructions, .. } => instructions.get(),
+        }
+    }
+
     /// The processor's report of how many instructions it has executed in all.
     pub fn set_instructions(&self, count: u64) {
         if let Source::Deterministic { instructions, .. } = &*self.0 {

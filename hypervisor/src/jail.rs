@@ -26,9 +26,12 @@ pub struct Kvm {
 
 /// What this process keeps.
 pub struct Jail<'a> {
-    pub link: BorrowedFd<'a>,
-    pub to_worker: BorrowedFd<'a>,
-    pub to_hypervisor: BorrowedFd<'a>,
+    /// The socket to the worker, if there is one.
+    pub link: Option<BorrowedFd<'a>>,
+    /// What it reads from: the worker's doorbells, or a recording.
+    pub reads: Vec<BorrowedFd<'a>>,
+    /// What it writes to: our doorbells for the worker, a recording, the report of a replay.
+    pub writes: Vec<BorrowedFd<'a>>,
     pub kvm: Option<Kvm>,
     /// Bytes of guest RAM, and of the template behind it, that it maps.
     pub memory: u64,
@@ -100,10 +103,10 @@ pub fn enter(jail: &Jail, walls: &[Wall]) -> Result<(), MissingWall> {
     Ok(())
 }
 
-/// Ends the process with success. The host takes everything back; the walls leave no way to do it
-/// piece by piece.
-pub fn leave() -> ! {
-    privileges::exit()
+/// Ends the process. The host takes everything back; the walls leave no way to do it piece by
+/// piece.
+pub fn leave(status: u8) -> ! {
+    privileges::exit(status)
 }
 
 /// Address space beyond guest RAM: the program, its stack, decoded code.

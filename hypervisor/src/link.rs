@@ -35,7 +35,7 @@ pub fn channel_of(connection: u64) -> Option<u16> {
 }
 
 /// Why a virtual machine ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum End {
     PowerOff,
     Reset,
@@ -53,7 +53,8 @@ pub enum End {
 }
 
 impl End {
-    fn reason(self) -> u64 {
+    /// As the worker and a recording know it.
+    pub fn reason(self) -> u64 {
         match self {
             End::PowerOff => values::LINK_END_POWER_OFF,
             End::Reset => values::LINK_END_RESET,
@@ -78,6 +79,10 @@ pub enum ToWorker<'a> {
     End(End),
     Note(&'a str),
     Paused,
+    /// In lockstep: the worker's turn, which may last `wait` nanoseconds while nothing happens.
+    Turn {
+        wait: u64,
+    },
     /// A piece of the saved state, and how many bytes follow after it.
     State {
         piece: &'a [u8],
@@ -108,17 +113,22 @@ impl ToWorker<'_> {
             ToWorker::End(end) => (values::LINK_END, end.reason(), &[]),
             ToWorker::Note(text) => (values::LINK_NOTE, 0, cut(text).as_bytes()),
             ToWorker::Paused => (values::LINK_PAUSED, 0, &[]),
+            ToWorker::Turn { wait } => (values::LINK_TURN, wait, &[]),
             ToWorker::State { piece, left } => (values::LINK_STATE, left, piece),
         };
-        let length = payload.len().min(PAYLOAD_BYTES);
-        let mut message = [0; MESSAGE_BYTES];
-        message[0..2].copy_from_slice(&VERSION.to_le_bytes());
-        message[2..4].copy_from_slice(&(kind as u16).to_le_bytes());
-        message[4..8].copy_from_slice(&(length as u32).to_le_bytes());
-        message[8..16].copy_from_slice(&value.to_le_bytes());
-        message[HEADER_BYTES..HEADER_BYTES + length].copy_from_slice(&payload[..length]);
-        message
+        frame(kind, value, payload)
     }
+}
+
+fn frame(kind: u32, value: u64, payload: &[u8]) -> [u8; MESSAGE_BYTES] {
+    let length = payload.len().min(PAYLOAD_BYTES);
+    let mut message = [0; MESSAGE_BYTES];
+    message[0..2].copy_from_slice(&VERSION.to_le_bytes());
+    message[2..4].copy_from_slice(&(kind as u16).to_le_bytes());
+    message[4..8].copy_from_slice(&(length as u32).to_le_bytes());
+    message[8..16].copy_from_slice(&value.to_le_bytes());
+    message[HEADER_BYTES..HEADER_BYTES + length].copy_from_slice(&payload[..length]);
+    message
 }
 
 /// As much of `text` as fits into a payload, in whole characters.
@@ -155,6 +165,39 @@ impl std::fmt::Debug for Payload {
     }
 }
 
+/// Where the worker wrote guest RAM: offset and length, a few at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ranges {
+    pairs: [[u64; 2]; MOST_RANGES],
+    count: u8,
+}
+
+const RANGE_BYTES: usize = 16;
+const MOST_RANGES: usize = PAYLOAD_BYTES / RANGE_BYTES;
+
+impl Ranges {
+    /// `None` when that is not one range at least, each of them whole.
+    fn decode(payload: &[u8]) -> Option<Self> {
+        let number = |bytes: &[u8]| Some(u64::from_le_bytes(bytes.try_into().ok()?));
+        let mut pairs = [[0; 2]; MOST_RANGES];
+        let count = payload.len() / RANGE_BYTES;
+        if count == 0 || !payload.len().is_multiple_of(RANGE_BYTES) {
+            return None;
+        }
+        for (pair, bytes) in pairs.iter_mut().zip(payload.chunks_exact(RANGE_BYTES)) {
+            let (offset, length) = bytes.split_at(RANGE_BYTES / 2);
+            *pair = [number(offset)?, number(length)?];
+        }
+        let count = u8::try_from(count).ok()?;
+        Some(Self { pairs, count })
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let pairs = self.pairs.iter().take(self.count.into());
+        pairs.map(|&[offset, length]| (offset, length))
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(clippy::large_enum_variant)] // One at a time on the stack; a box would only cost.
 pub enum FromWorker {
@@ -174,9 +217,46 @@ pub enum FromWorker {
     Pause,
     Resume,
     Save,
+    /// In lockstep: what the worker has written in its turn.
+    Wrote(Ranges),
+    /// In lockstep: the worker's turn is over, in which so many nanoseconds were slept.
+    TurnOver {
+        slept: u64,
+    },
 }
 
 impl FromWorker {
+    /// Whether the guest is to get it, when it has room.
+    pub fn is_for_guest(&self) -> bool {
+        use FromWorker::*;
+        matches!(
+            self,
+            DeliverMessage { .. } | OpenPort { .. } | ClosePort { .. }
+        )
+    }
+
+    /// The message on the wire, as the worker sent it, of those that a recording holds.
+    pub fn encode(&self) -> [u8; MESSAGE_BYTES] {
+        let connection = |channel: u16| CHANNEL_CONNECTION | u64::from(channel);
+        match self {
+            FromWorker::DeliverMessage {
+                sint,
+                kind,
+                payload,
+            } => {
+                let value = u64::from(*sint) | u64::from(*kind) << 32;
+                frame(values::LINK_DELIVER_MESSAGE, value, payload.as_slice())
+            }
+            FromWorker::OpenPort { channel } => {
+                frame(values::LINK_OPEN_PORT, connection(*channel), &[])
+            }
+            FromWorker::ClosePort { channel } => {
+                frame(values::LINK_CLOSE_PORT, connection(*channel), &[])
+            }
+            _ => frame(values::LINK_STOP, 0, &[]),
+        }
+    }
+
     /// Parses one message.
     pub fn decode(message: &[u8]) -> Result<Self, Reject> {
         let unknown = Reject::LinkUnknownMessage;
@@ -200,6 +280,8 @@ impl FromWorker {
             values::LINK_PAUSE => (Flow::LinkPause, Reject::LinkPauseMalformed),
             values::LINK_RESUME => (Flow::LinkResume, Reject::LinkResumeMalformed),
             values::LINK_SAVE => (Flow::LinkSave, Reject::LinkSaveMalformed),
+            values::LINK_WROTE => (Flow::LinkWrote, Reject::LinkWroteMalformed),
+            values::LINK_TURN_OVER => (Flow::LinkTurnOver, Reject::LinkTurnOverMalformed),
             _ => return Err(unknown),
         };
         let length = usize::try_from(length).map_err(|_| malformed)?;
@@ -214,6 +296,10 @@ impl FromWorker {
             Flow::LinkPause if empty && value == 0 => Ok(FromWorker::Pause),
             Flow::LinkResume if empty && value == 0 => Ok(FromWorker::Resume),
             Flow::LinkSave if empty && value == 0 => Ok(FromWorker::Save),
+            Flow::LinkWrote if value == 0 => {
+                Ok(FromWorker::Wrote(Ranges::decode(payload).ok_or(malformed)?))
+            }
+            Flow::LinkTurnOver if empty => Ok(FromWorker::TurnOver { slept: value }),
             // value = SINT | VP << 8 | message type << 32; there is only VP 0.
             Flow::LinkDeliverMessage if value & 0xFFFF_FFF0 == 0 && value >> 32 != 0 => {
                 Ok(FromWorker::DeliverMessage {
@@ -254,6 +340,8 @@ impl FromWorker {
             FromWorker::Pause => Flow::LinkPause,
             FromWorker::Resume => Flow::LinkResume,
             FromWorker::Save => Flow::LinkSave,
+            FromWorker::Wrote(_) => Flow::LinkWrote,
+            FromWorker::TurnOver { .. } => Flow::LinkTurnOver,
         }
     }
 
@@ -268,12 +356,15 @@ impl FromWorker {
             FromWorker::Pause => Reject::LinkPauseOrder,
             FromWorker::Resume => Reject::LinkResumeOrder,
             FromWorker::Save => Reject::LinkSaveOrder,
+            FromWorker::Wrote(_) => Reject::LinkWroteOrder,
+            FromWorker::TurnOver { .. } => Reject::LinkTurnOverOrder,
         })
     }
 
     fn bytes(&self) -> u64 {
         match self {
             FromWorker::DeliverMessage { payload, .. } => payload.length.into(),
+            FromWorker::Wrote(ranges) => u64::from(ranges.count) * RANGE_BYTES as u64,
             _ => 0,
         }
     }
@@ -403,6 +494,17 @@ mod tests {
         assert_eq!(decode(23, 0, b""), Ok(Save));
         assert_eq!(decode(19, 0x2007, b""), Ok(OpenPort { channel: 7 }));
         assert_eq!(decode(20, 0x27FF, b""), Ok(ClosePort { channel: 2047 }));
+        assert_eq!(decode(25, 7, b""), Ok(TurnOver { slept: 7 }));
+        let ranges: Vec<u8> = (1..=32u64).flat_map(u64::to_le_bytes).collect();
+        let Ok(Wrote(some)) = decode(24, 0, &ranges[..32]) else {
+            panic!()
+        };
+        assert_eq!(some.iter().collect::<Vec<_>>(), [(1, 2), (3, 4)]);
+        let Ok(Wrote(most)) = decode(24, 0, &ranges) else {
+            panic!()
+        };
+        assert_eq!(most.iter().count(), 16);
+        assert_eq!(most.iter().last(), Some((31, 32)));
         let Ok(DeliverMessage {
             sint,
             kind,
@@ -422,7 +524,7 @@ mod tests {
         assert_eq!(refused(&message(16, 0, 0, &[])[..271]), Flow::LinkUnknown);
         assert_eq!(refused(&[0; 273]), Flow::LinkUnknown);
         assert_eq!(refused(&message(0, 0, 0, &[])), Flow::LinkUnknown);
-        assert_eq!(refused(&message(24, 0, 0, &[])), Flow::LinkUnknown);
+        assert_eq!(refused(&message(26, 0, 0, &[])), Flow::LinkUnknown);
         let mut version = message(16, 0, 0, &[]);
         version[0] = 2;
         assert_eq!(refused(&version), Flow::LinkUnknown);
@@ -444,6 +546,10 @@ mod tests {
             (19, 0, 0x1_0000_2007, b"", Flow::LinkOpenPort),
             (20, 0, 0x2800, b"", Flow::LinkClosePort),
             (20, 1, 0x2007, b"x", Flow::LinkClosePort),
+            (24, 0, 0, b"", Flow::LinkWrote),
+            (24, 15, 0, &[1; 15], Flow::LinkWrote),
+            (24, 16, 1, &[1; 16], Flow::LinkWrote),
+            (25, 1, 0, b"x", Flow::LinkTurnOver),
         ];
         for (kind, length, value, payload, flow) in cases {
             let packet = message(kind, length, value, payload);
@@ -466,6 +572,8 @@ mod tests {
         let crash = ToWorker::End(End::GuestCrash([1, 2, 3, 4, 5, 6])).encode();
         assert_eq!(crash[2..16], message(3, 48, 4, &[])[2..16]);
         assert_eq!(crash[56..64], 6u64.to_le_bytes());
+        let turn = ToWorker::Turn { wait: 5 };
+        assert_eq!(turn.encode()[..], message(7, 0, 5, &[]));
         let long = "é".repeat(200);
         let note = ToWorker::Note(&long).encode();
         assert_eq!(note[4..8], 256u32.to_le_bytes());

@@ -2,21 +2,17 @@
 //! the guest does. A single thread does all of it.
 
 use crate::{
-    clock::Clock,
-    counters::Counters,
     doorbells::Doorbells,
-    flows::{Flow, values},
-    jail::{Jail, Kvm},
+    flows::values,
+    guest::Guest,
     link::{End, FromWorker, Link, ToWorker},
-    processor::{Intercept, Processor},
-    record::{Malformed, Record},
-    tlfs::{Message, Outcome, Partition, Worker},
+    processor::Intercept,
+    record::Record,
+    tlfs::{Outcome, Worker},
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::time::{Duration, Instant};
 
-/// Instructions until the next look at timers and doorbells: 100 to 200 µs.
-const SLICE: u32 = 20_000;
 /// How often to look whether the worker is still there, and to pass on what the guest left
 /// unfinished on its serial port.
 const HOUSEKEEPING: Duration = Duration::from_millis(20);
@@ -51,11 +47,8 @@ impl Worker for Connection {
 }
 
 pub struct Machine {
-    processor: Box<dyn Processor>,
-    partition: Partition,
+    guest: Guest,
     connection: Connection,
-    clock: Clock,
-    counters: Counters,
     /// The worker may have sent messages that were left on the link.
     backlog: bool,
     /// Since when sleep is counted, and how much it was.
@@ -64,41 +57,22 @@ pub struct Machine {
 }
 
 impl Machine {
-    pub fn new(
-        processor: Box<dyn Processor>,
-        partition: Partition,
-        connection: Connection,
-        clock: Clock,
-        counters: Counters,
-    ) -> Self {
+    pub fn new(guest: Guest, connection: Connection) -> Self {
         Self {
-            processor,
-            partition,
+            guest,
             connection,
-            clock,
-            counters,
             backlog: false,
             counted: Instant::now(),
             slept: Duration::ZERO,
         }
     }
 
-    /// What it needs while it runs.
-    pub fn jail<'a>(
-        &'a self,
-        kvm: Option<Kvm>,
-        uid: Option<u32>,
-        allow_missing: &'a [String],
-    ) -> Jail<'a> {
-        Jail {
-            link: self.connection.link.descriptor(),
-            to_worker: self.connection.doorbells.to_worker(),
-            to_hypervisor: self.connection.doorbells.descriptor(),
-            kvm,
-            memory: self.processor.memory().mapped(),
-            uid,
-            allow_missing,
-        }
+    pub fn guest(&self) -> &Guest {
+        &self.guest
+    }
+
+    pub fn connection(&self) -> &Connection {
+        &self.connection
     }
 
     /// Waits for the worker's START, runs the guest to its end and tells the worker. The guest
@@ -110,13 +84,13 @@ impl Machine {
                 Some(state) => self.run_saved(state),
             },
             Ok(FromWorker::Stop) => End::Stopped,
-            Ok(message) => self.violation(message),
+            Ok(message) => self.guest.violation(message),
             Err(end) => end,
         };
-        self.merge_counts();
+        self.guest.merge_counts();
         if end != End::WorkerGone {
             self.send_notes();
-            let output = self.partition.ports.serial.output();
+            let output = self.guest.partition.ports.serial.output();
             if !output.is_empty() {
                 self.connection.link.send_last(&ToWorker::Console(output));
             }
@@ -127,8 +101,8 @@ impl Machine {
     /// A saved machine begins standing still: the worker hears that its state is good, and says
     /// when to go on.
     fn run_saved(&mut self, state: &[u8]) -> End {
-        if let Err(error) = self.restore(state) {
-            self.counters.reject(error.kind());
+        if let Err(error) = self.guest.restore(state) {
+            self.guest.counters.reject(error.kind());
             let note = error.to_string();
             self.connection.link.send_last(&ToWorker::Note(&note));
             return End::StateRefused;
@@ -143,27 +117,27 @@ impl Machine {
         let mut cleaned = Instant::now();
         let mut kicked = false;
         loop {
-            let waiting = self.backlog && self.partition.takes_messages();
+            let waiting = self.backlog && self.guest.partition.takes_messages();
             if (waiting || kicked || self.connection.doorbells.attention())
                 && let Err(end) = self.take_input()
             {
                 return end;
             }
-            self.raise_interrupts();
-            self.processor.wake_at(self.wake_up());
-            let intercept = self.processor.run(self.slice());
+            self.guest.raise_interrupts();
+            self.guest.processor.wake_at(self.wake_up());
+            let intercept = self.guest.processor.run(self.guest.slice());
             kicked = intercept == Intercept::Kicked;
             if let Err(end) = self.handle(intercept) {
                 return end;
             }
-            if self.partition.ports.serial.is_due() {
+            if self.guest.partition.ports.serial.is_due() {
                 self.flush_console();
             }
             if cleaned.elapsed() >= HOUSEKEEPING {
                 cleaned = Instant::now();
                 self.flush_console();
                 self.send_notes();
-                self.merge_counts();
+                self.guest.merge_counts();
                 if self.connection.link.is_closed() {
                     return End::WorkerGone;
                 }
@@ -172,12 +146,13 @@ impl Machine {
     }
 
     fn handle(&mut self, intercept: Intercept) -> Result<(), End> {
-        let memory = self.processor.memory();
+        let memory = self.guest.processor.memory();
         match self
+            .guest
             .partition
             .handle(intercept, memory, &mut self.connection)
         {
-            Outcome::Complete(completion) => self.processor.complete(completion),
+            Outcome::Complete(completion) => self.guest.processor.complete(completion),
             Outcome::Continue => {}
             Outcome::Sleep => self.sleep()?,
             Outcome::End(end) => return Err(end),
@@ -187,25 +162,15 @@ impl Machine {
 
     /// When a processor that does not run in slices must come back by itself.
     fn wake_up(&self) -> Option<u64> {
-        let console = &self.partition.ports.serial;
+        let console = &self.guest.partition.ports.serial;
         let flush = (!console.output().is_empty())
-            .then(|| self.clock.now() + HOUSEKEEPING.as_nanos() as u64);
-        self.partition.next_event().into_iter().chain(flush).min()
-    }
-
-    /// Instructions to run now: on the deterministic clock not past the next timer.
-    fn slice(&self) -> u32 {
-        let until = |deadline| self.clock.instructions_until(deadline);
-        let instructions = self.partition.next_event().and_then(until);
-        let instructions = instructions.and_then(|count| u32::try_from(count).ok());
-        instructions.unwrap_or(SLICE).clamp(1, SLICE)
-    }
-
-    fn raise_interrupts(&mut self) {
-        for vector in self.partition.take_interrupts() {
-            self.counters.accept(Flow::InterruptDeliver, 1);
-            self.processor.assert_interrupt(vector);
-        }
+            .then(|| self.guest.clock.now() + HOUSEKEEPING.as_nanos() as u64);
+        self.guest
+            .partition
+            .next_event()
+            .into_iter()
+            .chain(flush)
+            .min()
     }
 
     /// Takes in what the worker rang and sent.
@@ -214,12 +179,12 @@ impl Machine {
         self.backlog = true;
         for _ in 0..MESSAGES_AT_ONCE {
             // A guest that does not take its messages holds the worker back, not our memory.
-            if !self.partition.takes_messages() {
+            if !self.guest.partition.takes_messages() {
                 break;
             }
             match self.connection.link.receive()? {
                 Some(FromWorker::Pause) => self.pause()?,
-                Some(message) => self.take_message(message)?,
+                Some(message) => self.guest.take_message(message)?,
                 None => {
                     self.backlog = false;
                     break;
@@ -229,66 +194,34 @@ impl Machine {
         Ok(())
     }
 
-    /// Takes in a message that may come at any time.
-    fn take_message(&mut self, message: FromWorker) -> Result<(), End> {
-        match message {
-            FromWorker::DeliverMessage {
-                sint,
-                kind,
-                payload,
-            } => {
-                let message = Message {
-                    sint,
-                    kind,
-                    payload,
-                };
-                let memory = self.processor.memory();
-                self.partition.deliver_message(message, memory);
-            }
-            FromWorker::OpenPort { channel } => self.partition.set_channel_open(channel, true),
-            FromWorker::ClosePort { channel } => self.partition.set_channel_open(channel, false),
-            FromWorker::Stop => return Err(End::Stopped),
-            FromWorker::Start | FromWorker::Pause | FromWorker::Resume | FromWorker::Save => {
-                return Err(self.violation(message));
-            }
-        }
-        Ok(())
-    }
-
-    /// The worker sent what it may not send now.
-    fn violation(&self, message: FromWorker) -> End {
-        if let Some(kind) = message.out_of_order() {
-            self.counters.reject(kind);
-        }
-        End::WorkerViolation
-    }
-
     /// Stands still, the guest's time with it, until the worker says to go on.
     fn pause(&mut self) -> Result<(), End> {
-        self.clock.pause();
+        self.guest.clock.pause();
         self.flush_console();
-        self.merge_counts();
+        self.guest.merge_counts();
         self.connection.link.send_last(&ToWorker::Paused);
         loop {
             match self.connection.link.wait()? {
                 FromWorker::Resume => break,
                 FromWorker::Save => self.save()?,
                 // Of those that came too late for the pause. A worker has no more than a few.
-                message @ FromWorker::DeliverMessage { .. } if !self.partition.takes_messages() => {
-                    return Err(self.violation(message));
+                message @ FromWorker::DeliverMessage { .. }
+                    if !self.guest.partition.takes_messages() =>
+                {
+                    return Err(self.guest.violation(message));
                 }
-                message => self.take_message(message)?,
+                message => self.guest.take_message(message)?,
             }
         }
-        self.clock.resume();
+        self.guest.clock.resume();
         Ok(())
     }
 
     /// Sends the state of processor and partition to the worker.
     fn save(&mut self) -> Result<(), End> {
         self.take_doorbells();
-        let mut record = Record::saving(self.processor.memory().size());
-        let state = match self.state(&mut record) {
+        let mut record = Record::saving(self.guest.processor.memory().size());
+        let state = match self.guest.state(&mut record) {
             Ok(()) => record.finish(),
             Err(error) => {
                 self.connection
@@ -314,41 +247,29 @@ impl Machine {
         Ok(())
     }
 
-    fn state(&mut self, record: &mut Record) -> Result<(), Malformed> {
-        self.processor.state(record)?;
-        self.partition.state(record, self.processor.memory())
-    }
-
-    /// Replaces the state of a machine that has not run yet by a saved one.
-    fn restore(&mut self, state: &[u8]) -> Result<(), Malformed> {
-        let mut record = Record::restoring(state, self.processor.memory().size())?;
-        self.state(&mut record)?;
-        record.end()?;
-        self.counters
-            .accept(Flow::StateHypervisor, state.len() as u64);
-        Ok(())
-    }
-
     fn take_doorbells(&mut self) {
-        let memory = self.processor.memory();
+        let memory = self.guest.processor.memory();
         let doorbells = &self.connection.doorbells;
-        doorbells.take(|channel| self.partition.signal_event(channel, memory));
+        doorbells.take(|channel| self.guest.partition.signal_event(channel, memory));
     }
 
     /// The guest has halted: sleeps until an interrupt is deliverable.
     fn sleep(&mut self) -> Result<(), End> {
         self.flush_console();
         self.send_notes();
-        self.merge_counts();
-        self.raise_interrupts();
+        self.guest.merge_counts();
+        self.guest.raise_interrupts();
         self.rest();
-        while !self.processor.has_deliverable_interrupt() {
-            let events = [self.processor.next_event(), self.partition.next_event()];
+        while !self.guest.processor.has_deliverable_interrupt() {
+            let events = [
+                self.guest.processor.next_event(),
+                self.guest.partition.next_event(),
+            ];
             let start = Instant::now();
             self.wait(events.into_iter().flatten().min())?;
             self.slept += start.elapsed();
             self.take_input()?;
-            self.raise_interrupts();
+            self.guest.raise_interrupts();
         }
         Ok(())
     }
@@ -356,11 +277,11 @@ impl Machine {
     /// Lets the processor give memory back when the guest has done next to nothing for a while.
     fn rest(&mut self) {
         let time = self.counted.elapsed();
-        if time < REST || self.clock.is_deterministic() {
+        if time < REST || self.guest.clock.is_deterministic() {
             return;
         }
         if time.saturating_sub(self.slept) < time / AWAKE {
-            self.processor.rest();
+            self.guest.processor.rest();
         }
         self.counted = Instant::now();
         self.slept = Duration::ZERO;
@@ -373,14 +294,14 @@ impl Machine {
             return Ok(());
         }
         let timeout = deadline.map(|deadline| {
-            let left = deadline.saturating_sub(self.clock.now());
-            if self.clock.is_deterministic() {
+            let left = deadline.saturating_sub(self.guest.clock.now());
+            if self.guest.clock.is_deterministic() {
                 left.min(DETERMINISTIC_SLEEP)
             } else {
                 left
             }
         });
-        let takes_messages = self.partition.takes_messages();
+        let takes_messages = self.guest.partition.takes_messages();
         let wanted = if takes_messages {
             PollFlags::IN | PollFlags::RDHUP
         } else {
@@ -396,27 +317,21 @@ impl Machine {
             return Err(End::WorkerGone);
         }
         if let (Ok(0), Some(deadline)) = (ready, deadline) {
-            self.clock.advance_to(deadline);
+            self.guest.clock.advance_to(deadline);
         }
         Ok(())
     }
 
     fn flush_console(&mut self) {
-        let serial = &mut self.partition.ports.serial;
+        let serial = &mut self.guest.partition.ports.serial;
         let output = serial.output();
         if !output.is_empty() && self.connection.link.send(&ToWorker::Console(output)) {
             serial.clear();
         }
     }
 
-    fn merge_counts(&mut self) {
-        self.processor.merge_counts(&self.counters);
-    }
-
     fn send_notes(&mut self) {
-        let mut notes = self.partition.take_notes();
-        notes.append(&mut self.processor.take_notes());
-        for note in notes {
+        for note in self.guest.take_notes() {
             // A full link loses notes: they are a help, not a record.
             self.connection.link.send(&ToWorker::Note(&note));
         }

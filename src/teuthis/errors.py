@@ -5,6 +5,7 @@
     ├── KernelError                            the kernel or initrd cannot be booted
     ├── ImageError                             an image is damaged, not safe to import, or in use
     ├── SnapshotError                          a machine cannot be saved, or a saved one not be used
+    ├── RecordingError                         a run cannot be recorded, or a recording not replayed
     ├── HostError                              this host lacks something, or refused it
     │   └── MissingWall                        … one of the walls around a VM's processes
     ├── VMError                                the virtual machine is no more
@@ -72,6 +73,10 @@ class ImageError(TeuthisError):
 
 class SnapshotError(TeuthisError):
     """A machine cannot be saved now, or a saved one is damaged, newer, or another program's."""
+
+
+class RecordingError(TeuthisError):
+    """A run cannot be recorded, or a recording is damaged, newer, or none at all."""
 
 
 class HostError(TeuthisError):

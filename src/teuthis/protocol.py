@@ -158,6 +158,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     allow_missing_walls: frozenset[str] = frozenset()
     disks: tuple[DiskConfig, ...] = ()
     saved: SavedMachine | None = None
+    lockstep: bool = False
+    """Whether the VM is recorded: guest and worker run in turns."""
 
     def descriptors(self) -> list[int]:
         """All descriptors in here."""

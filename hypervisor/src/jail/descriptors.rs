@@ -15,15 +15,15 @@ pub struct NotGiven(RawFd);
 /// What [`adopt`] has taken, in the order it was given.
 pub type Adopted<const N: usize> = ([OwnedFd; N], Option<OwnedFd>, Option<[OwnedFd; 3]>);
 
-/// Takes possession of the descriptors `given`, of `device` and of those of a saved machine.
+/// Takes possession of the descriptors `given`, of a `further` one and of those of a saved machine.
 pub fn adopt<const N: usize>(
     given: [RawFd; N],
-    device: Option<RawFd>,
+    further: Option<RawFd>,
     saved: Option<[RawFd; 3]>,
 ) -> Result<Adopted<N>, NotGiven> {
     let mut sorted: Vec<_> = given
         .into_iter()
-        .chain(device)
+        .chain(further)
         .chain(saved.into_iter().flatten())
         .collect();
     sorted.sort_unstable();
@@ -40,16 +40,20 @@ pub fn adopt<const N: usize>(
     let own = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
     Ok((
         given.map(own),
-        device.map(own),
+        further.map(own),
         saved.map(|fds| fds.map(own)),
     ))
 }
 
-/// Closes all but the link, the two eventfds, what KVM made and 0 to 2, which are /dev/null.
+/// Closes all but the link, what is read and written, what KVM made and 0 to 2, which are
+/// /dev/null.
 pub fn close_others(jail: &Jail) -> io::Result<()> {
-    let own = [jail.link, jail.to_worker, jail.to_hypervisor].map(|fd| fd.as_raw_fd());
+    let own = jail.link.iter().chain(&jail.reads).chain(&jail.writes);
     let kvm = jail.kvm.map(|kvm| [kvm.vm, kvm.vcpu]);
-    let mut kept: Vec<_> = own.into_iter().chain(kvm.into_iter().flatten()).collect();
+    let mut kept: Vec<_> = own
+        .map(AsRawFd::as_raw_fd)
+        .chain(kvm.into_iter().flatten())
+        .collect();
     kept.sort_unstable();
     let mut next = 3;
     for fd in kept {

@@ -43,19 +43,16 @@ pub fn system_calls(jail: &Jail) -> io::Result<()> {
 fn filter(jail: &Jail) -> Result<BpfProgram, BackendError> {
     let on = |fd: BorrowedFd| (0, SeccompCmpOp::Eq, fd.as_raw_fd() as u64);
     let null = |argument| (argument, SeccompCmpOp::Eq, 0);
+    let each = |fds: &[BorrowedFd]| -> Result<Vec<_>, _> {
+        fds.iter().map(|&fd| rule(&[on(fd)])).collect()
+    };
+    // 2 is stderr, for the last words of a panic.
+    let mut writes = each(&jail.writes)?;
+    writes.push(rule(&[(0, SeccompCmpOp::Eq, 2)])?);
     let mut rules: Vec<(c_long, Vec<SeccompRule>)> = vec![
-        // The worker: messages, to and from nobody else, and doorbells. (2 is stderr, for the last
-        // words of a panic.)
-        (libc::SYS_sendto, vec![rule(&[on(jail.link), null(4)])?]),
-        (libc::SYS_recvfrom, vec![rule(&[on(jail.link), null(4)])?]),
-        (libc::SYS_read, vec![rule(&[on(jail.to_hypervisor)])?]),
-        (
-            libc::SYS_write,
-            vec![
-                rule(&[on(jail.to_worker)])?,
-                rule(&[(0, SeccompCmpOp::Eq, 2)])?,
-            ],
-        ),
+        // Doorbells, or a recording.
+        (libc::SYS_read, each(&jail.reads)?),
+        (libc::SYS_write, writes),
         // Sleep, and the time on hosts whose vDSO cannot tell it.
         (libc::SYS_ppoll, vec![rule(&[null(3)])?]),
         (libc::SYS_clock_gettime, vec![]),
@@ -82,6 +79,12 @@ fn filter(jail: &Jail) -> Result<BpfProgram, BackendError> {
         (libc::SYS_brk, vec![]),
         (libc::SYS_exit_group, vec![]),
     ];
+    if let Some(link) = jail.link {
+        // The worker: messages, to and from nobody else.
+        for call in [libc::SYS_sendto, libc::SYS_recvfrom] {
+            rules.push((call, vec![rule(&[on(link), null(4)])?]));
+        }
+    }
     if let Some(kvm) = jail.kvm {
         rules.extend(kvm_calls(kvm)?);
     }

@@ -105,7 +105,7 @@ pub fn die_with_parent() -> io::Result<()> {
 }
 
 /// Ends the process, without the clean-up that Rust's runtime would do.
-pub fn exit() -> ! {
+pub fn exit(status: u8) -> ! {
     // SAFETY: nothing of this process outlives it.
-    unsafe { libc::_exit(0) }
+    unsafe { libc::_exit(status.into()) }
 }

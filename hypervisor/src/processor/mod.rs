@@ -18,7 +18,7 @@ pub const APIC_BASE: u64 = 0xFEE0_0000 | 1 << 11 | 1 << 10 | 1 << 8;
 /// Why a virtual processor stopped running guest instructions.
 ///
 /// Every way out of the guest is one of these; each has an entry in `flows.toml`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Intercept {
     Cpuid {
         leaf: u32,
@@ -60,7 +60,7 @@ pub enum Intercept {
 }
 
 /// How an intercepted instruction is completed. The instruction has not retired before this.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Completion {
     /// Retires with no result (MSR write, port write).
     Done,
@@ -84,6 +84,35 @@ pub struct BootState {
     pub cr3: u64,
     pub gdt_base: u64,
     pub gdt_limit: u16,
+}
+
+/// Where a virtual processor is, for diagnosis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Registers {
+    pub rip: u64,
+    pub rflags: u64,
+    pub cpl: u8,
+    /// CR0, CR2, CR3, CR4.
+    pub control: [u64; 4],
+    /// RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15.
+    pub general: [u64; 16],
+}
+
+impl std::fmt::Display for Registers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        const NAMES: [&str; 16] = [
+            "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11",
+            "r12", "r13", "r14", "r15",
+        ];
+        let (rip, rflags, cpl) = (self.rip, self.rflags, self.cpl);
+        let [cr0, cr2, cr3, cr4] = self.control;
+        write!(f, "rip {rip:#x} rflags {rflags:#x} cpl {cpl} ")?;
+        write!(f, "cr0 {cr0:#x} cr2 {cr2:#x} cr3 {cr3:#x} cr4 {cr4:#x}")?;
+        for (name, value) in NAMES.iter().zip(self.general) {
+            write!(f, " {name} {value:#x}")?;
+        }
+        Ok(())
+    }
 }
 
 /// A virtual processor.
@@ -114,6 +143,11 @@ pub trait Processor {
     /// When the processor next interrupts itself (local APIC timer), in nanoseconds of its clock;
     /// `None` when nothing is armed. A halted VP sleeps no longer than that.
     fn next_event(&self) -> Option<u64>;
+
+    /// Its registers between two calls of `run`, where they can be had.
+    fn registers(&self) -> Option<Registers> {
+        None
+    }
 
     /// Guest RAM, for the partition interface.
     fn memory(&self) -> &GuestMemory;

@@ -42,7 +42,7 @@ pub trait Worker {
 }
 
 /// What becomes of the virtual processor after an intercept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
     Complete(Completion),
     Continue,

@@ -7,6 +7,7 @@ mod doorbells;
 mod link;
 mod partition;
 mod record;
+mod replay;
 
 use std::{fs, path::Path, thread};
 
@@ -64,4 +65,9 @@ fn any_page_of_doorbells_is_taken() {
 #[test]
 fn any_saved_machine_is_taken_or_refused() {
     try_many("record", record::run, 500);
+}
+
+#[test]
+fn any_recording_is_played_or_refused() {
+    try_many("replay", replay::run, 300);
 }

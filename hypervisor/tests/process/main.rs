@@ -1,6 +1,7 @@
 //! The program as the root side starts it: a tiny guest inside, a played worker at the other end of
 //! its link.
 
+mod recording;
 mod snapshots;
 
 use rustix::{
@@ -56,23 +57,29 @@ fn file(name: &str, size: u64) -> OwnedFd {
     fd
 }
 
+/// RAM with a guest in it, and how the guest starts.
+fn guest(code: &[u8]) -> (OwnedFd, [(&'static str, String); 6]) {
+    let ram = file("ram", MEMORY);
+    let memory = GuestMemory::map(&ram, MEMORY).unwrap();
+    memory.write(0x1000, 0x2003u64).unwrap(); // page map
+    memory.write(0x2000, 0x83u64).unwrap(); // one 1 GiB page at 0
+    memory.write(0x5010, 0x00AF_9B00_0000_FFFFu64).unwrap();
+    memory.write(0x5018, 0x00CF_9300_0000_FFFFu64).unwrap();
+    memory.write_bytes(CODE, code).unwrap();
+    let start = [
+        ("rip", CODE.to_string()),
+        ("rsi", "0".into()),
+        ("rsp", "0x20000".into()),
+        ("cr3", "0x1000".into()),
+        ("gdt-base", "0x5000".into()),
+        ("gdt-limit", "31".into()),
+    ];
+    (ram, start)
+}
+
 impl Vm {
     fn spawn(code: &[u8]) -> Self {
-        let ram = file("ram", MEMORY);
-        let memory = GuestMemory::map(&ram, MEMORY).unwrap();
-        memory.write(0x1000, 0x2003u64).unwrap(); // page map
-        memory.write(0x2000, 0x83u64).unwrap(); // one 1 GiB page at 0
-        memory.write(0x5010, 0x00AF_9B00_0000_FFFFu64).unwrap();
-        memory.write(0x5018, 0x00CF_9300_0000_FFFFu64).unwrap();
-        memory.write_bytes(CODE, code).unwrap();
-        let start = [
-            ("rip", CODE.to_string()),
-            ("rsi", "0".into()),
-            ("rsp", "0x20000".into()),
-            ("cr3", "0x1000".into()),
-            ("gdt-base", "0x5000".into()),
-            ("gdt-limit", "31".into()),
-        ];
+        let (ram, start) = guest(code);
         Self::with(ram, &start)
     }
 
@@ -204,11 +211,16 @@ impl Drop for Vm {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        #[cfg(debug_assertions)]
-        for kind in Reject::ALL {
-            if self.counters.rejected(kind) > 0 {
-                teuthis_hypervisor::evidence::refused(kind);
-            }
+        note_refusals(&self.counters);
+    }
+}
+
+/// What the process refused, this test made it refuse.
+fn note_refusals(counters: &Counters) {
+    #[cfg(debug_assertions)]
+    for kind in Reject::ALL {
+        if counters.rejected(kind) > 0 {
+            teuthis_hypervisor::evidence::refused(kind);
         }
     }
 }

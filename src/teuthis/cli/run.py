@@ -52,6 +52,10 @@ def main(
     ] = False,
     allow_missing_wall: options.AllowMissingWall = None,
     processor: options.Processor = "auto",
+    record: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write all that the run depends on, for `replay`."),
+    ] = None,
     ready: Annotated[
         bool,
         typer.Option(
@@ -120,7 +124,7 @@ def main(
         saved = ready or restore is not None
         if saved and (
             image != store.TINY
-            or any((keep, disks, net, publish, host_port, mac, mtu, net_rate, kernel))
+            or any((keep, disks, net, publish, host_port, mac, mtu, net_rate, kernel, record))
             or on_hang == "kill"
             or processor == "kvm"
             or (ready and (console or restore))
@@ -152,6 +156,7 @@ def main(
                 on_hang="kill" if on_hang == "kill" else "report",
                 allow_missing_walls=walls,
                 processor=processor,
+                record=record,
             )
 
         with start() as vm:

@@ -39,7 +39,7 @@ _PROGRAMS: Final = ("run", "start", "exec")
 """What follows the program's name is the program's, options too."""
 _VERBS: Final = (
     *_PROGRAMS,
-    *("cp", "shell", "ls", "inspect", "logs", "console", "stop", "rm"),
+    *("cp", "shell", "ls", "inspect", "logs", "console", "stop", "rm", "replay"),
     *("flows", "squid", "doctor", "surface", "image", "version"),
 )
 

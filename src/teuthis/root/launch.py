@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from teuthis.root.disks import Disk, OpenDisk
     from teuthis.root.loader import BootState
     from teuthis.root.network import Attachment, Wanted
+    from teuthis.root.recording import Writer
 
 _DOORBELLS_SIZE: Final = FLOWS["doorbell.to-worker"].values["page_bytes"]
 
@@ -42,6 +43,7 @@ class Processes:
     Attributes:
         counters: the counters of the root side, the worker, the hypervisor and the switch.
         counter_pages: the descriptors behind them.
+        recording: takes what the hypervisor records, if it does.
     """
 
     worker: Child
@@ -54,6 +56,7 @@ class Processes:
     held: Descriptors
     disks: tuple[OpenDisk, ...] = ()
     attached: Attachment | None = None
+    recording: Writer | None = None
 
 
 Start = Load | Saved
@@ -70,8 +73,11 @@ def launch(
     *,
     agent: bool = True,
     processor: Processor = "soft",
+    record: str | None = None,
 ) -> Processes:
     """Makes the memory and the channels of a VM, loads its memory, starts its two processes.
+
+    With `record`, the name of a file, guest and worker run in turns and leave a recording.
 
     The worker is asked for first, so that it is born while the kernel is being loaded; the
     hypervisor waits for the worker's word before the guest's first instruction.
@@ -80,6 +86,7 @@ def launch(
         ConfigurationError: `allow_missing_walls` names something else; a disk cannot be used.
         HostError, OSError: something that a VM needs cannot be had here.
         KernelError: a `Load` could not make the guest ready.
+        RecordingError: the recording's file cannot be made.
     """
     allowed = host.check_names(allow_missing_walls)
     with Descriptors() as given, Descriptors() as held:
@@ -129,6 +136,7 @@ def launch(
             allow_missing_walls=allowed,
             disks=tuple(disk.config for disk in opened),
             saved=saved,
+            lockstep=record is not None,
         )
         birth = zygote.ask(msgspec.json.encode(config), config.descriptors())
         held.callback(birth.end)
@@ -144,20 +152,34 @@ def launch(
         if processor == "kvm":
             descriptors["--kvm-fd"] = given.own(open_device())
         registers: dict[str, int] = {}
+        state: BootState | None = None
         if isinstance(start, Saved) and saved is not None:
             descriptors["--state-fd"] = given.document("state", start.hypervisor)
             descriptors["--template-fd"] = saved.template
             descriptors["--pages-fd"] = saved.pages
         elif not isinstance(start, Saved):
             extra = attached.argument if attached else ""
-            registers = _registers(start(memory, memory_size, extra))
+            state = start(memory, memory_size, extra)
+            registers = _registers(state)
+        options: list[str] = []
+        writer = None
+        if record is not None and state is not None:
+            from teuthis.root import recording
+
+            began = recording.Start.of(memory_size, state)
+            registers, options = {}, began.options()
+            writer = recording.Writer(record, began)
+            held.callback(writer.close)
+            writer.load(memory)
+            entries, descriptors["--record-fd"] = os.pipe2(os.O_CLOEXEC)
+            given.own(descriptors["--record-fd"])
         numbers = {
             "--memory-size": memory_size,
             **registers,
             **({} if own.hypervisor is None else {"--uid": own.hypervisor}),
         }
         program = programs.HYPERVISOR_KVM if processor == "kvm" else programs.HYPERVISOR
-        command = [str(programs.find(program)), "--processor", processor]
+        command = [str(programs.find(program)), "--processor", processor, *options]
         for option, number in {**descriptors, **numbers}.items():
             command += option, f"{number:#x}"
         if allowed:
@@ -171,6 +193,8 @@ def launch(
         counters = (Counters(pages[0]), *(Counters(page, writable=False) for page in pages[1:]))
         for each in counters:
             held.callback(each.close)
+        if writer is not None:
+            writer.take(entries, counters[0])
         return Processes(
             worker,
             hypervisor,
@@ -182,6 +206,7 @@ def launch(
             held.pop_all(),
             opened,
             attached,
+            writer,
         )
 
 

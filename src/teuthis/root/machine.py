@@ -55,11 +55,14 @@ class Machine(Caller):
         agent: bool = True,
         end_when_hung: bool = False,
         processor: Processor = "soft",
+        record: str | None = None,
     ) -> None:
         """Starts a VM; `ready` says when its agent answers, or without `agent` its kernel.
 
+        `record` names the file that its recording goes to.
+
         Raises:
-            HostError, KernelError: see `launch`.
+            HostError, KernelError, RecordingError: see `launch`.
         """
         super().__init__()
         zygote.warm()
@@ -67,6 +70,7 @@ class Machine(Caller):
         self._final: dict[str, Count] = {}
         self._closing = False
         self._end_when_hung = end_when_hung
+        self._recorded = record is not None
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
 
         def run() -> None:
@@ -82,6 +86,7 @@ class Machine(Caller):
                     network,
                     agent=agent,
                     processor=processor,
+                    record=record,
                 )
                 self._counters = self._processes.counters[0]
                 self._talk_over(self._processes.control)
@@ -138,6 +143,11 @@ class Machine(Caller):
         """
         with ExitStack() as undo:
             undo.callback(os.close, target)
+            if self._recorded:
+                raise SnapshotError(
+                    "a machine that is being recorded cannot be paused, saved or copied: "
+                    "start one without `record`"
+                )
             for disk in self._processes.disks:
                 disk.check_saveable()
             self.pause()
@@ -217,6 +227,7 @@ class Machine(Caller):
                 child.wait(max(0.0, deadline - time.monotonic()))
                 self._processes.counters[0].accept("control.exit-status", 4)
             self._processes.console.finish(_PATIENCE)
+            self._finish_recording()
             with self._lock:
                 self._final = total(self._processes.counters)
                 self._over = True
@@ -227,7 +238,19 @@ class Machine(Caller):
             else:
                 self._requests.fail(lambda: self._error(reason))
 
+    def _finish_recording(self) -> None:
+        recording, hypervisor = self._processes.recording, self._processes.hypervisor
+        if recording is None:
+            return
+        hypervisor.kill()  # what it wrote before is in the pipe
+        worker = self._processes.worker
+        in_order = hypervisor.status == worker.status == 0
+        recording.finish(self._processes.memory.own if in_order else None)
+
     def _error(self, reason: Ended | None) -> TeuthisError:
+        recording = self._processes.recording
+        if recording is not None and recording.error is not None:
+            return VMError(f"{recording.error}, and the machine was ended with it")
         for child in (self._processes.worker, self._processes.hypervisor):
             if (missing := host.missing_wall(child.status)) is not None:
                 return missing

@@ -115,7 +115,7 @@ def copy(memory: Memory, target: int) -> bytes:
     """Copies the memory of a VM that stands still into the file `target`; returns the page map."""
     os.ftruncate(target, memory.size)
     pages = bytearray([ZERO]) * (memory.size // PAGE)
-    for start, data in _pieces(memory):
+    for start, data in pieces(memory):
         run = start
         for at in range(0, len(data), PAGE):
             if data[at : at + PAGE] == _ZEROS:
@@ -134,7 +134,7 @@ def _write(target: int, data: bytes | memoryview, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def _pieces(memory: Memory) -> Iterator[tuple[int, bytes]]:
+def pieces(memory: Memory) -> Iterator[tuple[int, bytes]]:
     """Offset and content of all that may be other than zero, in whole pages."""
     if memory.template is None or memory.pages is None:
         for start, end in _extents(memory.own, memory.size):

@@ -89,10 +89,14 @@ class Child:
             return "still there"
         return signal.Signals(-code).name if code < 0 else f"exit status {code}"
 
-    def end(self) -> None:
-        """Kills it if it is still alive, and forgets it."""
+    def kill(self) -> None:
+        """Kills it if it is still alive."""
         if not self.wait(0):
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             self.wait(5.0)
+
+    def end(self) -> None:
+        """Kills it if it is still alive, and forgets it."""
+        self.kill()
         os.close(self.pidfd)

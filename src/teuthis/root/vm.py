@@ -68,6 +68,7 @@ class VM(Guest):
         on_hang: Literal["report", "kill"] = "report",
         allow_missing_walls: Collection[str] = (),
         processor: str = "auto",
+        record: str | os.PathLike[str] | None = None,
     ) -> None:
         """Boots a VM and waits until its agent is ready, or without one its kernel.
 
@@ -103,11 +104,15 @@ class VM(Guest):
                 where this host cannot give them.
             processor: "kvm" for the host's own, "soft" for ours in software, "auto" for the
                 host's where it can run a guest.
+            record: a file that takes all that the VM's course depends on, for `teuthis replay`:
+                its whole memory, and everything that is sent into it. Such a VM runs on the
+                software processor and cannot be saved or copied.
 
         Raises:
             ConfigurationError: an argument cannot be.
             KernelError: the kernel cannot be had or used.
             HostError: this host lacks something.
+            RecordingError: the recording's file cannot be made.
             BootTimeout, GuestPanic, …: the guest did not come up.
         """
         # What only a boot needs: a VM from a template starts faster than this is imported.
@@ -126,7 +131,9 @@ class VM(Guest):
             network, publish=publish, host_ports=host_ports, mac=mac, mtu=mtu, rate=net_rate
         )
         # `load` must not hold this object: a VM that nobody refers to any more is closed.
-        found = self.processor = choose(processor)
+        if record is not None and processor not in ("auto", "soft"):
+            raise ConfigurationError("`record` needs the software processor: leave out `processor`")
+        found = self.processor = "soft" if record is not None else choose(processor)
         adapter = modules.NETWORK if net else ()
         boot = _boot_files(
             chosen, None if kernel is None else Path(kernel), disks=bool(disks), further=adapter
@@ -155,6 +162,7 @@ class VM(Guest):
             agent=agent,
             end_when_hung=on_hang == "kill",
             processor=found,
+            record=None if record is None else os.fspath(record),
         )
         self._begin(machine, variables, boot_timeout)
 

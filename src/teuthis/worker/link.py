@@ -25,6 +25,7 @@ _END = FLOWS["link.end"].number
 _NOTE = FLOWS["link.note"].number
 _PAUSED = FLOWS["link.paused"].number
 _STATE = FLOWS["link.state"].number
+_TURN = FLOWS["link.turn"].number
 _FLOW_OF = {
     FLOWS[name].number: FLOWS[name]
     for name in (
@@ -34,6 +35,7 @@ _FLOW_OF = {
         "link.note",
         "link.paused",
         "link.state",
+        "link.turn",
     )
 }
 _UNKNOWN: Final = "link.unknown-to-worker"
@@ -85,7 +87,13 @@ class State(NamedTuple):
     left: int
 
 
-Incoming = PostMessage | ConsoleText | Note | End | Paused | State
+class Turn(NamedTuple):
+    """In lockstep: the guest stands still; nanoseconds that nothing need happen."""
+
+    wait: int
+
+
+Incoming = PostMessage | ConsoleText | Note | End | Paused | State | Turn
 
 
 class LinkError(ValueError):
@@ -128,6 +136,19 @@ def close_port(connection_id: int) -> Outgoing:
     return Outgoing("link.close-port", connection_id)
 
 
+WROTE_BYTES: Final = FLOWS["link.wrote"].max_bytes
+
+
+def wrote(ranges: bytes) -> Outgoing:
+    """In lockstep: what we have written in this turn."""
+    return Outgoing("link.wrote", 0, ranges)
+
+
+def turn_over(slept: int) -> Outgoing:
+    """In lockstep: the guest goes on, after it slept for so many nanoseconds."""
+    return Outgoing("link.turn-over", slept)
+
+
 def encode(message: Outgoing) -> bytes:
     """The 272 bytes of a message to the hypervisor."""
     flow = FLOWS[message.flow]
@@ -166,6 +187,8 @@ def _message(flow: str, kind: int, value: int, payload: bytes) -> Incoming:
         return End(reason, _CRASH.unpack(payload) if crashed else ())
     if kind == _STATE:
         return State(payload, value)
+    if kind == _TURN:
+        return Turn(value)
     if value != 0:
         raise LinkError(flow, "malformed", "a value where none belongs")
     if kind == _CONSOLE:

@@ -42,8 +42,8 @@ class Loop:
         """Calls `callback` in the next turn, which then does not wait."""
         self._soon.append(callback)
 
-    def turn(self, timeout: float | None) -> None:
-        """Waits for something, at most `timeout` seconds, and handles it."""
+    def turn(self, timeout: float | None) -> bool:
+        """Waits for something, at most `timeout` seconds, and handles it; whether there was any."""
         work, self._soon = self._soon, []
         ready = self._epoll.poll(0 if work else timeout)
         for descriptor, _ in ready:
@@ -53,3 +53,4 @@ class Loop:
                 watched[1]()
         for callback in work:
             callback()
+        return bool(ready or work)

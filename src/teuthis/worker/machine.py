@@ -38,6 +38,7 @@ from teuthis.worker.devices.storage.storvsp import Storvsp
 from teuthis.worker.doorbells import Doorbells
 from teuthis.worker.ending import EndVM
 from teuthis.worker.link import Link
+from teuthis.worker.lockstep import Lockstep
 from teuthis.worker.loop import READ, WRITE, Loop
 from teuthis.worker.memory import GuestMemory
 from teuthis.worker.saved import StateError, restore, save
@@ -77,12 +78,13 @@ class Machine:
         disks: Sequence[Backend] = (),
         *,
         agent: bool,
+        lockstep: bool = False,
         saved: bytes | None = None,
     ) -> None:
         """Puts everything together.
 
-        `agent`: our agent is in the guest; `saved`: the state to go on from, of a worker before
-        this one.
+        `agent`: our agent is in the guest; `lockstep`: the machine is recorded; `saved`: the state
+        to go on from, of a worker before this one.
         """
         self._memory = memory
         self._link = link
@@ -116,6 +118,7 @@ class Machine:
             counters,
             None if saved is None else partial(self._restore, saved),
         )
+        self._lockstep = Lockstep(link, control, memory, doorbells.flush) if lockstep else None
         self._disks = disks
         if disks:
             storage = Storvsp(self._server, memory, counters, disks, console.note)
@@ -140,6 +143,9 @@ class Machine:
         try:
             self._load_disks()
             self._link.send(partition.START)
+            self._link.flush()
+            while self._lockstep is not None:
+                self._lockstep.turn(self)
             while True:
                 self._flush()
                 if self._saving.standing:
@@ -163,17 +169,34 @@ class Machine:
 
     # ---- events ----------------------------------------------------------------------------------
 
-    def _flush(self) -> None:
-        """Hands out what the last turn produced and waits for the rest of it to be taken."""
+    def work(self, timeout: float) -> bool:
+        """As `Served.work`, of a machine in lockstep."""
+        self._watch_root()
+        due = self._timeout()
+        happened = self._loop.turn(timeout if due is None else min(timeout, due))
+        self._expire()
+        return happened
+
+    def hand_out(self) -> bool:
+        """Gives doorbells and link what the last turn produced; whether there was anything."""
+        produced = bool(self._server.interrupts or self._server.outbox)
         for relid, vp in self._server.interrupts:
             self._doorbells.ring(relid, vp)
         self._server.interrupts.clear()
         for message in self._server.outbox:
             self._link.send(message)
         self._server.outbox.clear()
+        return produced
+
+    def _flush(self) -> None:
+        """Hands out what the last turn produced and waits for the rest of it to be taken."""
+        self.hand_out()
         self._link.flush()
         self._doorbells.flush()
         self._watch(self._link.fileno(), self._link.blocked, self._on_link)
+        self._watch_root()
+
+    def _watch_root(self) -> None:
         self._watch(self._control.fileno(), self._control.blocked, self._on_control)
         self._loop.watch(self._doorbells.fileno(), READ, self._on_doorbells)
 
@@ -182,20 +205,27 @@ class Machine:
 
     def _on_link(self) -> None:
         for message in self._link.receive():
-            match message:
-                case partition.PostMessage(connection_id, message_type, payload):
-                    self._server.receive(connection_id, message_type, payload)
-                case partition.ConsoleText(data):
-                    self._console.write(data)
-                case partition.Note(text):
-                    self._console.note(text)
-                case partition.Paused():
-                    self._saving.paused()
-                case partition.State(piece, left):
-                    self._saving.piece(piece, left)
-                case partition.End(reason, crash):
-                    self._crash_text(crash)
-                    raise EndVM(reason)
+            self.handle(message)
+
+    def handle(self, message: partition.Incoming) -> None:
+        """Takes a message of the hypervisor's. Raises `EndVM`."""
+        match message:
+            case partition.PostMessage(connection_id, message_type, payload):
+                self._server.receive(connection_id, message_type, payload)
+            case partition.ConsoleText(data):
+                self._console.write(data)
+            case partition.Note(text):
+                self._console.note(text)
+            case partition.Paused():
+                self._saving.paused()
+            case partition.State(piece, left):
+                self._saving.piece(piece, left)
+            case partition.Turn():  # a machine in lockstep takes it before it comes here
+                self._counters.reject("link.turn", "unasked")
+                raise EndVM(Ended.LINK_VIOLATION)
+            case partition.End(reason, crash):
+                self._crash_text(crash)
+                raise EndVM(reason)
 
     def _on_doorbells(self) -> None:
         for relid in self._doorbells.take():
@@ -301,8 +331,9 @@ class Machine:
 
     def _drain(self) -> None:
         """Takes what the guest's rings still hold and gives the client time to read it all."""
-        with suppress(EndVM):
-            self._on_doorbells()
+        if self._lockstep is None:  # else the guest's memory stays as it was recorded
+            with suppress(EndVM):
+                self._on_doorbells()
         self._agent.abandon()
         deadline = time.monotonic() + DRAIN_SECONDS
         while self._agent.busy or not self._console.empty:

@@ -58,6 +58,7 @@ def main(config: WorkerConfig) -> int:
         counters,
         disks,
         agent=config.agent,
+        lockstep=config.lockstep,
         saved=saved,
     )
     if config.network is not None:

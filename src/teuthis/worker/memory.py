@@ -38,6 +38,8 @@ class GuestMemory:
         """For system calls that read into guest RAM or write out of it, without a copy."""
         self.words = self.view.cast("I")
         """Aligned 32-bit values, each read and written by one instruction."""
+        self.journal: list[tuple[int, int]] | None = None
+        """Takes (file offset, bytes) of all that is written, in a machine that is recorded."""
 
     def page_offset(self, page: int) -> int | None:
         """File offset of guest page number `page`, or None when it is not RAM."""
@@ -47,6 +49,11 @@ class GuestMemory:
                 return None
         offset = page * PAGE_SIZE
         return offset if 0 <= offset < self.size else None
+
+    def wrote(self, offset: int, length: int) -> None:
+        """Whoever writes to `bytes`, `view` or `words` says where."""
+        if self.journal is not None:
+            self.journal.append((offset, length))
 
     def touch(self, start: int, end: int) -> None:
         """Makes sure that the pages of these file offsets are here, to be read and written."""
@@ -113,9 +120,15 @@ class PageRange:
         return pieces
 
     def views(self, start: int, length: int) -> list[memoryview]:
-        """Guest RAM itself, piece by piece."""
+        """Guest RAM itself, piece by piece, to be read."""
         view = self._memory.view
         return [view[at : at + size] for at, size in self._pieces(start, length)]
+
+    def targets(self, start: int, length: int) -> list[memoryview]:
+        """Guest RAM itself, piece by piece, to be written."""
+        for at, size in self._pieces(start, length):
+            self._memory.wrote(at, size)
+        return self.views(start, length)
 
     def read(self, start: int, length: int) -> bytes:
         """A copy of `length` bytes at byte `start`."""
@@ -132,4 +145,5 @@ class PageRange:
         at = 0
         for offset, length in self._pieces(start, len(data)):
             ram[offset : offset + length] = data[at : at + length]
+            self._memory.wrote(offset, length)
             at += length

@@ -25,7 +25,7 @@ DIRECTIONS = {
     "guest-to-host", "host-to-guest", "both", "hypervisor-to-worker", "worker-to-hypervisor",
     "root-to-worker", "root-to-hypervisor", "worker-to-root", "worker-to-client",
     "client-to-worker",
-    "client-to-root",
+    "client-to-root", "hypervisor-to-root", "hypervisor-to-client",
     "worker-to-switch", "switch-to-worker", "switch-to-passt", "passt-to-switch",
     "root-to-switch", "switch-to-root",
 }  # fmt: skip

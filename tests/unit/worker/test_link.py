@@ -12,7 +12,17 @@ from teuthis.flows import Counters
 from teuthis.protocol import Ended
 from teuthis.worker import link
 from teuthis.worker.ending import EndVM
-from teuthis.worker.link import ConsoleText, End, Incoming, Link, Note, Paused, PostMessage, State
+from teuthis.worker.link import (
+    ConsoleText,
+    End,
+    Incoming,
+    Link,
+    Note,
+    Paused,
+    PostMessage,
+    State,
+    Turn,
+)
 
 from .process import MESSAGE
 
@@ -36,6 +46,7 @@ from .process import MESSAGE
         (MESSAGE.pack(1, 3, 0, 8, b""), "link.end", End(Ended.STATE_REFUSED)),
         (MESSAGE.pack(1, 5, 0, 0, b""), "link.paused", Paused()),
         (MESSAGE.pack(1, 6, 3, 9, b"abc"), "link.state", State(b"abc", 9)),
+        (MESSAGE.pack(1, 7, 0, 9, b""), "link.turn", Turn(9)),
         (
             MESSAGE.pack(1, 3, 48, 4, struct.pack("<6Q", *range(6))),
             "link.end",
@@ -67,6 +78,7 @@ def test_messages_of_the_hypervisor_are_decoded(
         (MESSAGE.pack(1, 5, 1, 0, b"x"), "link.paused"),
         (MESSAGE.pack(1, 5, 0, 1, b""), "link.paused"),
         (MESSAGE.pack(1, 6, 257, 0, b""), "link.state"),
+        (MESSAGE.pack(1, 7, 1, 0, b"x"), "link.turn"),
     ],
 )
 def test_a_refusal_names_what_was_pretended(packet: bytes, flow: str) -> None:
@@ -133,4 +145,4 @@ def test_any_packet_is_decoded_or_refused(packet: bytes) -> None:
     with suppress(ValueError):
         flow, message = link.decode(packet)
         assert flow.startswith("link.")
-        assert isinstance(message, PostMessage | ConsoleText | Note | End | Paused | State)
+        assert isinstance(message, PostMessage | ConsoleText | Note | End | Paused | State | Turn)

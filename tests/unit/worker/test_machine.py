@@ -20,8 +20,9 @@ from teuthis.worker.memory import GuestMemory
 class Parts:
     """A machine in this process, and the other ends of its descriptors."""
 
-    def __init__(self) -> None:
-        counters, self.loop = Counters(), Loop()
+    def __init__(self, *, lockstep: bool = False) -> None:
+        self.counters, self.loop = Counters(), Loop()
+        counters = self.counters
         self.link, link = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.console, console = os.pipe()
@@ -31,8 +32,9 @@ class Parts:
         doorbells = Doorbells(page, *events, counters)
         self.descriptors = [self.console, console, page, *events]
         self.sockets = [self.link, link, self.control, control]
+        self.memory = GuestMemory(-1, 1 << 20)
         self.machine = Machine(
-            GuestMemory(-1, 1 << 20),
+            self.memory,
             Link(link, counters, doorbells.attend),
             doorbells,
             Control(control, counters),
@@ -40,6 +42,7 @@ class Parts:
             self.loop,
             counters,
             agent=True,
+            lockstep=lockstep,
         )
 
     def close(self) -> None:

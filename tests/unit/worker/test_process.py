@@ -391,6 +391,7 @@ def test_output_before_the_end_is_handed_out(process: Process, agent: AgentGuest
         struct.pack("<HHIQ256s", 1, 2, 1, 9, b"x"),
         struct.pack("<HHIQ256s", 1, 3, 0, 9, b""),
         struct.pack("<HHIQ256s", 1, 6, 1, 0, b"x"),
+        struct.pack("<HHIQ256s", 1, 7, 0, 0, b""),
         struct.pack("<HHIQ256s", 1, 3, 0, 32, b""),
         struct.pack("<HHIQ256s", 1, 3, 0, 4, b""),
         struct.pack("<HHIQ256s", 1, 3, 48, 1, b"x" * 48),

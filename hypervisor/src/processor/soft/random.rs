@@ -22,6 +22,13 @@ impl Random {
         }
     }
 
+    /// Begins another deterministic sequence.
+    pub fn set_seed(&mut self, seed: u64) {
+        if let Some(state) = &mut self.seed {
+            *state = seed;
+        }
+    }
+
     /// Saves or restores the deterministic sequence; the host's numbers are drawn anew, so that
     /// copies of a machine do not repeat each other's.
     pub fn state(&mut self, record: &mut Record) -> Result<(), Malformed> {

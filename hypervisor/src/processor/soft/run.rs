@@ -14,7 +14,7 @@ use crate::{
     counters::Counters,
     flows::{Flow, Reject},
     memory::{GuestMemory, PAGE_SIZE},
-    processor::{BootState, Completion, Intercept, Processor},
+    processor::{BootState, Completion, Intercept, Processor, Registers},
     record::{Malformed, Record, check},
 };
 use std::collections::BTreeMap;
@@ -84,6 +84,12 @@ impl SoftProcessor {
             unimplemented: BTreeMap::new(),
             notes: Vec::new(),
         }
+    }
+
+    /// Lets RDRAND and RDSEED return another sequence, on the deterministic clock.
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.cpu.random.set_seed(seed);
+        self
     }
 
     /// The clock that this processor's TSC and timers follow.
@@ -573,6 +579,17 @@ impl Processor for SoftProcessor {
             };
         }
         Ok(())
+    }
+
+    fn registers(&self) -> Option<Registers> {
+        let cpu = &self.cpu;
+        Some(Registers {
+            rip: cpu.rip,
+            rflags: cpu.rflags(),
+            cpl: cpu.cpl,
+            control: [cpu.cr0, cpu.cr2, cpu.cr3, cpu.cr4],
+            general: std::array::from_fn(|number| cpu.gpr[number]),
+        })
     }
 
     fn take_notes(&mut self) -> Vec<String> {

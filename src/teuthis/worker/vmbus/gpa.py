@@ -36,8 +36,12 @@ class GuestBuffer:
         self.length = length
 
     def views(self, start: int, length: int) -> list[memoryview]:
-        """The memory itself, for a system call that reads or writes it."""
+        """The memory itself, for a system call that reads it."""
         return self._pages.views(self._start + start, length)
+
+    def targets(self, start: int, length: int) -> list[memoryview]:
+        """The memory itself, for a system call that writes it."""
+        return self._pages.targets(self._start + start, length)
 
     def read(self, start: int, length: int) -> bytes:
         """A copy of `length` bytes at byte `start`."""

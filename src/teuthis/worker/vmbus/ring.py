@@ -82,6 +82,7 @@ class _Half:
             raise ValueError("a ring half without data pages")
         self._data = PageRange(memory, pages[1:])
         self._size = self._data.length
+        self._memory = memory
         self._words = memory.words
         self._control = PageRange(memory, pages[:1]).offset(0) // 4
         self._counters = counters
@@ -93,6 +94,11 @@ class _Half:
             self._counters.reject("ring.control", "index")
             raise RingError("an index outside the ring")
         return index
+
+    def _store(self, word: int, value: int) -> None:
+        """Writes one word of the control page."""
+        self._words[self._control + word] = value
+        self._memory.wrote(4 * (self._control + word), 4)
 
 
 class RingReader(_Half):
@@ -123,7 +129,7 @@ class RingReader(_Half):
         packets, taken = self._parse(memoryview(data), more=length < available)
         self._read = (self._read + taken) % self._size
         words, control = self._words, self._control
-        words[control + _READ] = self._read
+        self._store(_READ, self._read)
         full_barrier()
         pending = words[control + _PENDING]
         if pending and words[control + _FEATURES] & _FEATURE_PENDING_SIZE:
@@ -211,24 +217,22 @@ class RingWriter(_Half):
             self._data.write(start, data[:tail])
             self._data.write(0, data[tail:])
         self._write = position
-        words, control = self._words, self._control
-        words[control + _WRITE] = position
+        self._store(_WRITE, position)
         full_barrier()
-        return not words[control + _MASK] and self._index(_READ) == start
+        return not self._words[self._control + _MASK] and self._index(_READ) == start
 
     def wait_for(self, room: int) -> bool:
         """Asks the guest for a signal once `room` bytes of payload fit; True: they fit already.
 
         `room`: a multiple of 8, less than the ring can hold.
         """
-        words, control = self._words, self._control
-        words[control + _PENDING] = room + OVERHEAD
+        self._store(_PENDING, room + OVERHEAD)
         full_barrier()
         if self.room() < room:
             return False
-        words[control + _PENDING] = 0
+        self._store(_PENDING, 0)
         return True
 
     def stop_waiting(self) -> None:
         """Takes the request of `wait_for` back."""
-        self._words[self._control + _PENDING] = 0
+        self._store(_PENDING, 0)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teuthis.worker.devices.storage.backend import SECTOR, Backend, Buffer
+from teuthis.worker.devices.storage.backend import SECTOR, Backend, Source, Target
 from teuthis.worker.devices.storage.scsi import COMMANDS, CheckCondition, Mismatch
 from teuthis.worker.devices.storage.vstor import Direction
 
@@ -325,10 +325,10 @@ class Broken:
     def _fail(self) -> None:
         raise OSError(self.error, os.strerror(self.error))
 
-    def read(self, data: Buffer, offset: int, length: int) -> None:
+    def read(self, data: Target, offset: int, length: int) -> None:
         self._fail()
 
-    def write(self, data: Buffer, offset: int, length: int) -> None:
+    def write(self, data: Source, offset: int, length: int) -> None:
         self._fail()
 
     def zero(self, offset: int, length: int) -> None:

@@ -14,11 +14,18 @@ SECTOR: Final = 512
 _ZEROS: Final = memoryview(bytes(1 << 20))
 
 
-class Buffer(Protocol):
-    """Where data come from or go to: guest memory, mostly."""
+class Source(Protocol):
+    """Where data come from: guest memory, mostly."""
 
     def views(self, start: int, length: int) -> list[memoryview]:
-        """The memory of a part of it, for a system call."""
+        """The memory of a part of it, for a system call that reads it."""
+
+
+class Target(Protocol):
+    """Where data go to."""
+
+    def targets(self, start: int, length: int) -> list[memoryview]:
+        """The memory of a part of it, for a system call that writes it."""
 
 
 class Zeros:
@@ -30,7 +37,7 @@ class Zeros:
 
 
 class Memory:
-    """Memory of our own as a `Buffer`."""
+    """Memory of our own as a `Source` and a `Target`."""
 
     def __init__(self, data: bytearray | memoryview) -> None:
         self._view = memoryview(data)
@@ -38,6 +45,8 @@ class Memory:
     def views(self, start: int, length: int) -> list[memoryview]:
         """A part of it."""
         return [self._view[start : start + length]]
+
+    targets = views
 
 
 class Backend(Protocol):
@@ -49,10 +58,10 @@ class Backend(Protocol):
     punches: bool
     """Whether `zero` gives space back and takes no time."""
 
-    def read(self, data: Buffer, offset: int, length: int) -> None:
+    def read(self, data: Target, offset: int, length: int) -> None:
         """Fills the first `length` bytes of `data`."""
 
-    def write(self, data: Buffer, offset: int, length: int) -> None:
+    def write(self, data: Source, offset: int, length: int) -> None:
         """Stores the first `length` bytes of `data`."""
 
     def zero(self, offset: int, length: int) -> None:
@@ -78,15 +87,15 @@ class File:
         self._descriptor = descriptor
         self._unsynced = False
 
-    def read(self, data: Buffer, offset: int, length: int, start: int = 0) -> None:
+    def read(self, data: Target, offset: int, length: int, start: int = 0) -> None:
         """As `Backend.read`; from byte `start` of `data` on."""
         while length:
-            done = os.preadv(self._descriptor, data.views(start, length), offset)
+            done = os.preadv(self._descriptor, data.targets(start, length), offset)
             if done == 0:
                 raise OSError(errno.EIO, "the file has become shorter")
             start, offset, length = start + done, offset + done, length - done
 
-    def write(self, data: Buffer, offset: int, length: int, start: int = 0) -> None:
+    def write(self, data: Source, offset: int, length: int, start: int = 0) -> None:
         """As `Backend.write`; from byte `start` of `data` on."""
         self._unsynced = True
         while length:

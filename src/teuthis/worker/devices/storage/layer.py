@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from teuthis.layer import BASE, BLOCK, HOLE, LOWER, MAP_PAGE, OWN, map_offset, map_size
-from teuthis.worker.devices.storage.backend import Buffer, File, Memory, Zeros
+from teuthis.worker.devices.storage.backend import File, Memory, Source, Target, Zeros
 
 _IN_FILES: Final = bytes((BASE, OWN, HOLE))
 """Entries of a map that another machine may go on with."""
@@ -61,12 +61,12 @@ class Layer:
 
     # ---- reading and writing ---------------------------------------------------------------------
 
-    def read(self, data: Buffer, offset: int, length: int) -> None:
+    def read(self, data: Target, offset: int, length: int) -> None:
         """As `Backend.read`."""
         for source, at, size in self._runs(offset, length):
             source.read(data, at, size, at - offset)
 
-    def write(self, data: Buffer, offset: int, length: int) -> None:
+    def write(self, data: Source, offset: int, length: int) -> None:
         """As `Backend.write`."""
         end = offset + length
         first, last = offset // BLOCK, (end - 1) // BLOCK
