@@ -26,6 +26,18 @@ class ProcessId(msgspec.Struct, frozen=True):
         """Whether it still lives."""
         return self.boot == boot() and _start(self.pid) == self.start
 
+    def wait(self, timeout: float) -> None:
+        """Waits for its end, at most `timeout` seconds."""
+        try:
+            pidfd = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return
+        try:
+            if self.alive:  # asked after the number was taken hold of
+                _await(pidfd, timeout)
+        finally:
+            os.close(pidfd)
+
     def kill(self, timeout: float = 5.0) -> None:
         """Kills it, if it still lives, and waits for its end, at most `timeout` seconds."""
         try:
@@ -35,11 +47,15 @@ class ProcessId(msgspec.Struct, frozen=True):
         try:
             if self.alive:  # asked after the number was taken hold of
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                poll = select.poll()
-                poll.register(pidfd, select.POLLIN)
-                poll.poll(timeout * 1000)
+                _await(pidfd, timeout)
         finally:
             os.close(pidfd)
+
+
+def _await(pidfd: int, timeout: float) -> None:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    poll.poll(timeout * 1000)
 
 
 def this_process() -> ProcessId:

@@ -30,6 +30,8 @@ _MAX_WELCOME: Final = MAX_REQUEST
 _PATIENCE: Final = 10.0
 """Seconds that a keeper may take to greet."""
 
+_DEATH_PATIENCE: Final = 2.0
+
 
 class Welcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A keeper's first packet.
@@ -120,10 +122,8 @@ class Remote(Caller):
     def _error(self) -> TeuthisError:
         if self._closing:
             return VMClosed(f"this connection to the VM {self._name!r} is closed: connect again")
-        with suppress(TeuthisError):
-            record = store.find_run(self._run)
-            if not record.live:
-                return why(record)
+        if (record := _ended(self._run)) is not None:
+            return why(record)
         return VMError(f"the keeper of the VM {self._name!r} ended the connection: connect again")
 
 
@@ -182,11 +182,21 @@ def _enter(control: socket.socket, record: Record) -> tuple[list[Counters], Welc
 
 def _not_there(record: Record, says: str) -> TeuthisError:
     """The error of a keeper that did not greet: mostly its VM has just ended."""
-    with suppress(TeuthisError):
-        record = store.find_run(record.run)
-        if not record.live:
-            return why(record)
+    if (ended := _ended(record.run)) is not None:
+        return why(ended)
     return HostError(f"the keeper of the VM {record.name!r} {says}")
+
+
+def _ended(run: str) -> Record | None:
+    """What is known of a VM whose keeper has let go of us, if it is because the VM has ended."""
+    with suppress(TeuthisError):
+        record = store.find_run(run)
+        if record.ending is None and record.keeper is not None:
+            record.keeper.wait(_DEATH_PATIENCE)  # a killed one closes its socket before it is gone
+            record = store.find_run(run)
+        if not record.live:
+            return record
+    return None
 
 
 def _page(descriptor: int) -> Counters:

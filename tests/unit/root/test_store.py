@@ -184,6 +184,18 @@ def test_a_damaged_row_is_said_so(home: Path) -> None:
         store.find("web")
 
 
+def test_a_keeper_that_is_just_dying() -> None:
+    """The kernel closes a killed process's sockets before it says that the process is gone."""
+    record = store.add("web", Plan())
+    with subprocess.Popen(["sleep", "0.7"]) as child:
+        start = life._start(child.pid)
+        assert start is not None
+        store._update(record.run, "keeper", store._text(ProcessId(life.boot(), child.pid, start)))
+        store.ready(record.run)
+        with pytest.raises(errors.VMError, match="is dead: its keeper"):
+            remote.Remote(store.find("web"))
+
+
 def test_a_keeper_that_is_none(home: Path) -> None:
     record = store.add("web", Plan())
     store.kept(record.run)
