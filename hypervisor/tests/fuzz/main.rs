@@ -8,6 +8,7 @@ mod link;
 mod partition;
 mod record;
 mod replay;
+mod whole;
 
 use std::{fs, path::Path, thread};
 
@@ -70,4 +71,9 @@ fn any_saved_machine_is_taken_or_refused() {
 #[test]
 fn any_recording_is_played_or_refused() {
     try_many("replay", replay::run, 300);
+}
+
+#[test]
+fn any_guest_and_any_worker_are_survived_together() {
+    try_many("whole", whole::run, 100);
 }
