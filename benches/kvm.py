@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benches")]
 
 from bench import UNITS, WORKLOADS, median, run_teuthis  # noqa: E402
-from machines import parse, qemu_initrd, run_qemu, work_program  # noqa: E402
+from machines import COMMAND_LINE_KVM, parse, qemu_initrd, run_qemu, work_program  # noqa: E402
 from tests.nested import machine  # noqa: E402
 
 from teuthis.images.boot import boot_files  # noqa: E402
@@ -86,7 +86,7 @@ def beside(rounds: int) -> None:
         ours, theirs = [], []
         for _ in range(rounds):
             ours.append(run_teuthis())
-            theirs.append(run_qemu(kernel, initrd, accelerator="kvm", cpu="host"))
+            theirs.append(run_qemu(kernel, initrd, options=COMMAND_LINE_KVM, accelerator="kvm"))
     figures = {"teuthis": vars(median(ours)), "qemu": vars(median(theirs)), "native": native}
     print("figures", json.dumps(figures))
 

@@ -18,6 +18,9 @@ INIT_MARK = "TEUTHIS-BENCH init"
 END_MARK = "TEUTHIS-BENCH end"
 MEMORY = "256M"
 MICROVM = "microvm,acpi=off,rtc=on"
+COMMAND_LINE_KVM = (
+    command_line(processor="kvm").replace("nr_uarts=0", "nr_uarts=1") + " console=ttyS0"
+)
 # A module's parameters stand on the kernel's command line: where QEMU's devices are, for instance.
 LOAD = (
     "load() { p=; for w in $(cat /proc/cmdline); do "

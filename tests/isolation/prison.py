@@ -17,6 +17,7 @@ from typing import Final
 
 from teuthis.jail import identity
 from teuthis.jail.system_calls import NUMBERS
+from teuthis.root import processor
 
 ROOT: Final = Path(__file__).parents[2]
 NOBODY: Final = 65534
@@ -51,10 +52,12 @@ class Prison:
 
     process: str
     user: str
+    kvm: bool = False
+    """The hypervisor's, with a guest on the host's processor."""
 
     @property
     def id(self) -> str:
-        return f"{self.process}-{self.user}"
+        return f"{self.process}{'-kvm' if self.kvm else ''}-{self.user}"
 
     @contextmanager
     def _command(self, without: Iterable[str]) -> Iterator[list[str]]:
@@ -66,6 +69,8 @@ class Prison:
                 command += ["--uid", str(uid)]
             elif IS_ROOT:
                 command += ["--as", str(NOBODY)]
+            if self.kvm:
+                command += ["--kvm", str(processor.DEVICE)]
             for wall in {*without, *WITHOUT}:
                 command += ["--without", wall]
             yield command
@@ -111,8 +116,19 @@ class Prison:
                 yield int(number)
 
 
+USERS: Final = ("root", "user") if IS_ROOT else ("user",)
+
+
+def _may_open(user: str) -> bool:
+    """Whether KVM lets `user` in, who is nobody when we are root."""
+    mode = processor.DEVICE.stat().st_mode
+    return user == "root" or (mode & 6 == 6 if IS_ROOT else os.access(processor.DEVICE, 6))
+
+
 PRISONS: Final = [
-    Prison(process, user)
-    for process in ("worker", "hypervisor", "switch")
-    for user in (("root", "user") if IS_ROOT else ("user",))
+    Prison(process, user) for process in ("worker", "hypervisor", "switch") for user in USERS
+] + [
+    Prison("hypervisor", user, kvm=True)
+    for user in USERS
+    if processor.DEVICE.exists() and _may_open(user) and processor.kvm().usable
 ]

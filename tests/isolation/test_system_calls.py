@@ -26,6 +26,8 @@ HYPERVISOR = {
     "brk",
     "exit_group",
 }
+KVM = {"ioctl", "timer_settime", "rt_sigtimedwait"}
+"""What it has beside when the guest runs on the host's processor, and has one."""
 WORKER = set(worker.system_calls(0, 0, 0))
 SWITCH = set(switch.system_calls(0, 0))
 """Of a named network; the one before passt does without what joining takes."""
@@ -35,7 +37,8 @@ STDERR, LINK_OF_NOBODY = 2, 1000
 
 
 def allowed(prison: Prison) -> set[str]:
-    return {"worker": WORKER, "hypervisor": HYPERVISOR, "switch": SWITCH}[prison.process]
+    calls = {"worker": WORKER, "hypervisor": HYPERVISOR, "switch": SWITCH}[prison.process]
+    return calls | (KVM if prison.kvm else set())
 
 
 def test_the_lists_are_short() -> None:
