@@ -124,8 +124,9 @@ docs: $(STAMPS)/venv.stamp ## write what is made from the register: the drawing,
 flows-lock: setup ## agree to a larger attack surface: REASON="what grew and why it must"
 	@$(BIN)/python -m tests.register.lock "$(REASON)"
 
-flows-report: setup ## write docs/flows.md: what stands behind each flow, and what was seen of it
+flows-report: setup ## write docs/flows.md and fuzzing.md: what stands behind each flow, what was seen of it
 	@$(BIN)/python -m tests.register.report
+	@if [ -e $(STAMPS)/fuzz/report.json ]; then $(BIN)/python -m fuzz.report; fi
 
 bench: setup ## measure speed side by side with QEMU
 	@sh scripts/packages $(BENCH_PACKAGES)

@@ -31,6 +31,7 @@ def _fuzz(target: str, arguments: list[str]) -> None:
 
 
 def _replay(target: str, directory: Path) -> None:
+    importlib.import_module("tests.conftest")  # its settings: no deadlines
     test = _property(target)
     test()
     for file in sorted(directory.glob("*")):

@@ -17,6 +17,7 @@ from teuthis.flows import FLOWS, Count, Flow
 
 PATH = measure.ROOT / "docs/flows.md"
 COVERAGE = measure.ROOT / "build/coverage"
+CAMPAIGNS = measure.ROOT / "build/fuzz/report.json"
 FACTS = measure.ROOT / "build/flows-report.json"
 HEAD = """\
 # The flows, and what was seen of them
@@ -24,11 +25,12 @@ HEAD = """\
 Made by `make flows-report`, never by hand. *Lines*: code of the handler. *Run*: how often the flow
 happened, and its bytes, in one boot with a few commands and files. *Refused*: how many of its
 kinds of bad input a test of its entry was seen to raise; nothing where nothing can be refused.
-*Covered*: share of the handler's branches (lines, where it has none) that the fuzzers' inputs take,
-as `make fuzz-coverage` measured it; see [fuzzing.md](fuzzing.md).
+*Fuzzed*: how often its target ran in campaigns. *Covered*: share of the handler's branches (lines,
+where it has none) that the fuzzers' inputs take, as `make fuzz-coverage` measured it; see
+[fuzzing.md](fuzzing.md).
 
-| flow | lines | run | bytes | refused | covered |
-|---|--:|--:|--:|--:|--:|
+| flow | lines | run | bytes | refused | fuzzed | covered |
+|---|--:|--:|--:|--:|--:|--:|
 """
 
 
@@ -84,6 +86,13 @@ def coverage(directory: Path) -> dict[Path, Hits]:
     return found
 
 
+def campaigns(report: Path) -> dict[str, int]:
+    """How often each fuzz target has run in all campaigns of this checkout."""
+    if not report.exists():
+        return {}
+    return {name: each["runs"] for name, each in msgspec.json.decode(report.read_bytes()).items()}
+
+
 def share(flow: Flow, hits: Mapping[Path, Hits]) -> float | None:
     """How much was taken of the handler's branches, or of its lines where it has none.
 
@@ -107,9 +116,12 @@ def covered(flow: Flow, hits: Mapping[Path, Hits]) -> str:
 
 
 def facts(
-    run: Mapping[str, Count], seen: evidence.Evidence, hits: Mapping[Path, Hits]
+    run: Mapping[str, Count],
+    seen: evidence.Evidence,
+    runs: Mapping[str, int],
+    hits: Mapping[Path, Hits],
 ) -> dict[str, dict[str, str]]:
-    """What is known of each flow, by column."""
+    """What is known of each flow, by column; `runs`: how often each fuzz target ran."""
     found = {}
     for flow in FLOWS.values():
         count = run[flow.id]
@@ -119,6 +131,7 @@ def facts(
             "run": f"{count.count:,}",
             "bytes": f"{count.bytes:,}",
             "refused": f"{raised} of {len(flow.rejects)}" if flow.rejects else "",
+            "fuzzed": f"{runs[flow.fuzz]:,}" if flow.fuzz in runs else "",
             "covered": covered(flow, hits),
         }
     return found
@@ -126,7 +139,9 @@ def facts(
 
 def main() -> None:
     """Writes the page, and the same for `teuthis squid --live`."""
-    known = facts(standard_run(), evidence.read(measure.ROOT), coverage(COVERAGE))
+    known = facts(
+        standard_run(), evidence.read(measure.ROOT), campaigns(CAMPAIGNS), coverage(COVERAGE)
+    )
     rows = (f"| `{name}` | {' | '.join(each.values())} |\n" for name, each in known.items())
     PATH.write_text(HEAD + "".join(rows), encoding="utf-8")
     FACTS.parent.mkdir(exist_ok=True)

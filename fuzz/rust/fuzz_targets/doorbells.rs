@@ -1,6 +1,7 @@
 #![no_main]
 
 #[path = "../../../hypervisor/tests/fuzz/bytes.rs"]
+#[allow(dead_code)]
 mod bytes;
 #[path = "../../../hypervisor/tests/fuzz/doorbells.rs"]
 mod doorbells;

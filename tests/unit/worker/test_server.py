@@ -461,12 +461,13 @@ SENSIBLE = st.one_of(
     sensible(11, RELIDS, HANDLES),
     sensible(22, RELIDS, st.integers(0, 1)),
     sensible(21, *[SMALL] * 8),
+    sensible(14, st.sampled_from([*m.VERSIONS, 0x60000]), *[st.integers(0, 2)] * 7),
 )
 STEPS = MESSAGES | SENSIBLE | st.sampled_from(["connect", "offer", "offer", "rescind"])
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.booleans(), st.lists(STEPS, max_size=40))
+@given(st.booleans(), st.lists(STEPS, max_size=40) | st.lists(STEPS, min_size=20, max_size=60))
 def test_any_series_of_messages_is_survived(begun: bool, steps: list[Step | str]) -> None:
     world = World()
     device = Quiet()

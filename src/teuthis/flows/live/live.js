@@ -232,7 +232,8 @@ function choose(flow) {
     say("left", entry.left);
     say("falls", `${entry.receiver}: ${entry.reach}`);
     say("handler", entry.handler + (entry.lines ? `, ${entry.lines} lines` : ""));
-    say("covered", entry.covered);
+    say("of its branches, fuzzing takes", entry.covered);
+    say("its fuzz target has run", entry.fuzzed && `${entry.fuzzed} times`);
     say("kinds of bad input that tests raise", entry.refused);
     say("tests", entry.tests);
     say("random input", entry.fuzz);
