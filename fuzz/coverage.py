@@ -45,7 +45,10 @@ def inputs(target: Target) -> list[Path]:
 
 
 def _rust(targets: list[Target]) -> None:
-    environment = os.environ | {"RUSTFLAGS": "-C instrument-coverage --cfg fuzzing"}
+    environment = os.environ | {
+        "RUSTFLAGS": "-C instrument-coverage --cfg fuzzing",
+        "LLVM_PROFILE_FILE": str(_BUILD / "build-script.profraw"),  # not beside the sources
+    }
     build = ("cargo", "build", "--release", "--manifest-path", "fuzz/rust/Cargo.toml")
     subprocess.run([*build, "--target-dir", str(_BUILD)], cwd=ROOT, env=environment, check=True)
     files: dict[str, Regions] = {}
