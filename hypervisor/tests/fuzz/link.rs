@@ -13,7 +13,7 @@ pub fn run(data: &[u8]) {
         } else {
             1
         };
-        let kind = 12 + bytes.byte() % 12;
+        let kind = 12 + bytes.byte() % 16;
         let length = [0, 8, 240, 241, 256, 257, bytes.number(4)][bytes.below(7) as usize];
         packet[0] = version;
         packet[2] = kind;
