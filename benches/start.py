@@ -36,6 +36,14 @@ def seconds(work: Callable[[], object], rounds: int) -> float:
     return statistics.median(times)
 
 
+def _start() -> teuthis.VM:
+    return teuthis.VM(processor="soft")
+
+
+def _boot() -> teuthis.VM:
+    return teuthis.VM(processor="soft", cold=True)
+
+
 def first_output(make: Callable[[], teuthis.VM]) -> None:
     """A VM, and one program in it."""
     with make() as vm:
@@ -49,7 +57,7 @@ def shell(*options: str) -> None:
 
 def copies() -> tuple[float, float]:
     """Seconds until copies of a VM are there, and until each has run a program."""
-    with teuthis.VM.ready() as vm:
+    with teuthis.VM(processor="soft") as vm:
         start = time.perf_counter()
         found = vm.fork(_COPIES)
         there = time.perf_counter() - start
@@ -69,7 +77,7 @@ def sustained() -> float:
     def work() -> int:
         count = 0
         while time.perf_counter() < end:
-            first_output(teuthis.VM.ready)
+            first_output(_start)
             count += 1
         return count
 
@@ -93,7 +101,7 @@ def taken() -> float:
 
 def idle(count: int, *, used: bool) -> dict[str, float]:
     """Proportional memory of an idle VM, in MiB: guest RAM that it touched, and all else."""
-    vms = [teuthis.VM.ready() for _ in range(count)]
+    vms = [teuthis.VM(processor="soft") for _ in range(count)]
     try:
         if used:
             for vm in vms:
@@ -124,7 +132,7 @@ def _of_guests(pid: int) -> int:
 def main() -> None:
     """Prints a table."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    teuthis.VM.ready().close()
+    teuthis.VM(processor="soft").close()
 
     def say(what: str, figure: float, unit: str = "s") -> None:
         print(f"{what:52}{figure:10.3f} {unit}", flush=True)
@@ -137,14 +145,13 @@ def main() -> None:
         say("QEMU TCG: boot to a program's end", statistics.median(qemu.boot() for _ in range(3)))
         restored = [qemu.restore() for _ in range(rounds)]
         say("QEMU TCG: restored (-incoming) to a program's end", statistics.median(restored))
+    say("teuthis run --cold -- true", seconds(lambda: shell("--cold", "--", "true"), rounds))
     say("teuthis run -- true", seconds(lambda: shell("--", "true"), rounds))
-    say("teuthis run --ready -- true", seconds(lambda: shell("--ready", "--", "true"), rounds))
     say("teuthis run --image debian -- python3 -c 'print(1)'", seconds(lambda: shell(*_PYTHON), 3))
-    boot = seconds(lambda: first_output(lambda: teuthis.VM(processor="soft")), rounds)
-    say("VM() and a program", boot)
-    say("VM.ready() and a program", seconds(lambda: first_output(teuthis.VM.ready), 4 * rounds))
+    say("VM(cold=True) and a program", seconds(lambda: first_output(_boot), rounds))
+    say("VM() and a program", seconds(lambda: first_output(_start), 4 * rounds))
     say("Pool.take() and a program", taken())
-    with teuthis.VM.ready() as vm:
+    with teuthis.VM(processor="soft") as vm:
         vm.run(["true"])
         say("a further program", seconds(lambda: vm.run(["true"], check=True), 4 * rounds))
         say("pause and resume", 1000 * seconds(lambda: (vm.pause(), vm.resume()), 20), "ms")

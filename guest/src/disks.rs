@@ -14,6 +14,7 @@ const PARAMETER: &str = "teuthis.disks=";
 const BIND_BY_ITSELF: &str = "/sys/bus/scsi/drivers_autoprobe";
 const BIND: &str = "/sys/bus/scsi/drivers/sd/bind";
 const FOUND: &str = "/sys/class/scsi_device";
+const HOSTS: &str = "/sys/class/scsi_host";
 /// How long the host may take to show all disks.
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(5);
@@ -52,6 +53,16 @@ pub fn attach(count: usize) -> io::Result<()> {
 }
 
 /// (number, name) of each disk there is; a name is HOST:BUS:TARGET:NUMBER.
+/// As [`attach`] for a machine that went on with more disks than it had: those that it had keep
+/// their names.
+pub fn attach_more(count: usize) -> io::Result<()> {
+    hold()?;
+    for host in fs::read_dir(HOSTS).into_iter().flatten().flatten() {
+        fs::write(host.path().join("scan"), "- - -")?;
+    }
+    attach(count)
+}
+
 fn found() -> io::Result<Vec<(u32, String)>> {
     if !Path::new(FOUND).exists() {
         return Ok(Vec::new());

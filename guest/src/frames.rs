@@ -14,8 +14,10 @@ pub const PORT: u32 = values::AGENT_HELLO_PORT as u32;
 /// Bytes that each stream may send before the other side grants more.
 pub const INITIAL_CREDIT: u32 = values::AGENT_HELLO_INITIAL_CREDIT as u32;
 pub const MAX_DATA_BYTES: usize = Flow::AgentStdout.max_bytes() as usize;
-/// The rest of the frame is the time.
-const RESUMED_ENTROPY_BYTES: usize = Flow::AgentResumed.max_bytes() as usize - 12;
+const RESUMED_ENTROPY_BYTES: usize = 64;
+const TIME_BYTES: usize = 12;
+const MAX_NEWS_BYTES: usize =
+    Flow::AgentResumed.max_bytes() as usize - RESUMED_ENTROPY_BYTES - TIME_BYTES;
 const MAX_ERROR_TEXT: usize = Flow::AgentError.max_bytes() as usize - 4;
 
 /// What the host asks for.
@@ -41,6 +43,8 @@ pub enum Request {
         entropy: Vec<u8>,
         /// Time of day, since 1970.
         time: Duration,
+        /// What is new about the machine, as on the kernel's command line.
+        news: String,
     },
 }
 
@@ -203,6 +207,7 @@ fn parse(flow: Flow, payload: &[u8]) -> Option<Request> {
         Flow::AgentResumed => Request::Resumed {
             entropy: fields.bytes(RESUMED_ENTROPY_BYTES)?,
             time: Duration::new(fields.u64()?, fields.nanoseconds()?),
+            news: fields.news()?,
         },
         _ => return None,
     };
@@ -213,6 +218,12 @@ fn parse(flow: Flow, payload: &[u8]) -> Option<Request> {
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {
+    /// The rest as a text that is not too long.
+    fn news(&mut self) -> Option<String> {
+        let text = self.rest();
+        (text.len() <= MAX_NEWS_BYTES).then(|| String::from_utf8(text).ok())?
+    }
+
     fn exec(&mut self, terminal: Option<Size>) -> Option<Exec> {
         Some(Exec {
             argv: self.strings()?,
@@ -373,9 +384,11 @@ mod tests {
         let resumed = Request::Resumed {
             entropy: vec![7; 64],
             time: Duration::new(5, 6),
+            news: "teuthis.disks=2".to_owned(),
         };
         let mut payload = vec![7; 64];
         payload.extend([5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0]);
+        payload.extend(b"teuthis.disks=2");
         assert_eq!(request(0x0D, &payload), resumed);
     }
 
@@ -383,21 +396,23 @@ mod tests {
     fn malformed_frames_are_refused() {
         let exec = exec();
         for bytes in [
-            frame(0x05, b""),                         // unknown
-            frame(0x0D, &[0; 75]),                    // cut
-            frame(0x0D, &[0xFF; 76]),                 // more than a second of nanoseconds
-            frame(0x03, b"x"),                        // more than it takes
-            frame(0x04, b"abc"),                      // less than it needs
-            frame(0x06, &[3, 0, 0, 0, 1, 0, 0, 0]),   // no such stream
-            frame(0x09, &[0; 4]),                     // no longer there
-            frame(0x0B, &exec),                       // a terminal without a size
-            frame(0x0C, &[24, 0]),                    // half a size
-            frame(0x01, &exec[..exec.len() - 1]),     // cut short inside
-            frame(0x01, &[&exec[..], b"x"].concat()), // more behind
-            frame(0x01, &[0xFF; 8]),                  // a count that cannot be
-            vec![0x02, 1, 0, 0, 0, 0, 0, 0],          // bytes that must be zero
-            vec![0x02, 0, 0, 0, 0x01, 0x40, 0, 0],    // one byte too long
-            vec![0x01, 0, 0, 0, 0x01, 0, 1, 0],       // one byte too long
+            frame(0x05, b""),                               // unknown
+            frame(0x0D, &[0; 75]),                          // cut
+            frame(0x0D, &[0xFF; 76]),                       // more than a second of nanoseconds
+            frame(0x0D, &[0; 76 + 1025]),                   // more news than there can be
+            frame(0x0D, &[&[0; 76][..], &[0xFF]].concat()), // news that are no text
+            frame(0x03, b"x"),                              // more than it takes
+            frame(0x04, b"abc"),                            // less than it needs
+            frame(0x06, &[3, 0, 0, 0, 1, 0, 0, 0]),         // no such stream
+            frame(0x09, &[0; 4]),                           // no longer there
+            frame(0x0B, &exec),                             // a terminal without a size
+            frame(0x0C, &[24, 0]),                          // half a size
+            frame(0x01, &exec[..exec.len() - 1]),           // cut short inside
+            frame(0x01, &[&exec[..], b"x"].concat()),       // more behind
+            frame(0x01, &[0xFF; 8]),                        // a count that cannot be
+            vec![0x02, 1, 0, 0, 0, 0, 0, 0],                // bytes that must be zero
+            vec![0x02, 0, 0, 0, 0x01, 0x40, 0, 0],          // one byte too long
+            vec![0x01, 0, 0, 0, 0x01, 0, 1, 0],             // one byte too long
             vec![0x02, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF],
         ] {
             assert_eq!(decode(&bytes), Err(Malformed), "{bytes:?}");

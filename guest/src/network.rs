@@ -7,7 +7,7 @@ use std::{
     fs, io,
     net::Ipv4Addr,
     os::fd::{AsRawFd, OwnedFd},
-    path::Path,
+    path::PathBuf,
     thread,
     time::{Duration, Instant},
 };
@@ -17,16 +17,19 @@ use nix::sys::socket::{
 };
 
 const PARAMETER: &str = "teuthis.net=";
-const INTERFACE: &str = "/sys/class/net/eth0/ifindex";
+const INTERFACES: &str = "/sys/class/net";
+const USUAL: &str = "eth0";
 const LOOPBACK_INDEX: u32 = 1;
 /// How long the driver may take to find the adapter.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(2);
 const RESOLVER: &str = "/etc/resolv.conf";
 
 /// What the host wants of the interface.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Settings {
+    /// Of which adapter: a machine that goes on from a saved one has another than that.
+    mac: Option<String>,
     address: Ipv4Addr,
     prefix: u8,
     mtu: Option<u32>,
@@ -43,6 +46,7 @@ impl Settings {
         let (address, rest) = text.split_once(',').unwrap_or((text, ""));
         let (address, prefix) = address.split_once('/')?;
         let mut settings = Self {
+            mac: None,
             address: address.parse().ok()?,
             prefix: prefix.parse().ok().filter(|prefix| *prefix <= 32)?,
             mtu: None,
@@ -51,6 +55,7 @@ impl Settings {
         };
         for item in rest.split(',').filter(|item| !item.is_empty()) {
             match item.split_once('=')? {
+                ("mac", value) => settings.mac = Some(value.to_owned()),
                 ("mtu", value) => settings.mtu = Some(value.parse().ok()?),
                 ("gateway", value) => settings.gateway = Some(value.parse().ok()?),
                 ("dns", value) => settings.name_servers.push(value.parse().ok()?),
@@ -73,12 +78,12 @@ pub fn loopback() -> io::Result<()> {
     Route::open()?.up(LOOPBACK_INDEX)
 }
 
-/// Brings the network up as the kernel's command line says; nothing without that.
-pub fn configure() -> io::Result<()> {
-    let Some(settings) = Settings::parse(&fs::read_to_string("/proc/cmdline")?) else {
+/// Brings the network up as the host says, on the kernel's command line or later; nothing without that.
+pub fn configure(parameters: &str) -> io::Result<()> {
+    let Some(settings) = Settings::parse(parameters) else {
         return Ok(());
     };
-    let index = interface()?;
+    let index = interface(settings.mac.as_deref())?;
     let mut route = Route::open()?;
     if let Some(mtu) = settings.mtu {
         route.mtu(index, mtu)?;
@@ -96,16 +101,28 @@ pub fn configure() -> io::Result<()> {
     Ok(())
 }
 
-/// The number of the interface; its driver looks for it in the background.
-fn interface() -> io::Result<u32> {
+/// The number of the interface with that address, or of the usual one; its driver looks for it in the
+/// background.
+fn interface(mac: Option<&str>) -> io::Result<u32> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        match fs::read_to_string(Path::new(INTERFACE)) {
-            Ok(text) => return text.trim().parse().map_err(io::Error::other),
-            Err(error) if Instant::now() >= deadline => return Err(error),
-            Err(_) => thread::sleep(POLL),
+        if let Some(path) = found(mac) {
+            let number = fs::read_to_string(path.join("ifindex"))?;
+            return number.trim().parse().map_err(io::Error::other);
         }
+        if Instant::now() >= deadline {
+            return Err(io::Error::other("there is no adapter"));
+        }
+        thread::sleep(POLL);
     }
+}
+
+fn found(mac: Option<&str>) -> Option<PathBuf> {
+    let mut paths = fs::read_dir(INTERFACES).ok()?.flatten().map(|e| e.path());
+    paths.find(|path| match mac {
+        Some(mac) => fs::read_to_string(path.join("address")).is_ok_and(|text| text.trim() == mac),
+        None => path.ends_with(USUAL),
+    })
 }
 
 const NEW_LINK: u16 = 16;
@@ -236,11 +253,12 @@ mod tests {
 
     #[test]
     fn settings_are_read_from_the_command_line() {
-        let line = "quiet teuthis.net=10.126.7.2/24,mtu=65520,gateway=10.126.7.1,dns=192.0.2.1,\
+        let line = "quiet teuthis.net=10.126.7.2/24,mac=02:00:00:00:00:01,mtu=65520,gateway=10.126.7.1,dns=192.0.2.1,\
                     dns=192.0.2.2 panic=-1\n";
         let settings = Settings::parse(line).expect("settings");
         assert_eq!(settings.address, Ipv4Addr::new(10, 126, 7, 2));
         assert_eq!(settings.prefix, 24);
+        assert_eq!(settings.mac.as_deref(), Some("02:00:00:00:00:01"));
         assert_eq!(settings.mtu, Some(65520));
         assert_eq!(settings.gateway, Some(Ipv4Addr::new(10, 126, 7, 1)));
         assert_eq!(

@@ -20,6 +20,7 @@ use crate::{
     frames::{Decoder, Malformed, Reply, Request},
     log,
     outgoing::Outgoing,
+    system,
 };
 
 pub struct Session {
@@ -150,13 +151,21 @@ impl Session {
                     log::line(&format!("entropy from the host: {error}"));
                 }
             }
-            (_, Request::Resumed { entropy, time }) => {
+            (
+                _,
+                Request::Resumed {
+                    entropy,
+                    time,
+                    news,
+                },
+            ) => {
                 if let Err(error) = entropy::add(&entropy).and_then(|()| entropy::reseed()) {
                     log::line(&format!("entropy from the host: {error}"));
                 }
                 if let Err(error) = clock::set(time) {
                     log::line(&format!("time from the host: {error}"));
                 }
+                system::changed(&news);
             }
             (Work::Waiting, Request::Exec(exec)) => match Command::start(&exec) {
                 Ok(command) => {

@@ -6,6 +6,7 @@ use std::{
     io,
     os::unix::fs::symlink,
     path::Path,
+    process::exit,
 };
 
 use nix::{
@@ -103,7 +104,21 @@ fn named(what: &str, error: io::Error) -> io::Error {
 
 /// The network, once the root file system is there: the host's greeting says that it is ready.
 pub fn connect() {
-    report("network", network::configure());
+    let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    report("network", network::configure(&command_line));
+}
+
+/// Makes use of devices that the machine has got while it stood still. As at boot, a guest without
+/// its disks is not the one that was asked for.
+pub fn changed(news: &str) {
+    let count = disks::announced(news);
+    if count > 0
+        && let Err(error) = disks::attach_more(count)
+    {
+        log::line(&named("disks", error).to_string());
+        exit(1);
+    }
+    report("network", network::configure(news));
 }
 
 fn listed(order: &str) -> Vec<Module> {

@@ -136,6 +136,13 @@ class SavedMachine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The saved memory, which many VMs read and none writes."""
     pages: Descriptor
     """Which pages are in the VM's own memory: see `teuthis.worker.template`."""
+    news: Annotated[str, msgspec.Meta(max_length=1024)] = ""
+    """What our agent is told that the saved machine did not have, as on a kernel's command line."""
+
+    def renumbered(self, now: Mapping[int, int]) -> "SavedMachine":
+        """The same with other numbers for its descriptors."""
+        numbers = {name: now[getattr(self, name)] for name in ("state", "template", "pages")}
+        return replace(self, **numbers)
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -182,7 +189,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return replace(
             self,
             **{name: now[getattr(self, name)] for name in _ALWAYS},
-            saved=saved and SavedMachine(now[saved.state], now[saved.template], now[saved.pages]),
+            saved=saved and saved.renumbered(now),
             disks=tuple(disk.renumbered(now) for disk in self.disks),
             network=network and replace(network, frames=now[network.frames]),
         )

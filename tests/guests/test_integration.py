@@ -47,7 +47,14 @@ def test_a_guest_is_alive_and_its_clock_right(vm: teuthis.VM) -> None:
     wait_for(lambda: vm.health is teuthis.Health.ALIVE)
     wait_for(lambda: vm.flows()["integration.timesync"].count >= 1)
     assert clock_error(vm) < 0.25
-    assert vm.flows()["integration.negotiation"].count >= 3
+
+
+def test_services_are_agreed_upon_at_boot() -> None:
+    with teuthis.VM("192M", cold=True) as vm:
+        wait_for(lambda: vm.health is teuthis.Health.ALIVE)
+        wait_for(lambda: vm.flows()["integration.timesync"].count >= 1)
+        assert clock_error(vm) < 0.25
+        assert vm.flows()["integration.negotiation"].count >= 3
 
 
 def test_a_guest_powers_off_in_order() -> None:

@@ -1,6 +1,7 @@
 """Machines that are paused, saved, restored and copied."""
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -15,6 +16,8 @@ import pytest
 
 import teuthis
 from tests.guests import disks
+from tests.guests.test_network import PAGE as PAGE_OF_HOST
+from tests.guests.test_network import fetch, host_server, needs_passt
 from teuthis import Disk, layer
 from teuthis.images import cache
 from teuthis.root import snapshot
@@ -100,12 +103,12 @@ def test_copies_do_not_repeat_random_numbers(vm: teuthis.VM) -> None:
             each.close()
 
 
-def test_copies_share_what_they_do_not_change(vm: teuthis.VM) -> None:
+def test_copies_share_what_they_do_not_change(vm: teuthis.VM, saved: Path) -> None:
     (copy,) = vm.fork()
     with copy:
         copy.run(["true"], check=True)
         own = os.fstat(copy.machine._processes.memory.own).st_blocks * 512
-        whole = os.fstat(vm.machine._processes.memory.own).st_blocks * 512
+        whole = disks.used(saved / "memory")
         assert own < whole / 4, f"{own >> 10} KiB of {whole >> 10} KiB"
 
 
@@ -346,6 +349,58 @@ def test_a_disk_that_is_written_to_itself_cannot_be_saved(tmp_path: Path) -> Non
         assert not (tmp_path / "saved").exists()
 
 
+# ---- networks ------------------------------------------------------------------------------------
+
+
+def _reaches(vm: teuthis.VM, address: str | None) -> bool:
+    return vm.run(["ping", "-c", "3", "-W", "20", str(address)]).exit_code == 0
+
+
+def test_each_copy_has_an_address_of_its_own(tmp_path: Path) -> None:
+    with teuthis.VM("192M", network=f"switch:copies-{os.getpid()}") as vm:
+        # The driver sends while it is taken out of the copies, where the program may end of it.
+        flood = "ping -q -i 0.001 -I eth0 224.0.0.1 >/dev/null 2>&1 &"
+        vm.run(["sh", "-c", flood], check=True)
+        copies = vm.fork(2)
+        try:
+            everybody = [vm, *copies]
+            assert len({each.address for each in everybody}) == 3
+            for each in everybody:
+                each.run(["killall", "ping"])
+                addresses = each.run(["sh", "-c", "ip -o addr show eth0"]).stdout.decode()
+                assert f"inet {each.address}/24" in addresses
+                assert addresses.count("inet ") == 1
+                assert all(_reaches(each, other.address) for other in everybody)
+            before = copies[0].flows()["network.from-worker"].rejected
+            spoof = f"ip addr add {vm.address}/24 dev eth0; ping -c 1 -W 2 -I {vm.address}"
+            copies[0].run(["sh", "-c", f"{spoof} {copies[1].address}"])
+            assert copies[0].flows()["network.from-worker"].rejected > before
+            copies[1].snapshot(tmp_path / "saved")
+            copies[1].close()
+            with teuthis.VM.restore(tmp_path / "saved") as restored:
+                assert _reaches(restored, vm.address)
+                assert _reaches(vm, restored.address)
+                errors = "dmesg | grep -iE 'hung|not empty|hv_netvsc.*(error|unable)'"
+                assert not restored.run(["sh", "-c", errors]).stdout
+        finally:
+            for each in copies:
+                each.close()
+
+
+@needs_passt
+def test_copies_have_ways_out_of_their_own(tmp_path: Path) -> None:
+    with host_server() as port:
+        where = f"10.126.7.1:{port}"
+        with teuthis.VM("192M", network="user", host_ports=[port]) as vm:
+            (copy,) = vm.fork()
+            with copy:
+                assert [fetch(each, where) for each in (vm, copy)] == [PAGE_OF_HOST] * 2
+                assert copy.machine.processes["passt"] != vm.machine.processes["passt"]
+            vm.snapshot(tmp_path / "saved")
+        with teuthis.VM.restore(tmp_path / "saved") as restored:
+            assert fetch(restored, where) == PAGE_OF_HOST
+
+
 # ---- templates -----------------------------------------------------------------------------------
 
 
@@ -363,18 +418,18 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_template_is_made_once_and_again_when_it_is_damaged(
     own_cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with teuthis.VM.ready("192M", env={"A": "b"}) as vm:
+    with teuthis.VM("192M", env={"A": "b"}) as vm:
         assert vm.run(["sh", "-c", "echo $A $HOME"]).stdout == b"b /root\n"
     (made,) = (each for each in own_cache.iterdir() if each.is_dir())
     first = (made / "memory").stat().st_ino
-    with teuthis.VM.ready("192M") as vm:
+    with teuthis.VM("192M") as vm:
         assert vm.run(["sh", "-c", "echo $A"]).stdout == b"\n"
     assert (made / "memory").stat().st_ino == first
 
     memory = bytearray((made / "memory").read_bytes())
     memory[next(i for i in range(len(memory)) if memory[i])] ^= 1
     (made / "memory").write_bytes(memory)
-    with teuthis.VM.ready("192M") as vm:
+    with teuthis.VM("192M") as vm:
         vm.run(["true"], check=True)
     assert "damaged" in caplog.text
     assert (made / "memory").stat().st_ino != first
@@ -389,3 +444,44 @@ def test_run_from_a_snapshot(saved: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "teuthis", *command], capture_output=True)
     assert done.returncode == 125
     assert b"--restore" in done.stderr
+
+
+def test_an_image_takes_its_templates_with_it(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEUTHIS_DATA", str(tmp_path / "data"))
+    disks.make_image("small", tmp_path)
+    disks.make_image("small-2", tmp_path / "other")
+    for name in ("small", "small-2"):
+        with teuthis.VM("128M", image=name, disks=[Disk(disks.sparse(tmp_path / name))]) as vm:
+            assert vm.run(["hostname"]).stdout == b"on-a-disk\n"
+            assert vm.run(["cat", "/sys/block/sdb/size"]).stdout == b"131072\n"
+            vm.write_file("/root/file", b"of this VM only")
+        with teuthis.VM("128M", image=name) as vm:
+            assert vm.run(["cat", "/root/file"]).exit_code == 1
+
+    def kept() -> list[str]:
+        return sorted(each.name.split("@")[0] for each in own_cache.iterdir() if each.is_dir())
+
+    assert kept() == ["small", "small-2"]
+    done = subprocess.run([sys.executable, "-m", "teuthis", "image", "rm", "small"])
+    assert done.returncode == 0
+    assert kept() == ["small-2"]
+
+
+def test_what_cannot_start_from_a_template_boots(own_cache: Path, tmp_path: Path) -> None:
+    log = io.BytesIO()
+    with teuthis.VM("128M", console=log):
+        pass
+    assert b"Linux version" in log.getvalue(), "from the first line on"
+    teuthis.VM("128M", cold=True).close()
+    assert not own_cache.exists()
+
+
+def test_without_room_for_a_template_vms_boot(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    own_cache.write_text("a file where the directory should be")
+    with teuthis.VM("128M") as vm:
+        assert vm.run(["echo", "booted"]).stdout == b"booted\n"
+    assert "no template" in caplog.text

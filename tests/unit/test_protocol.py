@@ -134,7 +134,7 @@ def test_a_configuration_is_renumbered_as_a_whole() -> None:
                 layer=LayerConfig(file=21, limit=0, kept=True, lower=22),
             ),
         ),
-        saved=SavedMachine(state=23, template=24, pages=25),
+        saved=SavedMachine(state=23, template=24, pages=25, news="what is new"),
     )
     before = config.descriptors()
     assert sorted(before) == list(range(10, 26))

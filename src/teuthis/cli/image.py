@@ -60,7 +60,18 @@ def build(
             update=update,
             say=say,
         )
+        _keep_template(image, say)
     _show([image])
+
+
+def _keep_template(image: Image, say: debian.Say) -> None:
+    """Boots it once, so that no `teuthis run` has to."""
+    from teuthis.root.processor import choose
+    from teuthis.root.vm import VM
+
+    if image.initrd is None and choose("auto") == "soft":
+        say("a template: it boots once")
+        VM(image=image.name).close()
 
 
 @app.command("import")
@@ -113,6 +124,7 @@ def ls() -> None:
 @app.command("rm")
 def rm(names: Annotated[list[str], typer.Argument(help="Images to remove.")]) -> None:
     """Remove images that no VM uses, nor any VM with a name that is stopped."""
+    from teuthis.root import templates
     from teuthis.root.store import records
 
     with _errors():
@@ -124,6 +136,7 @@ def rm(names: Annotated[list[str], typer.Argument(help="Images to remove.")]) ->
                     f"`teuthis rm {users[name]}` removes that first"
                 )
             store.remove(name)
+            templates.forget(name)
 
 
 @app.command("verify")

@@ -60,6 +60,9 @@ AllowMissingWall = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME", help="Run without a wall that this host cannot give."),
 ]
+Cold = Annotated[
+    bool, typer.Option("--cold", help="Boot, where a VM would start from one that booted before.")
+]
 Processor = Annotated[
     str,
     typer.Option(

@@ -12,7 +12,7 @@ _VALUES: Final = {
     "--timeout": "timeout",
     "--workdir": "workdir",
 }
-_FLAGS: Final = {"--ready": "ready"}
+_FLAGS: Final = {"--cold": "cold"}
 
 
 def parse(words: list[str]) -> dict[str, Any] | None:

@@ -56,12 +56,7 @@ def main(
         Path | None,
         typer.Option(metavar="FILE", help="Write all that the run depends on, for `replay`."),
     ] = None,
-    ready: Annotated[
-        bool,
-        typer.Option(
-            "--ready", help="Start from a VM that booted before; the first time makes it."
-        ),
-    ] = False,
+    cold: options.Cold = False,
     restore: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Go on from a snapshot; all but the program is its own."),
@@ -121,24 +116,20 @@ def main(
         disks = [attach.disk(text) for text in disk or ()]
         shown = Counters()
         walls = allow_missing_wall or ()
-        saved = ready or restore is not None
-        if saved and (
+        if restore is not None and (
             image != store.TINY
-            or any((keep, disks, net, publish, host_port, mac, mtu, net_rate, kernel, record))
+            or any((keep, disks, net, publish, host_port, mac, mtu, net_rate, kernel, record, cold))
             or on_hang == "kill"
             or processor == "kvm"
-            or (ready and (console or restore))
         ):
             raise ConfigurationError(
-                "--ready and --restore start a VM that was made before: of the options, only those "
-                "of the program go with them, --memory with --ready, --console with --restore"
+                "--restore starts a VM that was made before: of the options, only those of the "
+                "program and --console go with it"
             )
 
         def start() -> VM:
             if restore is not None:
                 return VM.restore(restore, console=log, env=variables, allow_missing_walls=walls)
-            if ready:
-                return VM.ready(memory, env=variables, allow_missing_walls=walls)
             return VM(
                 memory,
                 image=image,
@@ -157,6 +148,7 @@ def main(
                 allow_missing_walls=walls,
                 processor=processor,
                 record=record,
+                cold=cold,
             )
 
         with start() as vm:

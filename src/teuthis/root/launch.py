@@ -117,7 +117,9 @@ def launch(
         whole = Memory(memory_size, memory)
         saved = None
         if isinstance(start, Saved):
-            whole, saved = _restored(start, memory, given, held)
+            news = f"teuthis.disks={len(start.disks) + len(disks)} " if disks else ""
+            news += attached.argument if attached else ""
+            whole, saved = _restored(start, news, memory, given, held)
             disks = [*start.disks, *disks]
         opened = _open(disks, given, held)
         config = WorkerConfig(
@@ -232,14 +234,14 @@ def _registers(state: BootState) -> dict[str, int]:
 
 
 def _restored(
-    saved: Saved, memory: int, given: Descriptors, held: Descriptors
+    saved: Saved, news: str, memory: int, given: Descriptors, held: Descriptors
 ) -> tuple[Memory, SavedMachine]:
     """The memory of a restored VM, whose own file is empty, and what its worker goes on from."""
     pages = held.memory_file("pages", len(saved.page_file()))
     os.pwrite(pages, saved.page_file(), 0)
     template = held.own(os.dup(saved.template))
     whole = Memory(saved.memory_size, memory, template, pages)
-    return whole, SavedMachine(given.document("state", saved.worker), template, pages)
+    return whole, SavedMachine(given.document("state", saved.worker), template, pages, news)
 
 
 def _socket_pair(one: Descriptors, other: Descriptors) -> tuple[socket.socket, socket.socket]:

@@ -71,6 +71,7 @@ class Machine(Caller):
         self._closing = False
         self._end_when_hung = end_when_hung
         self._recorded = record is not None
+        self._network, self._agent = network, agent
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
 
         def run() -> None:
@@ -166,7 +167,17 @@ class Machine(Caller):
                 with suppress(VMError):
                     self.resume()
             undo.pop_all()
-        return Saved(memory.size, target, pages, hypervisor, worker, disks)
+        return Saved(
+            memory.size,
+            target,
+            pages,
+            hypervisor,
+            worker,
+            disks,
+            self._network,
+            self._agent,
+            self._end_when_hung,
+        )
 
     def _saved_disks(self) -> tuple[SavedDisk, ...]:
         if not self._processes.disks:

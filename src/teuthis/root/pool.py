@@ -154,5 +154,7 @@ class Pool:
 
     def _start(self) -> VM:
         if self._image == store.TINY:
-            return VM.ready(self._memory, env=self._env, allow_missing_walls=self._walls)
+            return VM(
+                self._memory, env=self._env, allow_missing_walls=self._walls, processor="soft"
+            )
         return VM(self._memory, image=self._image, env=self._env, allow_missing_walls=self._walls)

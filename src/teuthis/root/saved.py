@@ -4,14 +4,19 @@ Memory that holds nothing but zeros is not kept. The rest lies in a file at its 
 memory, so that restored machines can map it, and a map says for each page whether it is there.
 """
 
+from __future__ import annotations
+
 import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
+
+if TYPE_CHECKING:
+    from teuthis.root.network import Wanted
 
 PAGE: Final = 4096
 IN_FILE: Final = 0
@@ -47,7 +52,7 @@ class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inode: int
 
     @classmethod
-    def of(cls, descriptor: int) -> "Identity":
+    def of(cls, descriptor: int) -> Identity:
         """That of an open file."""
         found = os.fstat(descriptor)
         return cls(found.st_size, found.st_mtime_ns, found.st_ino)
@@ -81,6 +86,9 @@ class Saved:
         hypervisor: the state of processor and partition.
         worker: the state of the worker.
         disks: its disks, by LUN.
+        network: the network that it was on.
+        agent: whether our agent is in it.
+        end_when_hung: whether it ends when its kernel answers no heartbeats.
     """
 
     memory_size: int
@@ -89,6 +97,9 @@ class Saved:
     hypervisor: bytes
     worker: bytes
     disks: tuple[SavedDisk, ...] = ()
+    network: Wanted | None = None
+    agent: bool = True
+    end_when_hung: bool = False
     _held: ExitStack = field(default_factory=ExitStack, repr=False)
 
     def __post_init__(self) -> None:

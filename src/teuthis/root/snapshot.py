@@ -10,19 +10,24 @@ disk-0 …        what the guest had written to a disk that has a layer (`teuthi
 The disks themselves are not part of it: they stay where they were, and must not change.
 """
 
+from __future__ import annotations
+
 import hashlib
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
 
-from teuthis.errors import SnapshotError
+from teuthis.errors import ConfigurationError, SnapshotError
 from teuthis.root.saved import IN_FILE, PAGE, ZERO, Identity, Saved, SavedDisk
 
-FORMAT: Final = 2
+if TYPE_CHECKING:
+    from teuthis.root.network import Wanted
+
+FORMAT: Final = 3
 _MANIFEST: Final = "snapshot.json"
 _MAX_STATE: Final = 64 << 20
 _CHUNK: Final = 1 << 20
@@ -39,10 +44,45 @@ class ManifestDisk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     layer: Digest | None
 
 
+class ManifestNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A network as it was asked for: see `VM`."""
+
+    network: str
+    publish: list[str]
+    host_ports: list[int]
+    mtu: int
+    rate: int
+
+    @classmethod
+    def of(cls, wanted: Wanted | None) -> ManifestNetwork | None:
+        """From what a machine is on."""
+        if wanted is None:
+            return None
+        return cls(
+            "user" if wanted.name is None else f"switch:{wanted.name}",
+            [str(each) for each in wanted.publish],
+            list(wanted.host_ports),
+            wanted.mtu,
+            wanted.bytes_rate,
+        )
+
+    def wanted(self) -> Wanted | None:
+        """What a machine is to be on. Raises `ConfigurationError`."""
+        from teuthis.root.network.wanted import wanted
+
+        return wanted(
+            self.network,
+            publish=self.publish,
+            host_ports=self.host_ports,
+            mtu=self.mtu,
+            rate=self.rate,
+        )
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What `snapshot.json` says."""
 
-    format: Literal[2]
+    format: Literal[3]
     memory_size: Annotated[int, msgspec.Meta(ge=PAGE, le=1 << 46, multiple_of=PAGE)]
     env: dict[str, str]
     """Environment variables of all programs."""
@@ -51,6 +91,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hypervisor: Digest
     worker: Digest
     disks: list[ManifestDisk]
+    network: ManifestNetwork | None
+    agent: bool
+    end_when_hung: bool
 
 
 class _Format(msgspec.Struct):
@@ -84,6 +127,9 @@ def write(directory: Path, saved: Saved, env: dict[str, str]) -> None:
                 memory=memory_digest(saved.template, saved.pages),
                 **{name: hashlib.sha256(content).hexdigest() for name, content in parts.items()},
                 disks=disks,
+                network=ManifestNetwork.of(saved.network),
+                agent=saved.agent,
+                end_when_hung=saved.end_when_hung,
             )
             (new / _MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
             new.rename(directory)
@@ -156,6 +202,7 @@ def read(
     """
     try:
         manifest = _manifest((directory / _MANIFEST).read_bytes(), directory)
+        network = manifest.network.wanted() if manifest.network else None
         parts = {}
         for name in ("pages", "hypervisor", "worker"):
             parts[name] = _part(directory / name, getattr(manifest, name))
@@ -180,8 +227,8 @@ def read(
                         raise _damaged(path)
                 disks.append(SavedDisk(disk.path, disk.base, disk.limit, file))
             undo.pop_all()
-    except OSError as error:
-        what = error.strerror or str(error)
+    except (OSError, ConfigurationError) as error:
+        what = getattr(error, "strerror", None) or str(error)
         raise SnapshotError(f"{directory} cannot be read as a snapshot: {what}") from error
     saved = Saved(
         manifest.memory_size,
@@ -190,6 +237,9 @@ def read(
         parts["hypervisor"],
         parts["worker"],
         tuple(disks),
+        network,
+        manifest.agent,
+        manifest.end_when_hung,
     )
     return saved, manifest
 

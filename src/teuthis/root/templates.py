@@ -1,8 +1,10 @@
 """Ready templates: a VM that booted once and is kept for others to start from.
 
-They live in the cache, one for each configuration and each state of the programs that made it, as
-snapshots. A template's memory is hashed when it is made; afterwards it is enough that the file is
-the same one, unchanged (inode, size, time of its last change, which nobody can set).
+They live in the cache, as snapshots: one for each image, amount of memory and state of the programs
+that made it. Its guest has all drivers and no device but its image's own disk, so that a VM that
+starts from it can be given others. A template's memory is hashed when it is made; afterwards it is
+enough that the file is the same one, unchanged (inode, size, time of its last change, which nobody
+can set).
 """
 
 import fcntl
@@ -23,44 +25,52 @@ from teuthis import programs
 from teuthis.errors import SnapshotError
 from teuthis.flows import REGISTER_PATH
 from teuthis.images import cache
+from teuthis.images.store import Image
 from teuthis.root import snapshot
 from teuthis.root.saved import Saved
 
-_KEPT: Final = 4
+_KEPT: Final = 8
 """Templates that stay in the cache, some 60 MB each."""
 _CHECKED: Final = "checked.json"
 _log = logging.getLogger(__name__)
 
 
-def open_template(kernel: Path, memory_size: int, make: Callable[[Path], None]) -> Saved:
-    """The template for a kernel and an amount of memory, made if there is none, or it is damaged.
+def open_template(image: Image, memory: int, make: Callable[[Path], None]) -> Saved | None:
+    """The template of an image with so many bytes of memory, made if there is none or it is bad.
 
-    Args:
-        kernel: the file that it boots.
-        memory_size: in bytes.
-        make: boots a VM and saves it to the directory it is given.
-
-    Raises:
-        SnapshotError: it cannot be saved, or not be read.
-        VMError, HostError, …: of `make`.
+    `make` boots a VM and saves it to the directory it is given; what it raises is raised here. None
+    if this host cannot keep a template: its disk is full, for instance.
     """
-    directory = cache.directory("templates") / _key(kernel, memory_size)
-    with _alone(directory):
-        try:
-            if directory.exists():
-                return _read(directory)
-        except SnapshotError as error:
-            _log.warning("%s; it is made anew", error)
-            shutil.rmtree(directory, ignore_errors=True)
-        make(directory)
-        _forget_old(directory)
-        return _read(directory)
+    directory = None
+    try:
+        directory = cache.directory("templates") / _key(image, memory)
+        with _alone(directory):
+            try:
+                if directory.exists():
+                    return _read(directory)
+            except SnapshotError as error:
+                _log.warning("%s; it is made anew", error)
+                shutil.rmtree(directory, ignore_errors=True)
+            make(directory)
+            _forget_old(directory)
+            return _read(directory)
+    except (SnapshotError, OSError) as error:
+        _log.warning("no template could be kept, so the VM boots: %s", error)
+        return None
 
 
-def _key(kernel: Path, memory_size: int) -> str:
+def forget(image: str) -> None:
+    """Removes the templates of the image with that name."""
+    for each in cache.directory("templates").iterdir():
+        if each.name.startswith(f"{image}@"):
+            _remove(each)
+
+
+def _key(image: Image, memory: int) -> str:
     """Names all that the state of a VM after its boot follows from."""
-    found = [memory_size, _stamp(kernel), *map(_stamp, _programs()), *_package()]
-    return hashlib.sha256(repr(found).encode()).hexdigest()[:32]
+    files = [image.kernel, *_programs(), *([image.disk] if image.disk else [])]
+    made_from = [memory, *map(_stamp, files), *_package()]
+    return f"{image.name}@{hashlib.sha256(repr(made_from).encode()).hexdigest()[:32]}"
 
 
 def _programs() -> Iterator[Path]:
@@ -71,14 +81,14 @@ def _programs() -> Iterator[Path]:
 
 
 @functools.cache
-def _package() -> list[tuple[str, int, int]]:
+def _package() -> list[tuple[str, int, int, int]]:
     """This package, as this process has loaded it."""
     return [_stamp(path) for path in sorted(Path(teuthis.__file__).parent.rglob("*.py"))]
 
 
-def _stamp(path: Path) -> tuple[str, int, int]:
+def _stamp(path: Path) -> tuple[str, int, int, int]:
     found = path.stat()
-    return str(path), found.st_size, found.st_mtime_ns
+    return str(path), found.st_size, found.st_mtime_ns, found.st_ino
 
 
 @contextmanager
@@ -114,5 +124,9 @@ def _forget_old(newest: Path) -> None:
     others = [each for each in newest.parent.iterdir() if each.is_dir() and each != newest]
     others.sort(key=lambda each: each.stat().st_mtime, reverse=True)
     for old in others[_KEPT - 1 :]:
-        shutil.rmtree(old, ignore_errors=True)
-        old.with_name(f".{old.name}.lock").unlink(missing_ok=True)
+        _remove(old)
+
+
+def _remove(template: Path) -> None:
+    shutil.rmtree(template, ignore_errors=True)
+    template.with_name(f".{template.name}.lock").unlink(missing_ok=True)

@@ -6,10 +6,16 @@ import os
 import time
 import weakref
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
-from teuthis.errors import BootTimeout, ConfigurationError
+from teuthis.errors import (
+    BootTimeout,
+    CommandNotExecutable,
+    CommandNotFound,
+    ConfigurationError,
+)
 from teuthis.images import store
 from teuthis.images.store import Image
 from teuthis.protocol import Health
@@ -17,15 +23,16 @@ from teuthis.root import settings, snapshot, templates
 from teuthis.root.console import Sink
 from teuthis.root.guest import DEFAULT_ENVIRONMENT, Guest
 from teuthis.root.machine import Machine
-from teuthis.root.processor import choose
+from teuthis.root.processor import Processor, choose
 from teuthis.root.result import Result
 from teuthis.root.saved import Saved, seal
 from teuthis.root.streams import MAX_OUTPUT
 
 if TYPE_CHECKING:
-    from teuthis.images.boot import BootFiles
     from teuthis.root.disks import Disk
+    from teuthis.root.launch import Load, Start
     from teuthis.root.loader import BootState
+    from teuthis.root.network import Wanted
 
 DEFAULT_MEMORY: Final = "256M"
 BOOT_TIMEOUT: Final = 120.0
@@ -69,8 +76,13 @@ class VM(Guest):
         allow_missing_walls: Collection[str] = (),
         processor: str = "auto",
         record: str | os.PathLike[str] | None = None,
+        cold: bool = False,
     ) -> None:
-        """Boots a VM and waits until its agent is ready, or without one its kernel.
+        """Starts a VM and waits until its agent is ready, or without one its kernel.
+
+        On our own processor it starts from a template, which is made the first time: a VM of the
+        same image and memory that booted once. It boots itself with `cold`, `console`, `keep`,
+        `kernel` or `record`, without our agent, and on the host's processor.
 
         Args:
             memory: guest memory: bytes, or a text such as "256M" or "2G".
@@ -107,6 +119,7 @@ class VM(Guest):
             record: a file that takes all that the VM's course depends on, for `teuthis replay`:
                 its whole memory, and everything that is sent into it. Such a VM runs on the
                 software processor and cannot be saved or copied.
+            cold: boot, where a VM would start from a template.
 
         Raises:
             ConfigurationError: an argument cannot be.
@@ -115,55 +128,57 @@ class VM(Guest):
             RecordingError: the recording's file cannot be made.
             BootTimeout, GuestPanic, …: the guest did not come up.
         """
-        # What only a boot needs: a VM from a template starts faster than this is imported.
-        from teuthis.images import modules
-        from teuthis.root import loader
-        from teuthis.root.network.wanted import wanted
-
         size = settings.memory_size(memory)
         if boot_timeout is None:
             boot_timeout = BOOT_TIMEOUT if agent else INIT_BOOT_TIMEOUT
         settings.time_limit(boot_timeout)
         chosen = store.find(image)
         _check_agent(chosen, agent)
-        disks = [*_root_disk(chosen, keep), *disks]
-        net = wanted(
+        root = _root_disk(chosen, keep)
+        net = _wanted(
             network, publish=publish, host_ports=host_ports, mac=mac, mtu=mtu, rate=net_rate
         )
-        # `load` must not hold this object: a VM that nobody refers to any more is closed.
-        if record is not None and processor not in ("auto", "soft"):
-            raise ConfigurationError("`record` needs the software processor: leave out `processor`")
-        found = self.processor = "soft" if record is not None else choose(processor)
-        adapter = modules.NETWORK if net else ()
-        boot = _boot_files(
-            chosen, None if kernel is None else Path(kernel), disks=bool(disks), further=adapter
-        )
-        parameters = _agent_parameters(chosen, disks) if agent else f"root=/dev/{chosen.root} rw"
-
-        def load(descriptor: int, size: int, extra: str) -> BootState:
-            arguments = loader.command_line(
-                console=console is not None,
-                processor=found,
-                agent=agent,
-                extra=f"{parameters} {extra}".strip(),
-            )
-            return loader.load(descriptor, size, boot.kernel, boot.initrd, arguments)
-
         variables = settings.environment(DEFAULT_ENVIRONMENT, chosen.defaults.env, env)
         if on_hang not in ("report", "kill"):
             raise ConfigurationError(f"on_hang={on_hang!r}: say 'report' or 'kill'")
-        machine = Machine(
-            size,
-            load,
-            console,
-            allow_missing_walls,
-            disks,
-            net,
-            agent=agent,
-            end_when_hung=on_hang == "kill",
-            processor=found,
-            record=None if record is None else os.fspath(record),
-        )
+        if record is not None and processor not in ("auto", "soft"):
+            raise ConfigurationError("`record` needs the software processor: leave out `processor`")
+        self.processor = "soft" if record is not None else choose(processor)
+        saved = None
+        boots = cold or console or keep or kernel or record
+        if self.processor == "soft" and agent and not boots:
+            saved = templates.open_template(
+                chosen,
+                size,
+                lambda path: _make_template(path, chosen, size, boot_timeout, allow_missing_walls),
+            )
+        start: Start
+        if saved is None:
+            disks = [*root, *disks]
+            start = _boot(
+                chosen,
+                self.processor,
+                None if kernel is None else Path(kernel),
+                disks=len(disks),
+                drivers=_drivers(chosen, disks=bool(disks), network=net is not None),
+                agent=agent,
+                console=console is not None,
+            )
+        else:
+            start = saved
+        with saved or nullcontext():
+            machine = Machine(
+                size,
+                start,
+                console,
+                allow_missing_walls,
+                disks,
+                net,
+                agent=agent,
+                end_when_hung=on_hang == "kill",
+                processor=self.processor,
+                record=None if record is None else os.fspath(record),
+            )
         self._begin(machine, variables, boot_timeout)
 
     def _begin(self, machine: Machine, env: Mapping[str, str], timeout: float) -> None:
@@ -224,38 +239,14 @@ class VM(Guest):
         saved, manifest = snapshot.read(Path(path))
         with saved:
             variables = settings.environment(manifest.env, env)
-            return cls._of(saved, variables, console, allow_missing_walls)
-
-    @classmethod
-    def ready(
-        cls,
-        memory: int | str = DEFAULT_MEMORY,
-        *,
-        env: Mapping[str, str] | None = None,
-        allow_missing_walls: Collection[str] = (),
-    ) -> Self:
-        """A VM of the image "tiny" on the software processor that is born booted.
-
-        The first call for an amount of memory boots one and keeps it in the cache as a template;
-        from then on VMs start from that.
-
-        Raises:
-            ConfigurationError, KernelError, HostError, BootTimeout, …: as of `VM`.
-        """
-        size = settings.memory_size(memory)
-        image = store.find(store.TINY)
-        variables = settings.environment(DEFAULT_ENVIRONMENT, image.defaults.env, env)
-
-        def make(directory: Path) -> None:
-            with VM(size, processor="soft", allow_missing_walls=allow_missing_walls) as vm:
-                _settle(vm)
-                vm.snapshot(directory)
-
-        with templates.open_template(image.kernel, size, make) as saved:
-            return cls._of(saved, variables, None, allow_missing_walls)
+            machine = _restored(saved, console, allow_missing_walls, publish=True)
+        return cls._ready_with(machine, variables)
 
     def fork(self, count: int = 1) -> list[Self]:
         """Running copies of the VM, which goes on. They share its memory until they change it.
+
+        Each has disks and a network adapter of its own; ports of this host that lead to the guest
+        go on leading to the VM itself.
 
         Raises:
             ConfigurationError: not a positive number of copies.
@@ -268,7 +259,7 @@ class VM(Guest):
         try:
             with self._save() as saved:
                 for _ in range(count):  # all are under way before any of them is waited for
-                    machines.append(Machine(saved.memory_size, saved, None))
+                    machines.append(_restored(saved))
             return [self._ready_with(machine, self.environment) for machine in machines]
         except BaseException:
             for machine in machines:
@@ -280,17 +271,6 @@ class VM(Guest):
         saved = self.machine.save(memory)
         seal(saved.template)
         return saved
-
-    @classmethod
-    def _of(
-        cls,
-        saved: Saved,
-        env: Mapping[str, str],
-        console: Sink | None = None,
-        allow_missing_walls: Collection[str] = (),
-    ) -> Self:
-        machine = Machine(saved.memory_size, saved, console, allow_missing_walls)
-        return cls._ready_with(machine, env)
 
     @classmethod
     def _ready_with(cls, machine: Machine, env: Mapping[str, str]) -> Self:
@@ -311,14 +291,6 @@ class VM(Guest):
     def close(self) -> None:
         """Ends the VM at once; both its processes are gone when this returns."""
         self._finalizer()
-
-
-def _settle(vm: VM) -> None:
-    """Lets a guest do what each VM from its template would do: load all drivers, run a program."""
-    vm.run(["true"])
-    deadline = time.monotonic() + _SETTLE_SECONDS
-    while vm.health is not Health.ALIVE and time.monotonic() < deadline:
-        time.sleep(0.02)
 
 
 def _root_disk(image: Image, keep: str | os.PathLike[str] | None) -> list[Disk]:
@@ -344,24 +316,103 @@ def _check_agent(image: Image, agent: bool) -> None:
         )
 
 
-def _agent_parameters(image: Image, disks: Sequence[Disk]) -> str:
-    """What our agent is told on the kernel's command line."""
-    parameters = [f"teuthis.disks={len(disks)}"] if disks else []
-    return " ".join([*parameters, *([f"teuthis.root={image.root}"] if image.root else [])])
+def _restored(
+    saved: Saved,
+    console: Sink | None = None,
+    allow_missing_walls: Collection[str] = (),
+    *,
+    publish: bool = False,
+) -> Machine:
+    """A machine that goes on from a saved one; `publish`: as do its ports on the host."""
+    network = saved.network
+    return Machine(
+        saved.memory_size,
+        saved,
+        console,
+        allow_missing_walls,
+        network=network and network.elsewhere(network.publish if publish else ()),
+        agent=saved.agent,
+        end_when_hung=saved.end_when_hung,
+    )
 
 
-def _boot_files(
-    image: Image, kernel: Path | None, *, disks: bool, further: tuple[str, ...]
-) -> BootFiles:
-    from teuthis.images import modules
+def _make_template(
+    directory: Path, image: Image, size: int, timeout: float, allow_missing_walls: Collection[str]
+) -> None:
+    """Boots a VM that others start from, and saves it when all its drivers are there."""
+    root = _root_disk(image, None)
+    drivers = _drivers(image, disks=True, network=True)
+    start = _boot(image, "soft", disks=len(root), drivers=drivers)
+    vm = VM.__new__(VM)
+    vm.processor = "soft"
+    vm._begin(Machine(size, start, None, allow_missing_walls, root), {}, timeout)
+    with vm:
+        _settle(vm)
+        vm.snapshot(directory)
+
+
+def _settle(vm: VM) -> None:
+    """Lets a guest do what each VM from its template would do: load all drivers, run a program."""
+    with suppress(CommandNotFound, CommandNotExecutable):
+        vm.run(["true"])
+    deadline = time.monotonic() + _SETTLE_SECONDS
+    while vm.health is not Health.ALIVE and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def _boot(
+    image: Image,
+    processor: Processor,
+    kernel: Path | None = None,
+    *,
+    disks: int,
+    drivers: tuple[str, ...],
+    agent: bool = True,
+    console: bool = False,
+) -> Load:
+    """What puts an image's kernel, and what it is told, into the memory of a VM."""
     from teuthis.images.boot import BootFiles, boot_files
     from teuthis.images.kernel import GuestKernel, kernel_from_file
+    from teuthis.root import loader
 
     if image.initrd is not None:
-        return BootFiles(kernel or image.kernel, image.initrd)
-    chosen = kernel_from_file(kernel) if kernel else GuestKernel(image.kernel, image.modules)
+        boot = BootFiles(kernel or image.kernel, image.initrd)
+    else:
+        chosen = kernel_from_file(kernel) if kernel else GuestKernel(image.kernel, image.modules)
+        boot = boot_files(chosen, drivers)
+    parameters = [f"root=/dev/{image.root} rw"]
+    if agent:
+        parameters = [f"teuthis.disks={disks}"] if disks else []
+        parameters += [f"teuthis.root={image.root}"] if image.root else []
+
+    # It must not hold the VM's object: a VM that nobody refers to any more is closed.
+    def load(descriptor: int, size: int, extra: str) -> BootState:
+        arguments = loader.command_line(
+            console=console,
+            processor=processor,
+            agent=agent,
+            extra=" ".join([*parameters, extra]).strip(),
+        )
+        return loader.load(descriptor, size, boot.kernel, boot.initrd, arguments)
+
+    return load
+
+
+def _drivers(image: Image, *, disks: bool, network: bool) -> tuple[str, ...]:
+    """Modules of the kernel that a guest with such devices needs."""
+    from teuthis.images import modules
+
     storage = modules.ROOT if image.root else modules.STORAGE if disks else ()
-    return boot_files(chosen, modules.TRANSPORT + storage + further)
+    return modules.TRANSPORT + storage + (modules.NETWORK if network else ())
+
+
+def _wanted(network: str | None, **settings: Any) -> Wanted | None:
+    """The network that was asked for, if any."""
+    if network is None and all(value is None or value == () for value in settings.values()):
+        return None
+    from teuthis.root.network.wanted import wanted
+
+    return wanted(network, **settings)
 
 
 def run(

@@ -80,11 +80,12 @@ class Machine:
         agent: bool,
         lockstep: bool = False,
         saved: bytes | None = None,
+        news: str = "",
     ) -> None:
         """Puts everything together.
 
         `agent`: our agent is in the guest; `lockstep`: the machine is recorded; `saved`: the state
-        to go on from, of a worker before this one.
+        to go on from, of a worker before this one; `news`: what the agent is told then.
         """
         self._memory = memory
         self._link = link
@@ -95,7 +96,7 @@ class Machine:
         self._counters = counters
         self._server = Server(memory, counters)
         self._sockets = HvSock(self._server, counters, time.monotonic)
-        self._agent = Agent(loop, self._sockets, counters, control.send, self._agent_text)
+        self._agent = Agent(loop, self._sockets, counters, control.send, self._agent_text, news)
         if agent:
             self._agent.listen()
         self._integration = Integration(

@@ -29,9 +29,9 @@ def main(config: WorkerConfig) -> int:
 
     # 2. Map guest RAM and the shared pages; their descriptors are of no more use. A restored VM has
     #    a state to go on from: its bytes are read here and judged behind the door.
-    saved = template = None
+    saved, news, template = None, "", None
     if config.saved is not None:
-        saved = _read_all(config.saved.state)
+        saved, news = _read_all(config.saved.state), config.saved.news
         template = Template(config.saved.template, config.saved.pages, config.memory_size)
         os.close(config.saved.template)
         os.close(config.saved.pages)
@@ -60,6 +60,7 @@ def main(config: WorkerConfig) -> int:
         agent=config.agent,
         lockstep=config.lockstep,
         saved=saved,
+        news=news,
     )
     if config.network is not None:
         machine.add_network(config.network)

@@ -13,7 +13,7 @@ from teuthis.cli.verbs import app
 
 _RUN = typer.main.get_group(app("run")).commands["run"]
 _WORDS = (
-    *("--memory", "--image", "--timeout", "--workdir", "--env", "--ready", "--flows", "--mem"),
+    *("--memory", "--image", "--timeout", "--workdir", "--env", "--cold", "--flows", "--mem"),
     *("--memory=1G", "-t", "-", "--", "", "A=1", "512M", "sh", "-c", "--disk"),
 )
 
@@ -38,8 +38,8 @@ def test_both_say_the_same(words: list[str]) -> None:
         ("run true", {"command": ["true"], "env": None}),
         ("run -- true --x", {"command": ["true", "--x"], "env": None}),
         (
-            "run --memory 1G --env A=1 --env B=2 --ready sh -c --memory",
-            {"memory": "1G", "ready": True, "command": ["sh", "-c", "--memory"],
+            "run --memory 1G --env A=1 --env B=2 --cold sh -c --memory",
+            {"memory": "1G", "cold": True, "command": ["sh", "-c", "--memory"],
              "env": ["A=1", "B=2"]},
         ),
     ],

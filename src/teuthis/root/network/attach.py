@@ -15,6 +15,7 @@ class Attachment:
     """A VM's place on a network.
 
     Attributes:
+        mac: its MAC address, 6 bytes.
         address: its IPv4 address.
         prefix: the length of its network's prefix.
         gateway: the IPv4 address of the way out, where there is one.
@@ -23,6 +24,7 @@ class Attachment:
         shared: other VMs have the same processes.
     """
 
+    mac: bytes
     address: str
     prefix: int
     mtu: int
@@ -39,7 +41,7 @@ class Attachment:
     @property
     def argument(self) -> str:
         """How our agent is told: a parameter of the kernel's command line."""
-        parts = [f"{self.address}/{self.prefix}", f"mtu={self.mtu}"]
+        parts = [f"{self.address}/{self.prefix}", f"mac={self.mac.hex(':')}", f"mtu={self.mtu}"]
         if self.gateway is not None:
             parts.append(f"gateway={self.gateway}")
         parts += [f"dns={server}" for server in self.name_servers]
@@ -76,6 +78,7 @@ def attach(
     if wanted.name is None:
         servers, processes = user.start(wanted, given, held, switch, counters, allow_missing_walls)
         attachment = Attachment(
+            wanted.mac,
             str(user.GUEST),
             user.SUBNET.prefixlen,
             wanted.mtu,
@@ -87,4 +90,7 @@ def attach(
     address, pid = named.join(wanted, wanted.name, switch, counters, allow_missing_walls)
     prefix = named.SUBNET.prefixlen
     processes = {"switch": pid}
-    return Attachment(str(address), prefix, wanted.mtu, processes=processes, shared=True), config
+    attachment = Attachment(
+        wanted.mac, str(address), prefix, wanted.mtu, processes=processes, shared=True
+    )
+    return attachment, config

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from teuthis.errors import ConfigurationError
@@ -61,6 +61,10 @@ class Wanted:
     frames_rate: int
     publish: tuple[Publish, ...] = ()
     host_ports: tuple[int, ...] = ()
+
+    def elsewhere(self, publish: Sequence[Publish]) -> "Wanted":
+        """The same network for another machine: one address is never two machines'."""
+        return replace(self, mac=_mac(None), publish=tuple(publish))
 
 
 def wanted(

@@ -92,14 +92,19 @@ class Agent:
         counters: Counters,
         report: Callable[[Status], None],
         console: Callable[[str], None],
+        news: str = "",
     ) -> None:
-        """`report` takes statuses for the root; `console` takes the agent's error texts."""
+        """`report` takes statuses for the root; `console` takes the agent's error texts.
+
+        `news`: what a restored guest is told about its machine when it goes on.
+        """
         self._loop = loop
         self._sockets = sockets
         self._counters = counters
         self._report = report
         self._console = console
         self._greeting: Greeting | None = None
+        self._news = news
         self._ready = False
         self._abandoned = False
         self._sessions: dict[int, Session] = {}
@@ -141,8 +146,9 @@ class Agent:
         """
         if self._ready:
             seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
-            news = os.urandom(_ENTROPY_BYTES) + _TIME.pack(seconds, nanoseconds)
-            self._say("agent.resumed", news)
+            now = os.urandom(_ENTROPY_BYTES) + _TIME.pack(seconds, nanoseconds)
+            self._say("agent.resumed", now + self._news.encode())
+            self._news = ""
 
     def report_ready(self, ready: bool) -> None:
         """Tells the root side that a restored agent is there, if it was."""

@@ -1,5 +1,6 @@
 """One offered channel and the device behind it."""
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 from teuthis.worker.vmbus.ring import RingReader, RingWriter
@@ -49,6 +50,8 @@ class Channel:
         self.rescinded = False
         self.finished = False
         """Whether the device was told so, since the offer or the last opening."""
+        self.on_released: Callable[[], None] = lambda: None
+        """Called when a guest from which it was taken away has let go of it."""
 
     @property
     def open(self) -> bool:

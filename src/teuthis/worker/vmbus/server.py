@@ -92,7 +92,7 @@ class Server:
     def doorbell(self, relid: int) -> bool:
         """The guest signalled `relid`; True: call again soon, there may be more."""
         channel = self._channels.get(relid)
-        if channel is None or not channel.open or channel.rescinded:
+        if channel is None or not channel.open or channel.finished:
             self._counters.reject("doorbell.to-worker", "closed")
             return False
         try:
@@ -128,11 +128,19 @@ class Server:
 
     def rescind(self, channel: Channel) -> None:
         """Takes a channel away; its relid is free once the guest says so."""
-        if channel.rescinded or self._channels.get(channel.relid) is not channel:
-            return
-        channel.rescinded = True
-        self._send("vmbus.rescind-channel-offer", channel.relid)
-        self._finish(channel)
+        if self._channels.get(channel.relid) is channel:
+            self.withdraw(channel, channel.on_released)
+            self._finish(channel)
+
+    def withdraw(self, channel: Channel, released: Callable[[], None]) -> None:
+        """Takes a channel away in order: its device serves it until the guest has let go of it.
+
+        `released` is called then.
+        """
+        channel.on_released = released
+        if not channel.rescinded:
+            channel.rescinded = True
+            self._send("vmbus.rescind-channel-offer", channel.relid)
 
     def interrupt(self, channel: Channel) -> None:
         """Signals the guest's side of an open channel."""
@@ -323,9 +331,11 @@ class Server:
         channel = self._channels.get(released.relid)
         if channel is None or not channel.rescinded:
             return "relid"
+        self._finish(channel)
         del self._channels[released.relid]
         for gpadl in [g for g in self._gpadls.values() if g.relid == released.relid]:
             self._drop_gpadl(gpadl)
+        channel.on_released()
         return None
 
     def _modify_channel(self, request: m.ModifyChannel) -> str | None:
@@ -397,7 +407,8 @@ class Server:
     ) -> list[Channel]:
         """Goes on from `state`, in a server that has served nobody.
 
-        `stream` takes the channels that belong to no device that is there from the start.
+        `stream` takes the channels that belong to no device that is there from the start. Devices
+        that the saved machine did not have are offered to the guest.
 
         Raises:
             ValueError, KeyError, TypeError: no server can have that state.
@@ -425,13 +436,18 @@ class Server:
             else:
                 channel = self._restore_channel(saved, installed[saved.instance])
                 mine[saved.instance] = channel
-        if set(state.devices) != set(installed):
-            raise ValueError("other devices than this machine's")
-        for instance, device in installed.items():
+        if not mine.keys() <= state.devices.keys():
+            raise ValueError("a channel of a device that was not there")
+        for instance, device_state in state.devices.items():
+            device = installed[instance]
             if not isinstance(device, Saveable):
                 raise TypeError(type(device).__name__)
-            device.restore(state.devices[instance], mine.get(instance))
-        return list(self._channels.values())
+            device.restore(device_state, mine.get(instance))
+        restored = list(self._channels.values())
+        for offer, device in self._installed:
+            if offer.instance not in state.devices:
+                self.offer(offer, device)
+        return restored
 
     def _restore_channel(self, saved: ChannelState, device: Device) -> Channel:
         if saved.relid in self._channels or saved.target_vp >= self._processors:

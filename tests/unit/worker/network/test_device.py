@@ -3,7 +3,9 @@
 import socket
 import struct
 from collections.abc import Iterator
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ from teuthis.worker.devices.network.port import Port
 from teuthis.worker.devices.network.rndis import PACKET_OVERHEAD, envelope
 from teuthis.worker.loop import Loop
 from teuthis.worker.memory import PAGE_SIZE
+from teuthis.worker.vmbus.ring import Packet
 
 from ..conftest import World
 from ..simulator import DESCRIPTOR, Channel
@@ -608,3 +611,106 @@ def test_ring_errors_take_the_channel_away(up: Driver) -> None:
     up.loop.turn(0)
     up.world.guest.pump()
     assert up.channel.relid not in up.world.guest.channels
+
+
+# ---- saved machines ------------------------------------------------------------------------------
+
+
+def replaced(driver: Driver, state: dict[str, Any] | None = None) -> Network:
+    """The adapter of a machine that goes on with this one's guest."""
+    server = driver.world.server
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    far.close()
+    device = Network(
+        server,
+        driver.world.memory,
+        driver.world.counters,
+        Port(driver.loop, near.detach(), MTU + 14),
+        bytes.fromhex("020000000099"),
+        MTU,
+        driver.notes.append,
+    )
+    server._installed = [(OFFER, device)]
+    driver.channel.close = lambda: None  # type: ignore[method-assign]
+    saved = driver.device.save() if state is None else state
+    device.restore(saved, server._channels[driver.channel.relid])
+    driver.world.guest.pump()
+    return device
+
+
+def test_a_restored_machine_has_another_adapter(world: World, up: Driver) -> None:
+    """The old one completes what its driver sends until it lets go; then comes the new one."""
+    driver = up
+    offered: list[Channel] = []
+    world.guest.on_offer = offered.append
+    replaced(driver)
+    assert driver.channel.rescinded
+    assert not offered, "one adapter at a time: the new one is to be eth0 again"
+    for _ in range(3):
+        assert driver.send_pages_direct(bytes(packet(FRAME)))[:2] == (108, SUCCESS)
+    assert driver.ask(b"\xff" * 40)[:2] == (108, SUCCESS)
+    driver.give_back(1)
+    Channel.close(driver.channel)
+    world.guest.pump()
+    assert [channel.interface for channel in offered] == [OFFER.interface]
+    assert driver.frames() == []
+
+
+def test_what_the_driver_had_begun_is_completed(world: World, up: Driver) -> None:
+    driver = up
+    first = driver.transaction
+    for number in range(1, 40):
+        raw = ring_packet(nvsp(107, 0, 1, 0), transaction=first + number, flags=number % 2)
+        driver.device._packets.append(
+            Packet(IN_BAND, number % 2, first + number, *2 * [memoryview(raw)])
+        )
+    replaced(driver)
+    world.server.doorbell(driver.channel.relid)
+    driver.turn()
+    assert sorted(driver.completions) == [first + number for number in range(1, 40, 2)]
+
+
+def test_a_full_ring_delays_completions(world: World, up: Driver) -> None:
+    driver = up
+    count = 2 * driver.channel.inn.size // 64
+    replaced(driver, {"waiting": list(range(1000, 1000 + count))})
+    channel = world.server._channels[driver.channel.relid]
+    while world.server.doorbell(driver.channel.relid):
+        pass
+    assert len(channel.device._waiting) > 0  # type: ignore[attr-defined]
+    for _ in range(10):
+        driver.turn()
+    assert sorted(driver.completions) == list(range(1000, 1000 + count))
+
+
+def test_an_adapter_that_nobody_uses_is_replaced_at_once(world: World, up: Driver) -> None:
+    driver = up
+    world.guest.post(7, struct.pack("<I", driver.channel.relid))
+    world.guest.pump()
+    state = driver.device.save()
+    assert state == {"waiting": []}
+    offered: list[Channel] = []
+    world.guest.on_offer = offered.append
+    driver.device.restore(state, None)
+    world.guest.pump()
+    assert len(offered) == 1
+
+
+def test_a_driver_that_is_busy_is_not_saved(driver: Driver) -> None:
+    for step in (driver.begin, driver.give_buffers):
+        with pytest.raises(OSError, match="busy"):
+            driver.device.save()
+        step()
+    driver.control(message(2, 1, 1, 0, 0x4000))
+    driver.device.save()
+    device = replaced(driver)
+    with pytest.raises(OSError, match="busy"):
+        device.save()
+
+
+@pytest.mark.parametrize(
+    "state", [{}, {"waiting": 1}, {"waiting": [-1]}, {"waiting": ["x"]}, {"waiting": [], "x": 1}]
+)
+def test_states_that_cannot_be_are_refused(world: World, up: Driver, state: dict[str, Any]) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        up.device.restore(state, world.server._channels[up.channel.relid])

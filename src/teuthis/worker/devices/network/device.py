@@ -9,15 +9,19 @@ is handled, and its ring fills; while the guest has no section or no room in its
 not read, and the switch drops. Whatever a message says, it is completed.
 """
 
+import errno
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Annotated, Any, Final
 from uuid import UUID
+
+import msgspec
 
 from teuthis.flows import FLOWS, Counters
 from teuthis.worker.devices.network import nvsp, rndis
 from teuthis.worker.devices.network.port import Port
 from teuthis.worker.devices.network.rndis import RndisError
+from teuthis.worker.devices.network.unplugged import Unplugged
 from teuthis.worker.memory import GuestMemory, PageRange
 from teuthis.worker.vmbus import gpa
 from teuthis.worker.vmbus.channel import Channel
@@ -52,6 +56,12 @@ _DELIVERY_ROOM = nvsp.MESSAGE_BYTES + 8 + 8 * _FRAMES_AT_ONCE
 """Room in the ring that one delivery may take, as payload."""
 
 
+class _Saved(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The adapter in a saved machine: transactions that the guest has begun."""
+
+    waiting: list[Annotated[int, msgspec.Meta(ge=0)]]
+
+
 class Network:
     """The device behind the adapter's channel."""
 
@@ -74,6 +84,8 @@ class Network:
         self._adapter = rndis.Adapter(mac, mtu, counters)
         self._max_frame = mtu + rndis.ETHERNET_HEADER
         self._channel: Channel | None = None
+        self._replacing = False
+        """Whether the guest still has the adapter of the machine that was saved."""
         self._reset()
         port.on_ready = self._on_port
 
@@ -100,6 +112,7 @@ class Network:
 
     def opened(self, channel: Channel) -> None:
         """The guest has opened the channel: everything is negotiated anew."""
+        self._replacing = False
         self._channel = channel
         self._reset()
 
@@ -116,6 +129,40 @@ class Network:
         self._channel = None
         self._reset()
         self._watch()
+
+    # ---- saved machines --------------------------------------------------------------------------
+
+    def save(self) -> dict[str, Any]:
+        """Only what the driver waits for: another machine has another adapter.
+
+        Raises:
+            OSError: `EAGAIN`, while the driver sets its adapter up or lets go of an old one: it may
+                wait for an answer that nobody could give.
+        """
+        settled = self._adapter.initialized and not self._controls
+        if self._replacing or (self._channel is not None and not settled):
+            raise OSError(errno.EAGAIN, "the network driver is busy")
+        state = _Saved([p.transaction for p in self._packets if p.flags & WANTS_COMPLETION])
+        plain: dict[str, Any] = msgspec.to_builtins(state)
+        return plain
+
+    def restore(self, state: dict[str, Any], channel: Channel | None) -> None:
+        """Takes the old adapter out of the guest, and when it has let go, puts this one in.
+
+        Raises:
+            msgspec.ValidationError: no adapter can have that state.
+        """
+        saved = msgspec.convert(state, _Saved)
+        if channel is None:
+            self._server.offer(OFFER, self)
+            return
+        channel.device = Unplugged(self._server, self._counters, saved.waiting)
+        self._replacing = True
+        self._server.withdraw(channel, self._plug_in)
+
+    def _plug_in(self) -> None:
+        self._replacing = False
+        self._server.offer(OFFER, self)
 
     # ---- the port --------------------------------------------------------------------------------
 
