@@ -327,7 +327,12 @@ class Machine:
         self._loop.unwatch(self._link.fileno())
         self._loop.unwatch(self._doorbells.fileno())
         if end.reason is not Ended.INTERNAL_ERROR:
-            self._drain()
+            try:
+                self._drain()
+            except LifelineCut:
+                raise
+            except Exception as error:  # a defect of ours must not hide why the VM ended
+                self._console.note(_internal_error(error))
         self._control.finish(Status(StatusKind.ENDED, value=end.reason))
 
     def _drain(self) -> None:

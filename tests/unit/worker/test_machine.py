@@ -8,9 +8,11 @@ import pytest
 
 from teuthis.flows import Counters
 from teuthis.protocol import Ended, Status, StatusKind
+from teuthis.worker.agent.agent import Agent
 from teuthis.worker.console import Console
 from teuthis.worker.control import Control, LifelineCut
 from teuthis.worker.doorbells import PAGE_BYTES, Doorbells
+from teuthis.worker.ending import EndVM
 from teuthis.worker.link import Link
 from teuthis.worker.loop import Loop
 from teuthis.worker.machine import Machine
@@ -73,6 +75,23 @@ def test_defect_ends_the_vm_with_its_reason(parts: Parts) -> None:
     assert text.startswith(b"[teuthis] internal error in the worker: KeyError at ")
     assert secret.encode() not in text
     assert text.count(b"\n") == 1
+
+
+def test_defect_at_the_end_does_not_hide_why_the_vm_ended(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise KeyError
+
+    def stopped() -> None:
+        raise EndVM(Ended.STOPPED)
+
+    monkeypatch.setattr(Agent, "abandon", lambda _: broken())
+    parts.loop.soon(stopped)
+    parts.machine.run()
+    status = Status.decode(parts.control.recv(64))
+    assert status == Status(StatusKind.ENDED, value=Ended.STOPPED)
+    assert b"internal error in the worker: KeyError at " in os.read(parts.console, 4096)
 
 
 def test_defect_while_the_root_is_gone_is_silent(parts: Parts) -> None:
