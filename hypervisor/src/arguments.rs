@@ -326,7 +326,7 @@ mod tests {
         };
         assert_eq!(arguments.other, expected);
         let message = |text: &str| parse(text).unwrap_err().to_string();
-        assert!(message(&format!("{GOOD} {replay}")).contains("link-fd"));
+        assert!(message(&format!("{GOOD} {replay}")).contains("doorbells-fd"));
         assert!(message(&format!("{GOOD} --record-fd 9")).contains("deterministic"));
     }
 
