@@ -114,7 +114,7 @@ def _applets(busybox: Path) -> list[str]:
 
     It is asked once, by running it here; its answer is kept beside it.
     """
-    answer = busybox / "applets"
+    answer = busybox.with_name(f"{busybox.name}.applets")
     if not answer.exists():
         program = busybox / _BUSYBOX
         try:
