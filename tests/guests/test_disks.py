@@ -35,7 +35,7 @@ class Machine:
                 Disk(self.small, copy_on_write=True, layer_limit="2M"),
             ],
         )
-        self.run("mkdir /mnt /mnt/a /mnt/b /mnt/c")
+        self.run("mkdir /mnt/a /mnt/b /mnt/c")
 
     def run(self, script: str, *, check: bool = True) -> str:
         done = self.vm.run(["sh", "-c", script], timeout=100)
@@ -111,7 +111,7 @@ def test_a_full_layer_is_an_error_of_the_disk(machine: Machine) -> None:
 def test_discarded_space_returns_to_the_host(tmp_path: Path) -> None:
     path = disks.ext4(tmp_path / "disk")
     with VM("192M", disks=[Disk(path)]) as vm:
-        assert vm.run(["sh", "-c", "mkdir /mnt; mount -t ext4 /dev/sda /mnt"]).exit_code == 0
+        assert vm.run(["sh", "-c", "mount -t ext4 /dev/sda /mnt"]).exit_code == 0
         vm.write_file("/mnt/large", os.urandom(20 * MIB))
         vm.run(["sync"], check=True)
         full = disks.used(path)
@@ -139,7 +139,7 @@ def acknowledged_before_the_kill(disk: Disk) -> int:
     """Runs the journal for a while, kills the worker; the last record that was acknowledged."""
     known = children(os.getpid())
     with VM("192M", disks=[disk]) as vm:
-        vm.run(["sh", "-c", "mkdir /mnt; mount -t ext4 /dev/sda /mnt"], check=True)
+        vm.run(["sh", "-c", "mount -t ext4 /dev/sda /mnt"], check=True)
         process = vm.popen(["sh", "-c", _JOURNAL], stderr=STDOUT)
         with process.stdout:
             lines = [process.stdout.readline() for _ in range(20)]
@@ -151,7 +151,7 @@ def acknowledged_before_the_kill(disk: Disk) -> int:
 
 
 def records(vm: VM) -> list[bytes]:
-    vm.run(["sh", "-c", "mkdir /mnt; mount -t ext4 /dev/sda /mnt"], check=True)
+    vm.run(["sh", "-c", "mount -t ext4 /dev/sda /mnt"], check=True)
     return vm.read_file("/mnt/journal").splitlines()
 
 
@@ -175,7 +175,7 @@ def test_a_killed_worker_loses_only_what_was_not_flushed(tmp_path: Path, kind: s
     if kind == "layer":
         disks.check(path)
         with VM("192M", disks=[Disk(path, read_only=True)]) as vm:
-            vm.run(["sh", "-c", "mkdir /mnt; mount -t ext4 /dev/sda /mnt"], check=True)
+            vm.run(["sh", "-c", "mount -t ext4 /dev/sda /mnt"], check=True)
             assert vm.run(["ls", "/mnt"]).stdout == b"lost+found\n", "the base is as it was"
 
 

@@ -74,7 +74,7 @@ def test_a_flood_on_the_console_is_bounded() -> None:
 def test_too_little_time_to_boot() -> None:
     began = time.monotonic()
     with pytest.raises(teuthis.BootTimeout, match=r"0\.05 s"):
-        VM("128M", boot_timeout=0.05)
+        VM("128M", boot_timeout=0.05, cold=True)
     assert time.monotonic() - began < 10
 
 
