@@ -59,7 +59,7 @@ def test_what_cannot_be_started_is_told_and_tried_again(monkeypatch: pytest.Monk
         raise teuthis.HostError("this host is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("teuthis.root.pool.VM", fail)
+        patch.setattr(Pool, "_start", fail)
         pool = Pool(1, memory="128M")
         for _ in range(2):
             with pytest.raises(teuthis.HostError, match="full"):
