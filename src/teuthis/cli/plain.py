@@ -27,7 +27,7 @@ def parse(words: list[str]) -> dict[str, Any] | None:
             said[_FLAGS[word]] = True
         elif word in _VALUES or word == "--env":
             value = next(rest, "-")
-            if value.startswith("-"):
+            if not value or value.startswith("-"):
                 return None
             if word == "--env":
                 env.append(value)

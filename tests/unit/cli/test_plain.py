@@ -48,6 +48,11 @@ def test_the_everyday(line: str, said: dict[str, object]) -> None:
     assert plain.parse(line.split()) == said
 
 
+@pytest.mark.parametrize("option", ["--memory", "--image", "--workdir", "--env"])
+def test_an_empty_value_is_left_to_typer(option: str) -> None:
+    assert plain.parse(["run", option, "", "true"]) is None
+
+
 @pytest.mark.parametrize(
     "line",
     [
