@@ -1,8 +1,9 @@
 //! An attacker inside this process's jail, for `tests/isolation/`: never part of a package.
 //!
-//! `prisoner [--as UID] [--uid UID] [--kvm /dev/kvm] [--without WALL]…` reads attacks from its standard
-//! input, one per line, and forks for each: the child locks itself up as the hypervisor does, then
-//! makes the system calls of the line. The answers, one per line: `errno N` of the call that
+//! `prisoner [--as UID] [--uid UID] [--kvm /dev/kvm [--processors N]] [--without WALL]…` reads attacks
+//! from its standard input, one per line, and forks for each: the child locks itself up as the
+//! hypervisor does, then makes the system calls of the line, with several processors in the thread
+//! of the last. The answers, one per line: `errno N` of the call that
 //! failed, `done N` with the last result, or `killed SIGNAL`.
 //!
 //! A line is `NUMBER ARGUMENT…`, or several of them with ` ; ` between. Arguments are numbers,
@@ -18,14 +19,19 @@ use std::{
     fs::File,
     io::{self, BufRead, Read, Write},
     os::{
-        fd::{AsFd, AsRawFd},
+        fd::AsRawFd,
         unix::net::{UnixDatagram, UnixStream},
     },
+    sync::mpsc,
+    thread,
 };
 use teuthis_hypervisor::{
-    jail::{Jail, WALLS, Wall, enter},
+    jail::{Jail, Kvm, WALLS, Wall, enter, share_heap, split},
     memory::GuestMemory,
-    processor::{BootState, kvm::KvmProcessor},
+    processor::{
+        BootState,
+        kvm::{self, Idle},
+    },
 };
 
 const GUEST_MEMORY: u64 = 256 << 20;
@@ -33,6 +39,7 @@ const GUEST_MEMORY: u64 = 256 << 20;
 fn main() -> io::Result<()> {
     let mut uid = None;
     let mut kvm = None;
+    let mut processors = 1;
     let mut walls = Vec::from(WALLS);
     let mut words = env::args().skip(1);
     while let (Some(option), Some(value)) = (words.next(), words.next()) {
@@ -41,12 +48,14 @@ fn main() -> io::Result<()> {
             "--as" => become_user(number()?)?,
             "--uid" => uid = Some(number()?),
             "--kvm" => kvm = Some(value),
+            "--processors" => processors = number()?,
             "--without" => walls.retain(|wall| wall.name != value),
             _ => return Err(io::Error::other("unknown option")),
         }
     }
     for line in io::stdin().lock().lines() {
-        println!("{}", attempt(&line?, uid, kvm.as_deref(), &walls)?);
+        let kvm = kvm.as_deref().map(|device| (device, processors as usize));
+        println!("{}", attempt(&line?, uid, kvm, &walls)?);
     }
     Ok(())
 }
@@ -58,7 +67,12 @@ fn become_user(uid: u32) -> io::Result<()> {
     Ok(set_thread_res_uid(uid, uid, uid)?)
 }
 
-fn attempt(line: &str, uid: Option<u32>, kvm: Option<&str>, walls: &[Wall]) -> io::Result<String> {
+fn attempt(
+    line: &str,
+    uid: Option<u32>,
+    kvm: Option<(&str, usize)>,
+    walls: &[Wall],
+) -> io::Result<String> {
     let calls = parse(line);
     let (mut answers, answer) = UnixStream::pair()?;
     // SAFETY: this process has one thread.
@@ -94,11 +108,11 @@ fn attack(
     calls: &[Call],
     answer: &UnixStream,
     uid: Option<u32>,
-    kvm: Option<&str>,
+    kvm: Option<(&str, usize)>,
     walls: &[Wall],
 ) -> String {
-    // Never dropped: behind the walls its descriptors cannot be closed.
-    let kvm = kvm.map(|device| Box::leak(Box::new(processor(device))).descriptors());
+    let mut idle = kvm.map_or_else(Vec::new, |(device, count)| processors(device, count));
+    let kvm = (!idle.is_empty()).then(|| kvm::descriptors(&idle, false));
     // SAFETY: asks for a number.
     let pid = unsafe { libc::getpid() };
     let (link, worker) = UnixDatagram::pair().expect("a socket pair");
@@ -106,23 +120,59 @@ fn attack(
     let (link, _) = (Box::leak(Box::new(link)), Box::leak(Box::new(worker)));
     let input = io::stdin();
     let jail = Jail {
-        link: Some(link.as_fd()),
-        reads: vec![input.as_fd()],
-        writes: vec![answer.as_fd()],
-        kvm,
+        link: Some(link.as_raw_fd()),
+        reads: vec![input.as_raw_fd()],
+        writes: vec![answer.as_raw_fd()],
+        kvm: kvm.clone(),
         memory: GUEST_MEMORY,
         uid,
         allow_missing: &[],
     };
-    if let Err(missing) = enter(&jail, walls) {
+    let (before, after) = split(walls);
+    if let Err(missing) = enter(&jail, before) {
         return missing.to_string();
     }
-    if line == "wait" {
-        say(answer, &format!("locked {pid}\n"));
-        // SAFETY: reads one byte into a buffer of one.
-        while unsafe { libc::read(0, [0u8; 1].as_mut_ptr().cast(), 1) } == 1 {}
-        return String::new();
+    let attacks = move || {
+        if line == "wait" {
+            say(answer, &format!("locked {pid}\n"));
+            // SAFETY: reads one byte into a buffer of one.
+            while unsafe { libc::read(0, [0u8; 1].as_mut_ptr().cast(), 1) } == 1 {}
+            return String::new();
+        }
+        carry_out(calls, kvm.as_ref())
+    };
+    if idle.len() < 2 {
+        idle.into_iter().for_each(sit);
+        return match enter(&jail, after) {
+            Ok(()) => attacks(),
+            Err(missing) => missing.to_string(),
+        };
     }
+    let (last, others) = (idle.pop(), idle);
+    others.into_iter().for_each(sit);
+    share_heap();
+    thread::scope(|scope| {
+        let (seated, wait) = mpsc::channel();
+        let (lock, locked) = mpsc::channel();
+        let attacker = scope.spawn(move || {
+            last.into_iter().for_each(sit);
+            seated.send(()).expect("somebody waits");
+            locked.recv().expect("the walls stand");
+            // It cannot end behind the walls.
+            say(answer, &attacks());
+            // SAFETY: ends the child, running nothing of the parent's.
+            unsafe { libc::_exit(0) };
+        });
+        wait.recv().expect("it sits");
+        match enter(&jail, after) {
+            Ok(()) => lock.send(()).expect("somebody waits"),
+            Err(missing) => return missing.to_string(),
+        }
+        attacker.join().expect("it does not end")
+    })
+}
+
+fn carry_out(calls: &[Call], kvm: Option<&Kvm>) -> String {
     let mut results = vec![];
     for call in calls {
         let value = |argument: &Argument| match argument {
@@ -130,7 +180,7 @@ fn attack(
             Argument::Bytes(bytes) => bytes.as_ptr() as i64,
             Argument::Result(at) => results[*at],
             Argument::Vm => kvm.map_or(-1, |kvm| kvm.vm.into()),
-            Argument::Vcpu => kvm.map_or(-1, |kvm| kvm.vcpu.into()),
+            Argument::Vcpu => kvm.map_or(-1, |kvm| kvm.vcpus[0].into()),
         };
         let mut words = [0; 6];
         for (word, argument) in words.iter_mut().zip(&call.arguments) {
@@ -148,12 +198,17 @@ fn attack(
     format!("done {}", results.last().copied().unwrap_or(0))
 }
 
-/// A guest about to run, as the hypervisor has one when it locks its door.
-fn processor(device: &str) -> KvmProcessor {
+/// The processors of a guest about to run, as the hypervisor has them when it locks its door.
+fn processors(device: &str, count: usize) -> Vec<Idle> {
     let device = File::options().read(true).write(true).open(device);
     let memory = GuestMemory::anonymous(2 << 20).expect("memory");
     let device = device.expect("a KVM").into();
-    KvmProcessor::new(device, memory, BootState::default()).expect("a processor")
+    kvm::create(device, memory, BootState::default(), count).expect("processors")
+}
+
+/// Never dropped: behind the walls its descriptors cannot be closed.
+fn sit(idle: Idle) {
+    Box::leak(Box::new(idle.start().expect("a processor")));
 }
 
 fn say(answer: &UnixStream, text: &str) {

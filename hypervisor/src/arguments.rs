@@ -1,6 +1,6 @@
 //! Command line: `--name value` pairs, numbers decimal or 0x hexadecimal, each name once.
 
-use crate::{memory::PAGE_SIZE, processor::BootState};
+use crate::{flows::values::KVM_APIC_PROCESSORS_MAX, memory::PAGE_SIZE, processor::BootState};
 use std::{collections::BTreeMap, os::fd::RawFd};
 
 #[derive(Debug, thiserror::Error)]
@@ -41,11 +41,10 @@ pub enum ProcessorChoice {
 #[derive(Clone, Copy, Debug)]
 pub enum Start {
     Boot(BootState),
-    /// Where a saved machine stopped: descriptors of its state, of its memory, of the page file.
+    /// Where a saved machine stopped: the descriptor of its state.
     Restore {
         state: RawFd,
-        template: RawFd,
-        pages: RawFd,
+        template: Option<TemplateChoice>,
     },
 }
 
@@ -72,6 +71,14 @@ pub enum Other {
     },
 }
 
+/// Where a restored machine's memory comes from, page by page: the descriptors of the saved memory
+/// and of the page file. Without one all of it is there.
+#[derive(Clone, Copy, Debug)]
+pub struct TemplateChoice {
+    pub memory: RawFd,
+    pub pages: RawFd,
+}
+
 #[derive(Debug)]
 pub struct Arguments {
     pub memory_size: u64,
@@ -85,6 +92,8 @@ pub struct Arguments {
     /// What the deterministic random numbers begin with.
     pub seed: u64,
     pub processor: ProcessorChoice,
+    /// How many of them.
+    pub processors: usize,
     /// This process's own user id, when root starts it.
     pub uid: Option<u32>,
     /// Walls that it may go without, separated by commas.
@@ -136,16 +145,31 @@ impl Arguments {
         if lockstep && (clock == ClockChoice::Host || values.contains_key("state-fd")) {
             return Err(Error::Lockstep);
         }
+        let processors = optional(&mut values, "processors")?.unwrap_or(1);
+        let most = match processor {
+            ProcessorChoice::Soft => 1,
+            ProcessorChoice::Kvm(_) => KVM_APIC_PROCESSORS_MAX,
+        };
+        if !(1..=most).contains(&processors) {
+            return Err(Error::Range("processors"));
+        }
         let arguments = Self {
             memory_size,
+            processors: processors as usize,
             memory,
             counters: take(&mut values, "counters-fd")?,
             other,
             start: match values.contains_key("state-fd") {
                 true => Start::Restore {
                     state: take(&mut values, "state-fd")?,
-                    template: take(&mut values, "template-fd")?,
-                    pages: take(&mut values, "pages-fd")?,
+                    template: match processor {
+                        ProcessorChoice::Soft => Some(TemplateChoice {
+                            memory: take(&mut values, "template-fd")?,
+                            pages: take(&mut values, "pages-fd")?,
+                        }),
+                        // Nothing tells us before a guest on hardware touches a page.
+                        ProcessorChoice::Kvm(_) => None,
+                    },
                 },
                 false => Start::Boot(BootState {
                     rip: take(&mut values, "rip")?,
@@ -195,16 +219,16 @@ impl Arguments {
         }
     }
 
-    /// Those of the saved machine: state, template, page file.
-    pub fn saved(&self) -> Option<[RawFd; 3]> {
-        match self.start {
-            Start::Boot(_) => None,
-            Start::Restore {
-                state,
-                template,
-                pages,
-            } => Some([state, template, pages]),
-        }
+    /// Those of the saved machine: its state; the template and the page file.
+    pub fn saved(&self) -> Vec<RawFd> {
+        let Start::Restore { state, template } = self.start else {
+            return vec![];
+        };
+        let template = template.map(|template| [template.memory, template.pages]);
+        [state]
+            .into_iter()
+            .chain(template.into_iter().flatten())
+            .collect()
     }
 }
 
@@ -280,7 +304,7 @@ mod tests {
         };
         assert_eq!(arguments.other, worker(None));
         assert!(matches!(arguments.start, Start::Boot(boot) if boot.rip == 0x100_0000));
-        assert_eq!(arguments.saved(), None);
+        assert!(arguments.saved().is_empty());
         assert_eq!(arguments.clock, ClockChoice::Host);
         let arguments = parse(&format!("{GOOD} --clock deterministic:100")).unwrap();
         let expected = ClockChoice::Deterministic {
@@ -295,6 +319,9 @@ mod tests {
         assert_eq!(arguments.processor, ProcessorChoice::Soft);
         let arguments = parse(&format!("{GOOD} --processor kvm --kvm-fd 9")).unwrap();
         assert_eq!(arguments.processor, ProcessorChoice::Kvm(9));
+        assert_eq!(arguments.processors, 1);
+        let text = format!("{GOOD} --processor kvm --kvm-fd 9 --processors 2");
+        assert_eq!(parse(&text).unwrap().processors, 2);
         let text = format!("{GOOD} --uid 0x7E070001 --allow-missing-walls landlock,keyring");
         let arguments = parse(&text).unwrap();
         assert_eq!(arguments.uid, Some(0x7E07_0001));
@@ -305,9 +332,12 @@ mod tests {
     fn a_saved_machine_needs_no_registers() {
         let (common, _) = GOOD.split_once("--rip").unwrap();
         let saved = format!("{common} --state-fd 9 --template-fd 10 --pages-fd 11");
-        assert_eq!(parse(&saved).unwrap().saved(), Some([9, 10, 11]));
+        assert_eq!(parse(&saved).unwrap().saved(), [9, 10, 11]);
+        let kvm = format!("{common} --processor kvm --kvm-fd 12 --state-fd 9");
+        assert_eq!(parse(&kvm).unwrap().saved(), [9]);
         let message = |text: &str| parse(text).unwrap_err().to_string();
         assert!(message(&saved.replace("--pages-fd 11", "")).contains("pages-fd"));
+        assert!(message(&format!("{kvm} --template-fd 10")).contains("template-fd"));
         assert!(message(&format!("{saved} --rip 1")).contains("rip"));
     }
 
@@ -342,6 +372,10 @@ mod tests {
         assert!(message(&format!("{GOOD} --rip 1")).contains("rip"));
         assert!(message(&format!("{GOOD} --verbose 1")).contains("verbose"));
         assert!(message(&format!("{GOOD} --clock deterministic:0")).contains("clock"));
+        assert!(message(&format!("{GOOD} --processors 2")).contains("processors"));
+        let kvm = format!("{GOOD} --processor kvm --kvm-fd 9 --processors");
+        assert!(message(&format!("{kvm} 0")).contains("processors"));
+        assert!(message(&format!("{kvm} 17")).contains("processors"));
         assert!(message(&format!("{GOOD} --processor tcg")).contains("soft"));
         assert!(message(&format!("{GOOD} --processor kvm")).contains("kvm-fd"));
         let text = format!("{GOOD} --processor kvm --kvm-fd 9 --clock deterministic:1");

@@ -1,8 +1,9 @@
 //! Live counters of this process: how often each flow ran, its bytes, what was rejected and why.
 //!
 //! They live in a shared page, so that the root reads them without asking. This process is the
-//! only writer. Layout: for flow i of the register three `u64` at 24·i: count, bytes, rejected;
-//! behind them one for each kind of bad input, in the register's order.
+//! only writer, and of its threads the one that holds the machine (see `machine`). Layout: for flow
+//! i of the register three `u64` at 24·i: count, bytes, rejected; behind them one for each kind of
+//! bad input, in the register's order.
 
 use crate::{
     flows::{Flow, Reject},
@@ -10,8 +11,10 @@ use crate::{
 };
 use std::{
     os::fd::AsFd,
-    rc::Rc,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 const KINDS: usize = Flow::COUNT * 3;
@@ -20,7 +23,7 @@ pub const CELLS: usize = KINDS + Reject::COUNT;
 
 /// A handle to the counters; clones share them.
 #[derive(Clone)]
-pub struct Counters(Rc<Shared<AtomicU64>>);
+pub struct Counters(Arc<Shared<AtomicU64>>);
 
 /// Counters of one flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,12 +36,12 @@ pub struct Count {
 impl Counters {
     /// Maps the counter page behind `fd`.
     pub fn map(fd: impl AsFd) -> rustix::io::Result<Self> {
-        Ok(Self(Rc::new(Shared::map(fd, CELLS)?)))
+        Ok(Self(Arc::new(Shared::map(fd, CELLS)?)))
     }
 
     /// Counters that nobody else sees, for tests and fuzz targets.
     pub fn anonymous() -> rustix::io::Result<Self> {
-        Ok(Self(Rc::new(Shared::anonymous(CELLS)?)))
+        Ok(Self(Arc::new(Shared::anonymous(CELLS)?)))
     }
 
     /// Counts one accepted item of `bytes`.

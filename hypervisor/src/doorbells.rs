@@ -17,8 +17,6 @@ use std::{
 const CHANNELS: usize = values::DOORBELL_TO_WORKER_CHANNELS as usize;
 const PAGE: usize = values::DOORBELL_TO_WORKER_PAGE_BYTES as usize;
 const ATTENTION: usize = CHANNELS;
-/// What the worker stores for virtual processor 0, the only one.
-const RING_VP0: u8 = 1;
 
 pub struct Doorbells {
     page: Shared<AtomicU8>,
@@ -66,8 +64,9 @@ impl Doorbells {
             .is_some_and(|cell| cell.load(Ordering::Relaxed) != 0)
     }
 
-    /// Takes back the call for attention and calls `each` for every channel that rings.
-    pub fn take(&self, mut each: impl FnMut(u16)) {
+    /// Takes back the call for attention and calls `each` for every channel that rings and the
+    /// virtual processor, one of `processors`, that it rings on: the bell holds its number plus 1.
+    pub fn take(&self, processors: usize, mut each: impl FnMut(u16, usize)) {
         // The eventfd first, then the flag, then the bells: what rings later wakes us again.
         let _ = rustix::io::read(&self.to_hypervisor, &mut [0; 8]);
         if let Some(cell) = self.page.get(ATTENTION) {
@@ -78,11 +77,13 @@ impl Doorbells {
             if bell.load(Ordering::Relaxed) == 0 {
                 continue;
             }
-            if bell.swap(0, Ordering::AcqRel) == RING_VP0 {
-                self.counters.accept(Flow::DoorbellToHypervisor, 1);
-                each(channel);
-            } else {
-                self.counters.reject(Reject::DoorbellToHypervisorVp);
+            let vp = usize::from(bell.swap(0, Ordering::AcqRel)).checked_sub(1);
+            match vp.filter(|&vp| vp < processors) {
+                Some(vp) => {
+                    self.counters.accept(Flow::DoorbellToHypervisor, 1);
+                    each(channel, vp);
+                }
+                None => self.counters.reject(Reject::DoorbellToHypervisorVp),
             }
         }
     }
@@ -137,15 +138,17 @@ mod tests {
         assert!(!doorbells.attention());
         page[ATTENTION + 1].store(1, Ordering::Release);
         page[ATTENTION + 2047].store(1, Ordering::Release);
-        page[ATTENTION + 5].store(2, Ordering::Release);
+        page[ATTENTION + 5].store(3, Ordering::Release);
+        page[ATTENTION + 6].store(255, Ordering::Release);
+        page[ATTENTION + 7].store(2, Ordering::Release);
         page[ATTENTION].store(1, Ordering::Release);
         assert!(doorbells.attention());
         let mut rang = Vec::new();
-        doorbells.take(|channel| rang.push(channel));
-        assert_eq!(rang, [1, 2047]);
+        doorbells.take(2, |channel, vp| rang.push((channel, vp)));
+        assert_eq!(rang, [(1, 0), (7, 1), (2047, 0)]);
         assert!(!doorbells.attention());
-        doorbells.take(|_| panic!("rang twice"));
+        doorbells.take(2, |_, _| panic!("rang twice"));
         let rejected = doorbells.counters.get(Flow::DoorbellToHypervisor).rejected;
-        assert_eq!(rejected, 1);
+        assert_eq!(rejected, 2);
     }
 }

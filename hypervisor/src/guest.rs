@@ -1,13 +1,14 @@
-//! A virtual machine without its worker: what the two loops that drive one have in common
-//! ([`machine`](crate::machine) in real time, [`lockstep`](crate::lockstep) step by step).
+//! A virtual machine without its processors and its worker: what the two loops that drive one have in
+//! common ([`machine`](crate::machine) in real time, `lockstep` step by step).
 
 use crate::{
     clock::Clock,
     counters::Counters,
     flows::Flow,
     link::{End, FromWorker},
+    memory::GuestMemory,
     processor::Processor,
-    record::{Malformed, Record},
+    record::{Malformed, Record, check},
     tlfs::{Message, Partition},
 };
 
@@ -15,48 +16,56 @@ use crate::{
 const SLICE: u32 = 20_000;
 
 pub struct Guest {
-    pub processor: Box<dyn Processor>,
     pub partition: Partition,
     pub clock: Clock,
     pub counters: Counters,
 }
 
 impl Guest {
-    /// `wall_clock`: seconds since 1970 (UTC) at time 0 of `clock`.
+    /// Of so many `processors`, which want `code` in the hypercall page. `wall_clock`: seconds since
+    /// 1970 (UTC) at time 0 of `clock`.
     pub fn new(
-        processor: Box<dyn Processor>,
+        code: &'static [u8],
+        processors: usize,
         clock: Clock,
         wall_clock: u64,
         counters: Counters,
     ) -> Self {
-        let code = processor.hypercall_code();
+        let partition = Partition::new(
+            clock.clone(),
+            wall_clock,
+            processors,
+            code,
+            counters.clone(),
+        );
         Self {
-            processor,
-            partition: Partition::new(clock.clone(), wall_clock, code, counters.clone()),
+            partition,
             clock,
             counters,
         }
     }
 
     /// Instructions to run now: on the deterministic clock not past the next timer.
-    pub fn slice(&self) -> u32 {
+    pub fn slice(&self, vp: usize) -> u32 {
         let until = |deadline| self.clock.instructions_until(deadline);
-        let instructions = self.partition.next_event().and_then(until);
+        let instructions = self.partition.next_event(vp).and_then(until);
         let instructions = instructions.and_then(|count| u32::try_from(count).ok());
         instructions.unwrap_or(SLICE).clamp(1, SLICE)
     }
 
-    pub fn raise_interrupts(&mut self) {
-        for vector in self.partition.take_interrupts() {
+    /// Raises what the partition has for any processor, by way of `processor`, whose number is `vp`.
+    pub fn raise_interrupts(&mut self, vp: usize, processor: &mut dyn Processor) {
+        for (vp, vector) in self.partition.take_interrupts(vp) {
             self.counters.accept(Flow::InterruptDeliver, 1);
-            self.processor.assert_interrupt(vector);
+            processor.assert_interrupt(vp, vector);
         }
     }
 
     /// Takes in a message of the worker's that may come at any time.
-    pub fn take_message(&mut self, message: FromWorker) -> Result<(), End> {
+    pub fn take_message(&mut self, message: FromWorker, memory: &GuestMemory) -> Result<(), End> {
         match message {
             FromWorker::DeliverMessage {
+                vp,
                 sint,
                 kind,
                 payload,
@@ -66,8 +75,7 @@ impl Guest {
                     kind,
                     payload,
                 };
-                let memory = self.processor.memory();
-                self.partition.deliver_message(message, memory);
+                self.partition.deliver_message(vp.into(), message, memory);
             }
             FromWorker::OpenPort { channel } => self.partition.set_channel_open(channel, true),
             FromWorker::ClosePort { channel } => self.partition.set_channel_open(channel, false),
@@ -85,37 +93,31 @@ impl Guest {
         End::WorkerViolation
     }
 
-    /// The worker rang for `channel`.
-    pub fn signal(&mut self, channel: u16) {
-        self.partition
-            .signal_event(channel, self.processor.memory());
-    }
-
-    /// Saves or restores processor and partition.
-    pub fn state(&mut self, record: &mut Record) -> Result<(), Malformed> {
-        self.processor.state(record)?;
-        self.partition.state(record, self.processor.memory())
-    }
-
-    /// Replaces the state of a machine that has not run yet by a saved one.
-    pub fn restore(&mut self, state: &[u8]) -> Result<(), Malformed> {
-        let mut record = Record::restoring(state, self.processor.memory().size())?;
-        self.state(&mut record)?;
-        record.end()?;
-        self.counters
-            .accept(Flow::StateHypervisor, state.len() as u64);
-        Ok(())
-    }
-
-    /// Hands what the processor counted in private to everybody.
-    pub fn merge_counts(&mut self) {
-        self.processor.merge_counts(&self.counters);
+    /// Saves or restores all processors and the partition.
+    pub fn state<'a>(
+        &mut self,
+        record: &mut Record,
+        processors: impl Iterator<Item = &'a mut Box<dyn Processor>>,
+    ) -> Result<(), Malformed> {
+        let mut count = self.partition.processors() as u64;
+        record.field(&mut count)?;
+        let expected = self.partition.processors() as u64;
+        check(count == expected, "another number of processors")?;
+        let mut last = None;
+        for processor in processors {
+            processor.state(record)?;
+            last = Some(processor);
+        }
+        match last {
+            Some(processor) => self.partition.state(record, processor.memory()),
+            None => Err(Malformed::Processor),
+        }
     }
 
     /// Texts for the log about what was refused.
-    pub fn take_notes(&mut self) -> Vec<String> {
+    pub fn take_notes(&mut self, processor: &mut dyn Processor) -> Vec<String> {
         let mut notes = self.partition.take_notes();
-        notes.append(&mut self.processor.take_notes());
+        notes.append(&mut processor.take_notes());
         notes
     }
 }

@@ -10,28 +10,28 @@ use rustix::{
     process::{Resource, Rlimit, getrlimit, setrlimit},
     thread::Uid,
 };
-use std::{
-    io,
-    os::fd::{BorrowedFd, RawFd},
-};
+use std::{io, os::fd::RawFd};
 
 pub use descriptors::{NotGiven, adopt};
+pub use privileges::share_heap;
 
 /// What `/dev/kvm` made, when the guest runs on the host's processor.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Kvm {
     pub vm: RawFd,
-    pub vcpu: RawFd,
+    pub vcpus: Vec<RawFd>,
+    /// The guest goes on where a saved one stopped.
+    pub restores: bool,
 }
 
 /// What this process keeps.
 pub struct Jail<'a> {
     /// The socket to the worker, if there is one.
-    pub link: Option<BorrowedFd<'a>>,
+    pub link: Option<RawFd>,
     /// What it reads from: the worker's doorbells, or a recording.
-    pub reads: Vec<BorrowedFd<'a>>,
+    pub reads: Vec<RawFd>,
     /// What it writes to: our doorbells for the worker, a recording, the report of a replay.
-    pub writes: Vec<BorrowedFd<'a>>,
+    pub writes: Vec<RawFd>,
     pub kvm: Option<Kvm>,
     /// Bytes of guest RAM, and of the template behind it, that it maps.
     pub memory: u64,
@@ -92,7 +92,14 @@ impl MissingWall {
     }
 }
 
-/// Raises the walls around this process, for good. The process must have one thread.
+/// Those of `walls` that are raised around a single thread, from which others inherit them; and the
+/// last ones, which close in all threads that there are, and let no more come.
+pub fn split(walls: &[Wall]) -> (&[Wall], &[Wall]) {
+    let last = |wall: &Wall| ["limits", "system-calls"].contains(&wall.name);
+    walls.split_at(walls.iter().position(last).unwrap_or(walls.len()))
+}
+
+/// Raises walls around this process, for good.
 pub fn enter(jail: &Jail, walls: &[Wall]) -> Result<(), MissingWall> {
     for &Wall { name, build } in walls {
         match build(jail) {

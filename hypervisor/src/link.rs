@@ -204,6 +204,7 @@ pub enum FromWorker {
     Start,
     Stop,
     DeliverMessage {
+        vp: u8,
         sint: u8,
         kind: u32,
         payload: Payload,
@@ -240,11 +241,12 @@ impl FromWorker {
         let connection = |channel: u16| CHANNEL_CONNECTION | u64::from(channel);
         match self {
             FromWorker::DeliverMessage {
+                vp,
                 sint,
                 kind,
                 payload,
             } => {
-                let value = u64::from(*sint) | u64::from(*kind) << 32;
+                let value = u64::from(*sint) | u64::from(*vp) << 8 | u64::from(*kind) << 32;
                 frame(values::LINK_DELIVER_MESSAGE, value, payload.as_slice())
             }
             FromWorker::OpenPort { channel } => {
@@ -257,8 +259,8 @@ impl FromWorker {
         }
     }
 
-    /// Parses one message.
-    pub fn decode(message: &[u8]) -> Result<Self, Reject> {
+    /// Parses one message to a machine with so many processors.
+    pub fn decode(message: &[u8], processors: usize) -> Result<Self, Reject> {
         let unknown = Reject::LinkUnknownMessage;
         let message: &[u8; MESSAGE_BYTES] = message.try_into().map_err(|_| unknown)?;
         let (header, body) = message.split_at(HEADER_BYTES);
@@ -300,9 +302,13 @@ impl FromWorker {
                 Ok(FromWorker::Wrote(Ranges::decode(payload).ok_or(malformed)?))
             }
             Flow::LinkTurnOver if empty => Ok(FromWorker::TurnOver { slept: value }),
-            // value = SINT | VP << 8 | message type << 32; there is only VP 0.
-            Flow::LinkDeliverMessage if value & 0xFFFF_FFF0 == 0 && value >> 32 != 0 => {
+            // value = SINT | VP << 8 | message type << 32.
+            Flow::LinkDeliverMessage if value & 0xFFFF_00F0 == 0 && value >> 32 != 0 => {
+                let vp = (value >> 8) as u8;
                 Ok(FromWorker::DeliverMessage {
+                    vp: Some(vp)
+                        .filter(|&vp| usize::from(vp) < processors)
+                        .ok_or(malformed)?,
                     sint: (value & 0xF) as u8,
                     kind: (value >> 32) as u32,
                     payload: Payload::new(payload).ok_or(malformed)?,
@@ -321,8 +327,8 @@ impl FromWorker {
     }
 
     /// Parses one message, and counts it or its refusal.
-    pub fn counted(message: &[u8], counters: &Counters) -> Result<Self, Reject> {
-        let decoded = Self::decode(message);
+    pub fn counted(message: &[u8], processors: usize, counters: &Counters) -> Result<Self, Reject> {
+        let decoded = Self::decode(message, processors);
         match &decoded {
             Ok(message) => counters.accept(message.flow(), message.bytes()),
             Err(kind) => counters.reject(*kind),
@@ -373,12 +379,18 @@ impl FromWorker {
 /// The socket under the messages. Never blocks, but for [`Link::end`] and [`Link::wait`].
 pub struct Link {
     socket: OwnedFd,
+    processors: usize,
     counters: Counters,
 }
 
 impl Link {
-    pub fn new(socket: OwnedFd, counters: Counters) -> Self {
-        Self { socket, counters }
+    /// Of a machine with so many processors.
+    pub fn new(socket: OwnedFd, processors: usize, counters: Counters) -> Self {
+        Self {
+            socket,
+            processors,
+            counters,
+        }
     }
 
     /// Sends a message; `false` when the link is full or closed, and nothing was sent.
@@ -412,7 +424,8 @@ impl Link {
             Err(Errno::AGAIN) => return Ok(None),
             Err(_) => return Err(End::WorkerGone),
         };
-        let message = FromWorker::counted(buffer.get(..length).unwrap_or(&[]), &self.counters);
+        let packet = buffer.get(..length).unwrap_or(&[]);
+        let message = FromWorker::counted(packet, self.processors, &self.counters);
         message.map(Some).map_err(|_| End::WorkerViolation)
     }
 
@@ -478,14 +491,14 @@ mod tests {
             None,
         )
         .unwrap();
-        (Link::new(ours, Counters::anonymous().unwrap()), theirs)
+        (Link::new(ours, 2, Counters::anonymous().unwrap()), theirs)
     }
 
     #[test]
     fn known_messages_are_understood() {
         use FromWorker::*;
         let decode = |kind, value, payload: &[u8]| {
-            FromWorker::decode(&message(kind, payload.len() as u32, value, payload))
+            FromWorker::decode(&message(kind, payload.len() as u32, value, payload), 2)
         };
         assert_eq!(decode(16, 0, b""), Ok(Start));
         assert_eq!(decode(17, 0, b""), Ok(Stop));
@@ -506,10 +519,11 @@ mod tests {
         assert_eq!(most.iter().count(), 16);
         assert_eq!(most.iter().last(), Some((31, 32)));
         let Ok(DeliverMessage {
+            vp: 1,
             sint,
             kind,
             payload,
-        }) = decode(18, 2 | 1 << 32, b"hello")
+        }) = decode(18, 2 | 1 << 8 | 1 << 32, b"hello")
         else {
             panic!()
         };
@@ -519,7 +533,7 @@ mod tests {
 
     #[test]
     fn everything_else_is_refused() {
-        let refused = |bytes: &[u8]| FromWorker::decode(bytes).unwrap_err().flow();
+        let refused = |bytes: &[u8]| FromWorker::decode(bytes, 2).unwrap_err().flow();
         assert_eq!(refused(&[]), Flow::LinkUnknown);
         assert_eq!(refused(&message(16, 0, 0, &[])[..271]), Flow::LinkUnknown);
         assert_eq!(refused(&[0; 273]), Flow::LinkUnknown);
@@ -537,7 +551,8 @@ mod tests {
             (23, 0, 1 << 32, b"", Flow::LinkSave),
             (18, 0, 2, b"", Flow::LinkDeliverMessage), // type 0
             (18, 0, 16 | 1 << 32, b"", Flow::LinkDeliverMessage), // SINT 16
-            (18, 0, 2 | 1 << 8 | 1 << 32, b"", Flow::LinkDeliverMessage), // VP 1
+            (18, 0, 2 | 2 << 8 | 1 << 32, b"", Flow::LinkDeliverMessage), // VP 2
+            (18, 0, 2 | 1 << 16 | 1 << 32, b"", Flow::LinkDeliverMessage), // reserved
             (18, 241, 2 | 1 << 32, b"", Flow::LinkDeliverMessage),
             (18, 257, 2 | 1 << 32, b"", Flow::LinkDeliverMessage),
             (18, u32::MAX, 2 | 1 << 32, b"", Flow::LinkDeliverMessage),

@@ -10,7 +10,7 @@ use crate::{
     guest::Guest,
     link::{End, FromWorker, ToWorker},
     memory::GuestMemory,
-    processor::{Intercept, Registers},
+    processor::{Intercept, Processor, Registers},
     record::{Record, checksum},
     recording::{Digest, Input, Point, Stop, Turn},
     tlfs::{Outcome, Worker},
@@ -74,6 +74,7 @@ impl<P: Partner> Worker for Side<P> {
 }
 
 pub struct Lockstep<P> {
+    processor: Box<dyn Processor>,
     guest: Guest,
     side: Side<P>,
     /// Messages of the worker's that the guest has no room for yet.
@@ -84,7 +85,8 @@ pub struct Lockstep<P> {
 }
 
 impl<P: Partner> Lockstep<P> {
-    pub fn new(guest: Guest, partner: P, until: u64) -> Self {
+    /// Of a guest with one processor.
+    pub fn new(processor: Box<dyn Processor>, guest: Guest, partner: P, until: u64) -> Self {
         let side = Side {
             partner,
             digest: Digest::default(),
@@ -92,6 +94,7 @@ impl<P: Partner> Lockstep<P> {
             takes: true,
         };
         Self {
+            processor,
             guest,
             side,
             pending: VecDeque::new(),
@@ -100,8 +103,17 @@ impl<P: Partner> Lockstep<P> {
         }
     }
 
-    pub fn guest(&self) -> &Guest {
-        &self.guest
+    pub fn registers(&self) -> Option<Registers> {
+        self.processor.registers()
+    }
+
+    /// How many instructions have been executed.
+    pub fn instructions(&self) -> u64 {
+        self.guest.clock.instructions()
+    }
+
+    pub fn memory(&self) -> &GuestMemory {
+        self.processor.memory()
     }
 
     pub fn partner(&self) -> &P {
@@ -109,7 +121,7 @@ impl<P: Partner> Lockstep<P> {
     }
 
     pub fn partner_and_memory(&mut self) -> (&mut P, &GuestMemory) {
-        (&mut self.side.partner, self.guest.processor.memory())
+        (&mut self.side.partner, self.processor.memory())
     }
 
     /// Runs the guest to its end.
@@ -134,27 +146,27 @@ impl<P: Partner> Lockstep<P> {
             self.turn(0)?;
         }
         self.deliver()?;
-        self.guest.raise_interrupts();
+        self.guest.raise_interrupts(0, &mut *self.processor);
         let left = self.until.saturating_sub(instructions);
         if left == 0 {
             return Err(Stop::Until);
         }
-        let slice = u64::from(self.guest.slice()).min(left);
-        let intercept = self.guest.processor.run(slice as u32);
+        let slice = u64::from(self.guest.slice(0)).min(left);
+        let intercept = self.processor.run(slice as u32);
         let outcome =
             self.guest
                 .partition
-                .handle(intercept, self.guest.processor.memory(), &mut self.side);
+                .handle(0, intercept, self.processor.memory(), &mut self.side);
         if intercept != Intercept::SliceEnd {
             let instructions = self.guest.clock.instructions();
-            let at = self.guest.processor.registers();
+            let at = self.processor.registers();
             self.side
                 .digest
                 .add_seen(instructions, &intercept, &outcome);
             self.side.partner.saw(instructions, at, intercept, outcome);
         }
         match outcome {
-            Outcome::Complete(completion) => self.guest.processor.complete(completion),
+            Outcome::Complete(completion) => self.processor.complete(completion),
             Outcome::Continue => {}
             Outcome::Sleep => self.sleep()?,
             Outcome::End(end) => return Err(end.into()),
@@ -169,13 +181,13 @@ impl<P: Partner> Lockstep<P> {
     fn sleep(&mut self) -> Result<(), Stop> {
         loop {
             self.deliver()?;
-            self.guest.raise_interrupts();
-            if self.guest.processor.has_deliverable_interrupt() {
+            self.guest.raise_interrupts(0, &mut *self.processor);
+            if self.processor.has_deliverable_interrupt() {
                 return Ok(());
             }
             let now = self.guest.clock.now();
-            let (ours, theirs) = (&self.guest.processor, &self.guest.partition);
-            let events = [ours.next_event(), theirs.next_event()].into_iter();
+            let (ours, theirs) = (&self.processor, &self.guest.partition);
+            let events = [ours.next_event(), theirs.next_event(0)].into_iter();
             let next = events.flatten().filter(|&event| event > now).min();
             self.turn(next.map_or(u64::MAX, |next| next - now))?;
         }
@@ -187,12 +199,15 @@ impl<P: Partner> Lockstep<P> {
         self.side.waits = false;
         self.next_turn = self.guest.clock.instructions() + QUANTUM;
         let point = self.point();
-        let memory = self.guest.processor.memory();
+        let memory = self.processor.memory();
         let turn = self.side.partner.turn(point, wait, memory)?;
         self.side.digest.add_turn(&turn);
         for input in turn.inputs {
             match input {
-                Input::Doorbell(channel) => self.guest.signal(channel),
+                Input::Doorbell(channel) => {
+                    let memory = self.processor.memory();
+                    self.guest.partition.signal_event(0, channel, memory);
+                }
                 Input::Message(FromWorker::Stop) => return Err(End::Stopped.into()),
                 Input::Message(message) if self.pending.len() < MOST_PENDING => {
                     self.pending.push_back(message);
@@ -210,7 +225,7 @@ impl<P: Partner> Lockstep<P> {
         while self.guest.partition.takes_messages()
             && let Some(message) = self.pending.pop_front()
         {
-            self.guest.take_message(message)?;
+            self.guest.take_message(message, self.processor.memory())?;
         }
         self.side.takes = self.pending.len() < MAX_PENDING;
         Ok(())
@@ -219,10 +234,10 @@ impl<P: Partner> Lockstep<P> {
     /// Console output, notes and counts go out: at points that are the same in every run.
     fn pass_on(&mut self) {
         self.flush_console();
-        for note in self.guest.take_notes() {
+        for note in self.guest.take_notes(&mut *self.processor) {
             self.side.give(&ToWorker::Note(&note));
         }
-        self.guest.merge_counts();
+        self.processor.merge_counts(&self.guest.counters);
     }
 
     fn flush_console(&mut self) {
@@ -236,8 +251,9 @@ impl<P: Partner> Lockstep<P> {
     /// Where the run is, and a sum over all of it: what came in, what the guest ran into, what it
     /// was answered, what it gave; and over all that processor and partition are now.
     fn point(&mut self) -> Point {
-        let mut record = Record::saving(self.guest.processor.memory().size());
-        let state = self.guest.state(&mut record);
+        let mut record = Record::saving(self.processor.memory().size());
+        let processors = std::iter::once(&mut self.processor);
+        let state = self.guest.state(&mut record, processors);
         self.side.digest.add(&[u8::from(state.is_ok())]);
         self.side
             .digest

@@ -2,7 +2,8 @@
 //!
 //! Read `run` from top to bottom to see what this process holds when the guest's first
 //! instruction runs: guest RAM, a socket and two eventfds to the VM's worker, two shared pages, and
-//! on the host's processor the virtual machine that `/dev/kvm` made. A machine that is recorded has
+//! on the host's processor the virtual machine that `/dev/kvm` made, with a thread for each of its
+//! virtual processors; the software processor is one, and has one. A machine that is recorded has
 //! a pipe beside; `replay` has no worker, only a recording and two pipes for what comes of it.
 
 use std::{
@@ -11,8 +12,9 @@ use std::{
     fs::File,
     hint::black_box,
     io::{self, Read},
-    os::fd::{BorrowedFd, OwnedFd, RawFd},
-    process::ExitCode,
+    os::fd::{OwnedFd, RawFd},
+    process::{self, ExitCode},
+    thread,
     time::SystemTime,
 };
 use teuthis_hypervisor::{
@@ -27,14 +29,14 @@ use teuthis_hypervisor::{
     memory::{self, GuestMemory},
     processor::{
         BootState, Processor,
-        kvm::{self, KvmProcessor},
+        kvm::{self, Idle},
     },
     record,
     template::Template,
 };
 #[cfg(feature = "soft")]
 use {
-    std::{io::BufReader, os::fd::AsFd},
+    std::{io::BufReader, os::fd::AsRawFd},
     teuthis_hypervisor::{
         clock::Clock,
         lockstep::Lockstep,
@@ -45,6 +47,9 @@ use {
 
 /// What the guest's battery-backed clock shows at the start of a deterministic run: 2025-01-01.
 const DETERMINISTIC_WALL_CLOCK: u64 = 1_735_689_600;
+
+/// Bytes of a thread's stack.
+const STACK: usize = 256 << 10;
 
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -60,6 +65,8 @@ enum Error {
     Kvm(#[from] kvm::Unusable),
     #[error("the worker cannot interrupt the guest: {0}")]
     Watch(io::Error),
+    #[error("could not start a thread: {0}")]
+    Thread(io::Error),
     #[error("could not read the saved state: {0}")]
     State(io::Error),
 }
@@ -101,54 +108,85 @@ fn run(arguments: &Arguments) -> Result<Infallible, Error> {
     let [memory, counters, given @ ..] = given;
 
     let mut memory = GuestMemory::map(memory, arguments.memory_size)?;
-    let mut state = None;
-    if let Some([record, template, pages]) = saved {
+    let mut saved = saved.into_iter();
+    let state = saved.next().map(read).transpose().map_err(Error::State)?;
+    if let (Some(template), Some(pages)) = (saved.next(), saved.next()) {
         memory = memory.with_template(Template::map(template, pages, arguments.memory_size)?);
-        state = Some(read(record).map_err(Error::State)?);
     }
     let counters = Counters::map(counters)?;
-    let connection = connect(given, &counters)?;
+    let connection = connect(given, arguments, &counters)?;
+    let mut jail = walls(arguments, &memory, Some(&connection), &[], &[]);
 
     let boot = match arguments.start {
         Start::Boot(boot) => boot,
         Start::Restore { .. } => BootState::default(),
     };
-    let (processor, clock, kvm): (Box<dyn Processor>, _, _) = match device {
+    let (first, others, clock): (Box<dyn Processor>, Vec<Idle>, _) = match device {
         #[cfg(feature = "soft")]
         None => {
             let clock = clock(arguments);
             let processor = SoftProcessor::new(memory, boot, clock.clone());
-            (Box::new(processor.with_seed(arguments.seed)), clock, None)
+            let processor = processor.with_seed(arguments.seed);
+            (Box::new(processor), vec![], clock)
         }
         #[cfg(not(feature = "soft"))]
         None => return Err(arguments::Error::Processor.into()),
         Some(device) => {
-            let processor = KvmProcessor::new(device, memory, boot)?;
+            let mut others = kvm::create(device, memory, boot, arguments.processors)?;
+            jail.kvm = Some(kvm::descriptors(&others, state.is_some()));
+            let first = others.remove(0).start()?;
             for each in [
                 connection.link.descriptor(),
                 connection.doorbells.descriptor(),
             ] {
-                processor.watch(&each).map_err(Error::Watch)?;
+                first.watch(&each).map_err(Error::Watch)?;
             }
-            let (clock, kvm) = (processor.clock().clone(), processor.descriptors());
-            (Box::new(processor), clock, Some(kvm))
+            let clock = first.clock().clone();
+            (Box::new(first), others, clock)
         }
     };
-    let guest = Guest::new(processor, clock, wall_clock(arguments), counters);
-    let mut machine = Machine::new(guest, connection);
+    let (count, wall_clock) = (arguments.processors, wall_clock(arguments));
+    let guest = Guest::new(first.hypercall_code(), count, clock, wall_clock, counters);
+    // Never given back: threads use it to the end of the process.
+    let machine = Box::leak(Box::new(Machine::new(guest, connection)));
+    machine.seat(0, first);
 
     // The door is locked: from here on no file, no network, no other process, 12 system calls (15
-    // with KVM).
-    let (guest, connection) = (machine.guest(), machine.connection());
-    let jail = Jail {
-        kvm,
-        ..walls(arguments, guest, Some(connection), &[], &[])
-    };
-    jail::enter(&jail, &jail::WALLS)?;
+    // with KVM, 16 with several processors). Threads are made behind all walls but the last two,
+    // which stop them at once.
+    let (before, after) = jail::split(&jail::WALLS);
+    jail::enter(&jail, before)?;
+    start_threads(machine, others)?;
+    jail::enter(&jail, after)?;
 
     // Only now is anything judged that a guest may have made.
     machine.run(state.as_deref());
     jail::leave(0)
+}
+
+/// Makes a thread for each of `processors`, the machine's second and following, and waits until all
+/// are seated.
+fn start_threads(machine: &'static Machine, processors: Vec<Idle>) -> Result<(), Error> {
+    if !processors.is_empty() {
+        jail::share_heap();
+    }
+    for (vp, idle) in (1..).zip(processors) {
+        let run = move || {
+            match idle.start() {
+                Ok(processor) => machine.seat(vp, Box::new(processor)),
+                Err(error) => {
+                    eprintln!("teuthis-hypervisor: {}", Error::from(error));
+                    process::exit(1);
+                }
+            }
+            machine.run_processor(vp);
+            jail::leave(0)
+        };
+        let thread = thread::Builder::new().stack_size(STACK);
+        thread.spawn(run).map_err(Error::Thread)?;
+    }
+    machine.wait_until_seated();
+    Ok(())
 }
 
 /// As `run`, in turns with the worker; what comes in goes into a recording.
@@ -157,18 +195,21 @@ fn record(arguments: &Arguments) -> Result<Infallible, Error> {
     let Other::Worker { record, .. } = arguments.other else {
         return Err(arguments::Error::Lockstep.into());
     };
-    let (given, recording, _) = jail::adopt(arguments.with_worker()?, record, None)?;
+    let (given, recording, _) = jail::adopt(arguments.with_worker()?, record, vec![])?;
     let [memory, counters, given @ ..] = given;
     let recording = recording.ok_or(arguments::Error::Lockstep)?;
     let counters = Counters::map(counters)?;
-    let connection = connect(given, &counters)?;
-    let guest = software(arguments, memory, counters.clone())?;
+    let connection = connect(given, arguments, &counters)?;
+    let (processor, guest) = software(arguments, memory, counters.clone())?;
     let recorder = Recorder::new(connection, recording.into(), counters);
-    let mut machine = Lockstep::new(guest, recorder, u64::MAX);
+    let mut machine = Lockstep::new(processor, guest, recorder, u64::MAX);
 
     let recorder = machine.partner();
-    let (connection, recording) = (Some(recorder.connection()), recorder.recording().as_fd());
-    let jail = walls(arguments, machine.guest(), connection, &[], &[recording]);
+    let (connection, recording) = (
+        Some(recorder.connection()),
+        recorder.recording().as_raw_fd(),
+    );
+    let jail = walls(arguments, machine.memory(), connection, &[], &[recording]);
     jail::enter(&jail, &jail::WALLS)?;
 
     if machine.partner().is_started() {
@@ -197,37 +238,48 @@ fn replay(arguments: &Arguments) -> Result<Infallible, Error> {
         console,
         report,
     ];
-    let (given, ..) = jail::adopt(given, None, None)?;
+    let (given, ..) = jail::adopt(given, None, vec![])?;
     let [memory, counters, recording, console, report] = given;
     let counters = Counters::map(counters)?;
-    let guest = software(arguments, memory, counters.clone())?;
+    let (processor, guest) = software(arguments, memory, counters.clone())?;
     let (recording, console, report) = (
         File::from(recording),
         File::from(console),
         File::from(report),
     );
 
-    let (reads, writes) = ([recording.as_fd()], [console.as_fd(), report.as_fd()]);
-    let jail = walls(arguments, &guest, None, &reads, &writes);
+    let (reads, writes) = (
+        [recording.as_raw_fd()],
+        [console.as_raw_fd(), report.as_raw_fd()],
+    );
+    let jail = walls(arguments, processor.memory(), None, &reads, &writes);
     jail::enter(&jail, &jail::WALLS)?;
 
     let entries = Entries::new(BufReader::new(&recording), arguments.memory_size);
     let player = Player::new(entries, &console, &report, trace, counters);
-    let stop = Lockstep::new(guest, player, until).replay();
+    let stop = Lockstep::new(processor, guest, player, until).replay();
     jail::leave(stop.exit_status())
 }
 
-fn connect(given: [OwnedFd; 4], counters: &Counters) -> Result<Connection, Error> {
+fn connect(
+    given: [OwnedFd; 4],
+    arguments: &Arguments,
+    counters: &Counters,
+) -> Result<Connection, Error> {
     let [link, doorbells, to_worker, to_hypervisor] = given;
     Ok(Connection {
         doorbells: Doorbells::map(doorbells, to_worker, to_hypervisor, counters.clone())?,
-        link: Link::new(link, counters.clone()),
+        link: Link::new(link, arguments.processors, counters.clone()),
     })
 }
 
 /// A guest on the software processor.
 #[cfg(feature = "soft")]
-fn software(arguments: &Arguments, memory: OwnedFd, counters: Counters) -> Result<Guest, Error> {
+fn software(
+    arguments: &Arguments,
+    memory: OwnedFd,
+    counters: Counters,
+) -> Result<(Box<dyn Processor>, Guest), Error> {
     let memory = GuestMemory::map(memory, arguments.memory_size)?;
     let clock = clock(arguments);
     let boot = match arguments.start {
@@ -236,7 +288,8 @@ fn software(arguments: &Arguments, memory: OwnedFd, counters: Counters) -> Resul
     };
     let processor = SoftProcessor::new(memory, boot, clock.clone()).with_seed(arguments.seed);
     let wall_clock = wall_clock(arguments);
-    Ok(Guest::new(Box::new(processor), clock, wall_clock, counters))
+    let guest = Guest::new(processor.hypercall_code(), 1, clock, wall_clock, counters);
+    Ok((Box::new(processor), guest))
 }
 
 #[cfg(feature = "soft")]
@@ -252,27 +305,32 @@ fn clock(arguments: &Arguments) -> Clock {
 /// What the process keeps while the guest runs.
 fn walls<'a>(
     arguments: &'a Arguments,
-    guest: &Guest,
-    connection: Option<&'a Connection>,
-    reads: &[BorrowedFd<'a>],
-    writes: &[BorrowedFd<'a>],
+    memory: &GuestMemory,
+    connection: Option<&Connection>,
+    reads: &[RawFd],
+    writes: &[RawFd],
 ) -> Jail<'a> {
-    let doorbells = connection.map(|connection| &connection.doorbells);
-    let (reads, writes) = (reads.iter().copied(), writes.iter().copied());
-    Jail {
-        link: connection.map(|connection| connection.link.descriptor()),
-        reads: reads.chain(doorbells.map(Doorbells::descriptor)).collect(),
-        writes: writes.chain(doorbells.map(Doorbells::to_worker)).collect(),
+    let mut jail = Jail {
+        link: None,
+        reads: reads.to_vec(),
+        writes: writes.to_vec(),
         kvm: None,
-        memory: guest.processor.memory().mapped(),
+        memory: memory.mapped(),
         uid: arguments.uid,
         allow_missing: &arguments.allow_missing_walls,
+    };
+    if let Some(connection) = connection {
+        let [link, to_worker, to_hypervisor] = connection.descriptors();
+        jail.link = Some(link);
+        jail.reads.push(to_hypervisor);
+        jail.writes.push(to_worker);
     }
+    jail
 }
 
 /// Says whether the `/dev/kvm` at hand can run a guest, for the root side.
 fn probe(device: RawFd) -> ExitCode {
-    let answer = match jail::adopt([device], None, None) {
+    let answer = match jail::adopt([device], None, vec![]) {
         Ok(([device], ..)) => kvm::probe::probe(device).map_err(|failure| failure.to_string()),
         Err(error) => Err(error.to_string()),
     };

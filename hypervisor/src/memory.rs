@@ -6,7 +6,11 @@
 #![allow(unsafe_code)]
 
 use crate::{flows::values, template::Template};
-use std::{os::fd::AsFd, ptr::NonNull};
+use std::{
+    os::fd::AsFd,
+    ptr::NonNull,
+    sync::atomic::{AtomicU8, Ordering},
+};
 
 /// Where RAM stops below 4 GiB; the rest continues at [`HIGH_BASE`].
 pub const LOW_LIMIT: u64 = values::MEMORY_HOLE_HOLE_FIRST;
@@ -70,8 +74,10 @@ pub struct GuestMemory {
     template: Option<Template>,
 }
 
-// SAFETY: the mapping lives as long as the value and is only accessed by volatile copies.
+// SAFETY: the mapping lives as long as the value and is only accessed by copies of plain values.
 unsafe impl Send for GuestMemory {}
+// SAFETY: as above; several threads that access it are to each other as the guest is to each.
+unsafe impl Sync for GuestMemory {}
 
 impl GuestMemory {
     /// Maps `size` bytes of the memory file `fd` shared and writable. Refuses a file that is too
@@ -229,6 +235,13 @@ impl GuestMemory {
         Some(())
     }
 
+    /// Sets bits of a byte of which other processors may be changing others; what it was before.
+    pub fn fetch_or(&self, offset: u64, bits: u8) -> Option<u8> {
+        let pointer = self.at::<u8>(offset)?.cast::<u8>();
+        // SAFETY: `at` checked the bounds; the mapping outlives this borrow; a byte is aligned.
+        Some(unsafe { AtomicU8::from_ptr(pointer) }.fetch_or(bits, Ordering::SeqCst))
+    }
+
     /// Copies bytes out of RAM, wherever the pages are. `None` (nothing copied) when the range
     /// leaves RAM.
     pub fn read_bytes(&self, offset: u64, into: &mut [u8]) -> Option<()> {
@@ -333,10 +346,7 @@ mod tests {
     use super::*;
     use crate::shared::Shared;
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-    use std::{
-        os::fd::OwnedFd,
-        sync::atomic::{AtomicU8, Ordering},
-    };
+    use std::os::fd::OwnedFd;
 
     const PAGES: u64 = 16;
 

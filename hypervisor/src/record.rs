@@ -14,7 +14,7 @@ use crate::flows::{Flow, Reject};
 /// "TEUTHIS" and a zero byte.
 const MAGIC: u64 = u64::from_le_bytes(*b"TEUTHIS\0");
 /// Rises with every change of any part.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Largest record: the parts are small; the queue of messages is the largest.
 pub const MAX_BYTES: usize = Flow::StateHypervisor.max_bytes() as usize;
 /// Before the first part.
@@ -33,8 +33,10 @@ pub enum Malformed {
     Memory(u64),
     #[error("the saved state holds an impossible value: {0}")]
     Value(&'static str),
-    #[error("this processor cannot be saved")]
-    Unsupported,
+    #[error("the saved state belongs to another kind of processor")]
+    Processor,
+    #[error("the saved state belongs to a host whose processor has other features")]
+    Host,
 }
 
 impl Malformed {
@@ -306,8 +308,8 @@ mod tests {
             bytes[at] ^= 1;
             assert_eq!(restored(&bytes), Err(Malformed::Damaged), "byte {at}");
         }
-        let newer = forged(&bytes, |bytes| bytes[8] = 2);
-        assert_eq!(restored(&newer), Err(Malformed::Version(2)));
+        let newer = forged(&bytes, |bytes| bytes[8] = 3);
+        assert_eq!(restored(&newer), Err(Malformed::Version(3)));
         let other = forged(&bytes, |bytes| bytes[18] ^= 0x20);
         assert_eq!(restored(&other), Err(Malformed::Memory(MEMORY ^ 0x20_0000)));
         let longer = forged(&bytes, |bytes| bytes.push(0));

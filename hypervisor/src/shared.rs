@@ -29,6 +29,11 @@ pub struct Shared<T: Cell> {
     length: usize,
 }
 
+// SAFETY: the mapping lives as long as the value and is only reached by atomic accesses.
+unsafe impl<T: Cell> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T: Cell> Sync for Shared<T> {}
+
 impl<T: Cell> Shared<T> {
     /// Maps the first `length` cells of `fd`; refuses a file that is too short, whose missing
     /// pages would kill the process at the first access.

@@ -45,6 +45,8 @@ pub struct Template {
 
 // SAFETY: the mapping lives as long as the value, is never written and only copied from.
 unsafe impl Send for Template {}
+// SAFETY: as above. (Its lock is for one thread of ours: the software processor's.)
+unsafe impl Sync for Template {}
 
 impl Template {
     /// Maps `size` bytes of the template `fd`, read-only, and the page file. Refuses files that are

@@ -128,21 +128,34 @@ class NetworkConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mtu: Annotated[int, msgspec.Meta(ge=576, le=65520)]
 
 
+class Template(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Saved memory as the source of a restored VM's: see `teuthis.worker.template`."""
+
+    memory: Descriptor
+    """Many VMs read it and none writes."""
+    pages: Descriptor
+    """Which pages are in the VM's own memory."""
+
+    def descriptors(self) -> list[int]:
+        """All descriptors in here."""
+        return [self.memory, self.pages]
+
+
 class SavedMachine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where a restored VM goes on: descriptors of the worker's state and of the memory."""
 
     state: Descriptor
-    template: Descriptor
-    """The saved memory, which many VMs read and none writes."""
-    pages: Descriptor
-    """Which pages are in the VM's own memory: see `teuthis.worker.template`."""
+    template: Template | None = None
+    """Where pages are from that are not in the VM's own memory; None: all are."""
     news: Annotated[str, msgspec.Meta(max_length=1024)] = ""
     """What our agent is told that the saved machine did not have, as on a kernel's command line."""
 
     def renumbered(self, now: Mapping[int, int]) -> "SavedMachine":
         """The same with other numbers for its descriptors."""
-        numbers = {name: now[getattr(self, name)] for name in ("state", "template", "pages")}
-        return replace(self, **numbers)
+        template = self.template
+        if template is not None:
+            template = Template(now[template.memory], now[template.pages])
+        return replace(self, state=now[self.state], template=template)
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -158,6 +171,9 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     control: Descriptor
     console: Descriptor
     network: NetworkConfig | None = None
+    processors: Annotated[
+        int, msgspec.Meta(ge=1, le=FLOWS["kvm.apic"].values["processors_max"])
+    ] = 1
     agent: bool = True
     """Whether our agent is in the guest; else the VM is ready when its heart beats."""
     uid: Annotated[int, msgspec.Meta(ge=1, lt=1 << 32)] | None = None
@@ -171,8 +187,10 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def descriptors(self) -> list[int]:
         """All descriptors in here."""
         saved = self.saved
+        template = None if saved is None else saved.template
         return [
-            *([] if saved is None else [saved.state, saved.template, saved.pages]),
+            *([] if saved is None else [saved.state]),
+            *([] if template is None else template.descriptors()),
             *(getattr(self, name) for name in _ALWAYS),
             *(descriptor for disk in self.disks for descriptor in disk.descriptors()),
             *([] if self.network is None else [self.network.frames]),

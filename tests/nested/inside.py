@@ -1,10 +1,12 @@
 """Runs inside the nested machine: VMs on its genuine KVM; what they did goes to stdout as JSON."""
 
+import hashlib
 import json
 import time
 from pathlib import Path
 
 import teuthis
+from teuthis import Disk
 from teuthis.root import processor
 
 SHARED = 1 << 20
@@ -50,7 +52,86 @@ def main() -> None:
                 seen[name] = vm.run(["sh", "-c", command], timeout=60).exit_code
         except teuthis.VMError as error:
             seen[name] = type(error).__name__
+    seen["several"] = _several(2)
+    seen["four"] = _several(4)["processors"]
     print(json.dumps(seen))
+
+
+def _several(cpus: int) -> dict[str, object]:
+    """A VM with several processors and a disk: its work, its interrupts, a copy of it."""
+    disk = Path("/tmp/disk.img")
+    disk.write_bytes(bytes(SHARED))
+    with teuthis.VM(cpus=cpus, disks=[Disk(disk, read_only=True)]) as vm:
+        seen: dict[str, object] = {"processors": _output(vm, "nproc").strip()}
+        if cpus > 2:
+            return seen
+        seen["job"] = [_output(vm, f"taskset {1 << cpu} sha256sum /dev/sda") for cpu in range(cpus)]
+        before = _interrupts(vm)
+        seen["moved"] = _output(vm, MOVE)
+        _output(vm, "echo 3 > /proc/sys/vm/drop_caches; cat /dev/sda > /dev/null")
+        seen["spread"] = [now - then for then, now in zip(before, _interrupts(vm), strict=True)]
+        status = _status(_hypervisor())
+        seen["walls"] = {name: status[name] for name in ("Seccomp", "CapEff", "Threads")}
+        tasks = Path(f"/proc/{_hypervisor()}/task").iterdir()
+        seen["closed in"] = sorted(_status(int(task.name))["Seccomp"] for task in tasks)
+        _output(vm, "echo kept > /tmp/file; (while :; do :; done) & taskset -p 2 $!")
+        vm.snapshot("/tmp/snapshot")
+        seen["goes on"] = _output(vm, "nproc; cat /tmp/file")
+        flows = vm.flows()
+        seen["refused"] = {name: each.rejected for name, each in flows.items() if each.rejected}
+    with teuthis.VM.restore("/tmp/snapshot") as vm:
+        seen["restored"] = [vm.processor, _output(vm, "nproc; cat /tmp/file; sha256sum < /dev/sda")]
+        (copy,) = vm.fork()
+        with copy:
+            seen["copied"] = _output(copy, "nproc; cat /tmp/file")
+    try:
+        _foreign(Path("/tmp/snapshot"))
+    except teuthis.SnapshotError as error:
+        seen["foreign"] = str(error)
+    return seen
+
+
+MOVE = """
+for channel in /sys/bus/vmbus/devices/*/channels/*; do
+    case $(cat $channel/../../class_id) in
+    *ba6163d9-04a1*) echo 1 > $channel/cpu; cat $channel/cpu ;;
+    esac
+done
+"""
+"""Moves the disk's channel to processor 1."""
+
+
+def _output(vm: teuthis.VM, text: str) -> str:
+    return vm.run(["sh", "-c", text], timeout=120).stdout.decode()
+
+
+def _interrupts(vm: teuthis.VM) -> list[int]:
+    """VMBus interrupts on each processor."""
+    return [int(word) for word in _output(vm, "grep HYP: /proc/interrupts").split()[1:-3]]
+
+
+def _foreign(snapshot: Path) -> None:
+    """As if the host that it was made on had other features."""
+    manifest = json.loads((snapshot / "snapshot.json").read_text())
+    state = bytearray((snapshot / "hypervisor").read_bytes())
+    state[FEATURES] ^= 1
+    state[-8:] = _checksum(state[:-8]).to_bytes(8, "little")
+    (snapshot / "hypervisor").write_bytes(state)
+    manifest["hypervisor"] = hashlib.sha256(state).hexdigest()
+    (snapshot / "snapshot.json").write_text(json.dumps(manifest))
+    teuthis.VM.restore(snapshot).close()
+
+
+FEATURES = 24 + 8 + 1
+"""In the state, behind head, number of processors and their kind."""
+
+
+def _checksum(data: bytes | bytearray) -> int:
+    """FNV-1a, as in `hypervisor/src/record.rs`."""
+    value = 0xCBF29CE484222325
+    for byte in data:
+        value = (value ^ byte) * 0x100000001B3 & (1 << 64) - 1
+    return value
 
 
 if __name__ == "__main__":

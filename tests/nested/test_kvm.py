@@ -92,6 +92,26 @@ def test_what_kvm_answers_itself_does_not_reach_us(seen: dict[str, Any]) -> None
     assert flows["msr.stimer"][0] > 10
 
 
+def test_two_processors_work_and_share_the_interrupts(seen: dict[str, Any]) -> None:
+    several = seen["several"]
+    digest = hashlib.sha256(bytes(inside.SHARED)).hexdigest()
+    assert (several["processors"], seen["four"]) == ("2", "4")
+    assert several["job"] == [f"{digest}  /dev/sda\n"] * 2
+    assert several["moved"] == "1\n"
+    assert several["spread"][1] > 0
+    assert several["walls"] == {"Seccomp": "2", "CapEff": f"{0:016x}", "Threads": "2"}
+    assert several["closed in"] == ["2", "2"]
+
+
+def test_a_machine_is_saved_and_goes_on(seen: dict[str, Any]) -> None:
+    several = seen["several"]
+    digest = hashlib.sha256(bytes(inside.SHARED)).hexdigest()
+    assert several["goes on"] == "2\nkept\n"
+    assert several["restored"] == ["kvm", f"2\nkept\n{digest}  -\n"]
+    assert several["copied"] == "2\nkept\n"
+    assert "other features" in several["foreign"]
+
+
 # Requests to the kernel, by their numbers (Linux `include/uapi/linux/kvm.h`).
 SIGNAL_MSI = 0x4020AEA5
 RUN = 0xAE80
@@ -113,17 +133,24 @@ FORBIDDEN = {
 }
 
 
-def test_only_the_listed_requests_pass_the_filter() -> None:
+@pytest.mark.parametrize("processors", [1, 2])
+def test_only_the_listed_requests_pass_the_filter(processors: int) -> None:
+    """With several processors the attacker is the thread of the last one."""
     ioctl, open_ = NUMBERS["ioctl"], NUMBERS["open"]
     attacks = [f"{ioctl} {fd} {request} buffer" for fd, request in FORBIDDEN.values()]
     attacks += [f"{open_} s:/dev/kvm 2"]
     allowed = [f"{ioctl} vcpu {GET_MP_STATE} buffer", f"{ioctl} vm {SIGNAL_MSI} buffer"]
+    clone, thread = NUMBERS["clone"], 0x50F00
+    names = [*FORBIDDEN, "open"]
+    if processors > 1:
+        attacks.append(f"{clone} {thread} 0 0 0 0")
+        names.append("clone")
     prisoner = built("example", "prisoner")
     lines = "\n".join([*attacks, *allowed])
     shell = f'printf "%s\\n" "$ATTACKS" | "{prisoner}" --kvm /dev/kvm --uid {identity.FIRST}'
+    shell += f" --processors {processors}"
     result = machine.run(["sh", "-c", shell], timeout=120, environment={"ATTACKS": lines})
     answers = result.output.splitlines()
-    names = [*FORBIDDEN, "open"]
     assert dict(zip(names, answers, strict=False)) == dict.fromkeys(names, "killed 31")
     rest = answers[len(names) :]
     assert len(rest) == len(allowed)

@@ -143,7 +143,7 @@ def kvm_requests() -> dict[str, list[str]]:
     text = "".join(_text(path) for path in sorted(KVM.glob("*.rs")))
     found = {}
     for owner, size, body in re.findall(
-        r"const (VM|VCPU)_CALLS: \[u64; (\d+)\] = \[([^\]]*)\];", text
+        r"const (VM|VCPU|SAVE|RESTORE)_CALLS: \[u64; (\d+)\] = \[([^\]]*)\];", text
     ):
         found[owner.lower()] = sorted(re.findall(r"0x[0-9A-F_]+", body))
         assert len(found[owner.lower()]) == int(size), owner

@@ -41,6 +41,15 @@ def test_every_checksum_is_right() -> None:
         assert sum(table) & 0xFF == 0
 
 
+@pytest.mark.parametrize("processors", [1, 4])
+def test_every_processor_is_listed_by_its_number(processors: int) -> None:
+    block = acpi.build(BASE, processors)
+    madt = block[block.index(b"APIC") :]
+    (length,) = struct.unpack_from("<I", madt, 4)
+    entries = list(struct.iter_unpack("<BBBBI", madt[44:length]))
+    assert entries == [(0, 8, number, number, 1) for number in range(processors)]
+
+
 def test_power_registers_are_the_ports_of_the_register_of_flows() -> None:
     fadt = tables()["FACP"]
     assert len(fadt) == 276

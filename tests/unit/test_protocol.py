@@ -21,6 +21,7 @@ from teuthis.protocol import (
     Status,
     StatusKind,
     Stop,
+    Template,
     WorkerConfig,
 )
 
@@ -134,7 +135,7 @@ def test_a_configuration_is_renumbered_as_a_whole() -> None:
                 layer=LayerConfig(file=21, limit=0, kept=True, lower=22),
             ),
         ),
-        saved=SavedMachine(state=23, template=24, pages=25, news="what is new"),
+        saved=SavedMachine(23, Template(memory=24, pages=25), news="what is new"),
     )
     before = config.descriptors()
     assert sorted(before) == list(range(10, 26))

@@ -4,7 +4,7 @@
 use super::Jail;
 use std::{
     io,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{FromRawFd, OwnedFd, RawFd},
 };
 
 /// A descriptor of the command line is not there.
@@ -13,18 +13,18 @@ use std::{
 pub struct NotGiven(RawFd);
 
 /// What [`adopt`] has taken, in the order it was given.
-pub type Adopted<const N: usize> = ([OwnedFd; N], Option<OwnedFd>, Option<[OwnedFd; 3]>);
+pub type Adopted<const N: usize> = ([OwnedFd; N], Option<OwnedFd>, Vec<OwnedFd>);
 
 /// Takes possession of the descriptors `given`, of a `further` one and of those of a saved machine.
 pub fn adopt<const N: usize>(
     given: [RawFd; N],
     further: Option<RawFd>,
-    saved: Option<[RawFd; 3]>,
+    saved: Vec<RawFd>,
 ) -> Result<Adopted<N>, NotGiven> {
     let mut sorted: Vec<_> = given
         .into_iter()
         .chain(further)
-        .chain(saved.into_iter().flatten())
+        .chain(saved.iter().copied())
         .collect();
     sorted.sort_unstable();
     let mut next = 3;
@@ -41,7 +41,7 @@ pub fn adopt<const N: usize>(
     Ok((
         given.map(own),
         further.map(own),
-        saved.map(|fds| fds.map(own)),
+        saved.into_iter().map(own).collect(),
     ))
 }
 
@@ -49,11 +49,11 @@ pub fn adopt<const N: usize>(
 /// /dev/null.
 pub fn close_others(jail: &Jail) -> io::Result<()> {
     let own = jail.link.iter().chain(&jail.reads).chain(&jail.writes);
-    let kvm = jail.kvm.map(|kvm| [kvm.vm, kvm.vcpu]);
-    let mut kept: Vec<_> = own
-        .map(AsRawFd::as_raw_fd)
-        .chain(kvm.into_iter().flatten())
-        .collect();
+    let mut kept: Vec<_> = own.copied().collect();
+    if let Some(kvm) = &jail.kvm {
+        kept.push(kvm.vm);
+        kept.extend(&kvm.vcpus);
+    }
     kept.sort_unstable();
     let mut next = 3;
     for fd in kept {

@@ -2,7 +2,7 @@
 //! run loop does not make.
 
 use super::{Jail, Kvm};
-use crate::processor::kvm::{VCPU_CALLS, VM_CALLS};
+use crate::processor::kvm::{RESTORE_CALLS, SAVE_CALLS, VCPU_CALLS, VM_CALLS};
 use landlock::{
     ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetStatus, Scope,
@@ -12,10 +12,7 @@ use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
     SeccompFilter, SeccompRule, TargetArch,
 };
-use std::{
-    io,
-    os::fd::{AsRawFd, BorrowedFd, RawFd},
-};
+use std::{io, os::fd::RawFd};
 
 /// Denies every path, TCP port, abstract socket and signal to others that the kernel can deny.
 pub fn landlock() -> io::Result<()> {
@@ -37,15 +34,14 @@ pub fn landlock() -> io::Result<()> {
 /// Answers every call but those of the run loop with the death of this process.
 pub fn system_calls(jail: &Jail) -> io::Result<()> {
     let filter = filter(jail).map_err(io::Error::other)?;
-    seccompiler::apply_filter(&filter).map_err(io::Error::other)
+    seccompiler::apply_filter_all_threads(&filter).map_err(io::Error::other)
 }
 
 fn filter(jail: &Jail) -> Result<BpfProgram, BackendError> {
-    let on = |fd: BorrowedFd| (0, SeccompCmpOp::Eq, fd.as_raw_fd() as u64);
+    let on = |fd: RawFd| (0, SeccompCmpOp::Eq, fd as u64);
     let null = |argument| (argument, SeccompCmpOp::Eq, 0);
-    let each = |fds: &[BorrowedFd]| -> Result<Vec<_>, _> {
-        fds.iter().map(|&fd| rule(&[on(fd)])).collect()
-    };
+    let each =
+        |fds: &[RawFd]| -> Result<Vec<_>, _> { fds.iter().map(|&fd| rule(&[on(fd)])).collect() };
     // 2 is stderr, for the last words of a panic.
     let mut writes = each(&jail.writes)?;
     writes.push(rule(&[(0, SeccompCmpOp::Eq, 2)])?);
@@ -85,7 +81,7 @@ fn filter(jail: &Jail) -> Result<BpfProgram, BackendError> {
             rules.push((call, vec![rule(&[on(link), null(4)])?]));
         }
     }
-    if let Some(kvm) = jail.kvm {
+    if let Some(kvm) = &jail.kvm {
         rules.extend(kvm_calls(kvm)?);
     }
     SeccompFilter::new(
@@ -97,23 +93,31 @@ fn filter(jail: &Jail) -> Result<BpfProgram, BackendError> {
     .try_into()
 }
 
-/// What the kvm processor needs beside: to run the guest, to interrupt it, to be interrupted.
-fn kvm_calls(kvm: Kvm) -> Result<[(c_long, Vec<SeccompRule>); 3], BackendError> {
+/// What the kvm processor needs beside: to run the guest, to interrupt it, to be interrupted, to be
+/// saved; and with several of them, to wait for each other.
+fn kvm_calls(kvm: &Kvm) -> Result<Vec<(c_long, Vec<SeccompRule>)>, BackendError> {
+    let restoring = RESTORE_CALLS.iter().filter(|_| kvm.restores);
+    let requests = VCPU_CALLS.iter().chain(&SAVE_CALLS).chain(restoring);
     let vm = VM_CALLS.map(|request| (kvm.vm, request));
-    let vcpu = VCPU_CALLS.map(|request| (kvm.vcpu, request));
+    // KVM_RUN of each processor comes first: it is what is made all the time.
+    let vcpus = requests.flat_map(|&request| kvm.vcpus.iter().map(move |&vcpu| (vcpu, request)));
     let request = |(fd, request): (RawFd, u64)| {
         rule(&[
             (0, SeccompCmpOp::Eq, fd as u64),
             (1, SeccompCmpOp::Eq, request),
         ])
     };
-    let requests: Result<Vec<_>, _> = vm.into_iter().chain(vcpu).map(request).collect();
+    let requests: Result<Vec<_>, _> = vm.into_iter().chain(vcpus).map(request).collect();
     let null = |argument| (argument, SeccompCmpOp::Eq, 0);
-    Ok([
+    let mut calls = vec![
         (libc::SYS_ioctl, requests?),
         (libc::SYS_timer_settime, vec![rule(&[null(1), null(3)])?]),
         (libc::SYS_rt_sigtimedwait, vec![rule(&[null(1)])?]),
-    ])
+    ];
+    if kvm.vcpus.len() > 1 {
+        calls.push((libc::SYS_futex, vec![]));
+    }
+    Ok(calls)
 }
 
 /// All of `conditions`: argument number, comparison, value.
@@ -129,4 +133,30 @@ fn rule(conditions: &[(u8, SeccompCmpOp, u64)]) -> Result<SeccompRule, BackendEr
     };
     let conditions: Result<Vec<_>, _> = conditions.iter().map(condition).collect();
     SeccompRule::new(conditions?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flows::values::KVM_APIC_PROCESSORS_MAX;
+
+    #[test]
+    fn the_filter_of_the_largest_machine_is_one_that_the_kernel_takes() {
+        const MOST: usize = 4096;
+        let first = 10;
+        let jail = Jail {
+            link: Some(3),
+            reads: vec![4],
+            writes: vec![5],
+            kvm: Some(Kvm {
+                vm: 9,
+                vcpus: (first..).take(KVM_APIC_PROCESSORS_MAX as usize).collect(),
+                restores: true,
+            }),
+            memory: 0,
+            uid: None,
+            allow_missing: &[],
+        };
+        assert!(filter(&jail).unwrap().len() <= MOST);
+    }
 }

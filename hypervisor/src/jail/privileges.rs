@@ -104,6 +104,12 @@ pub fn die_with_parent() -> io::Result<()> {
     Ok(set_parent_process_death_signal(Some(Signal::KILL))?)
 }
 
+/// Lets all threads allocate from one heap, which grows by calls that the run loop makes anyway.
+pub fn share_heap() {
+    // SAFETY: sets a number, before there are other threads.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
 /// Ends the process, without the clean-up that Rust's runtime would do.
 pub fn exit(status: u8) -> ! {
     // SAFETY: nothing of this process outlives it.

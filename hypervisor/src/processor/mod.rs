@@ -13,7 +13,8 @@ use crate::{
 };
 
 /// IA32_APIC_BASE from the start: enabled, x2APIC, bootstrap processor.
-pub const APIC_BASE: u64 = 0xFEE0_0000 | 1 << 11 | 1 << 10 | 1 << 8;
+pub const APIC_BASE: u64 = 0xFEE0_0000 | 1 << 11 | 1 << 10 | APIC_BASE_BOOTSTRAP;
+pub const APIC_BASE_BOOTSTRAP: u64 = 1 << 8;
 
 /// Why a virtual processor stopped running guest instructions.
 ///
@@ -115,13 +116,50 @@ impl std::fmt::Display for Registers {
     }
 }
 
-/// A virtual processor.
-pub trait Processor {
+/// Makes [`Processor::run`] come back, from another thread; now or the next time it is called.
+pub struct Kicker(Box<dyn Fn() + Send>);
+
+impl Kicker {
+    pub fn kick(&self) {
+        (self.0)();
+    }
+}
+
+impl Default for Kicker {
+    /// For a processor that comes back by itself.
+    fn default() -> Self {
+        Self(Box::new(|| {}))
+    }
+}
+
+/// Whose the saved state of a processor is.
+#[derive(Clone, Copy)]
+pub enum Kind {
+    Soft = 1,
+    Kvm = 2,
+}
+
+impl Kind {
+    /// The first field of a processor's state.
+    pub fn state(self, record: &mut Record) -> Result<(), Malformed> {
+        let mut found = self as u8;
+        record.field(&mut found)?;
+        if found == self as u8 {
+            Ok(())
+        } else {
+            Err(Malformed::Processor)
+        }
+    }
+}
+
+/// A virtual processor. Its thread alone runs it; everything else may be asked from any thread that
+/// has it.
+pub trait Processor: Send {
     /// Runs guest instructions until an intercept, for at most about `slice` instructions.
     fn run(&mut self, slice: u32) -> Intercept;
 
-    /// Asks the next `run` to stop at `deadline`, in nanoseconds of the clock. Only for processors
-    /// that do not count instructions: the others run for a slice.
+    /// Asks the next `run` to stop at `deadline`, in nanoseconds of the clock; to be called before
+    /// each. Only for processors that do not count instructions: the others run for a slice.
     fn wake_at(&mut self, _deadline: Option<u64>) {}
 
     /// The code of the hypercall page: the instruction that this processor intercepts as a
@@ -132,9 +170,23 @@ pub trait Processor {
     /// `SliceEnd` and `Kicked` take no completion.
     fn complete(&mut self, completion: Completion);
 
-    /// Raises an edge-triggered interrupt on this processor's local APIC. Delivered by a later
-    /// `run` when the guest can take it; wakes a halted processor.
-    fn assert_interrupt(&mut self, vector: u8);
+    /// Whether the last intercept was all there is to be answered: of a string instruction on a
+    /// port each element is one.
+    fn is_between_instructions(&self) -> bool {
+        true
+    }
+
+    /// Makes this processor come back from the guest.
+    fn kicker(&self) -> Kicker {
+        Kicker::default()
+    }
+
+    /// The clock was set going again: the guest's own counter must follow it.
+    fn set_clock(&mut self) {}
+
+    /// Raises an edge-triggered interrupt on the local APIC of processor `vp` of this machine.
+    /// Delivered by a later `run` when the guest can take it; wakes a halted processor.
+    fn assert_interrupt(&mut self, vp: usize, vector: u8);
 
     /// Whether an interrupt is pending that the guest could take now (so a halted VP must run).
     /// A local timer whose time has come counts as pending.
@@ -161,9 +213,7 @@ pub trait Processor {
 
     /// Saves all that the guest could ever see of this processor, between two calls of `run`; or
     /// restores it, before the first one. Interrupts that were raised are part of it.
-    fn state(&mut self, _record: &mut Record) -> Result<(), Malformed> {
-        Err(Malformed::Unsupported)
-    }
+    fn state(&mut self, record: &mut Record) -> Result<(), Malformed>;
 
     /// Short texts for the log since the last call, bounded in number: what it did not know.
     fn take_notes(&mut self) -> Vec<String>;

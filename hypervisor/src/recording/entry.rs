@@ -117,7 +117,7 @@ impl Entry {
                 if body.len() != MESSAGE_BYTES {
                     return Err(wrong);
                 }
-                let message = FromWorker::decode(body).map_err(|_| Malformed::Message)?;
+                let message = FromWorker::decode(body, 1).map_err(|_| Malformed::Message)?;
                 if !message.is_for_guest() && message != FromWorker::Stop {
                     return Err(Malformed::Message);
                 }
@@ -243,6 +243,7 @@ mod tests {
         let payload = Payload::new(b"offer").unwrap();
         let (sint, kind) = (2, 1);
         let deliver = FromWorker::DeliverMessage {
+            vp: 0,
             sint,
             kind,
             payload,

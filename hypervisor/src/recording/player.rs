@@ -227,8 +227,8 @@ impl<R: Read, W: Write> Lockstep<Player<R, W>> {
             Ok(()) => self.run(),
             Err(stop) => stop,
         };
-        let instructions = self.guest().clock.instructions();
-        let registers = self.guest().processor.registers();
+        let instructions = self.instructions();
+        let registers = self.registers();
         let (player, _) = self.partner_and_memory();
         let turns = player.turns;
         if player.trace || stop == Stop::Until {
@@ -259,6 +259,7 @@ fn describe(input: &Input) -> String {
     match input {
         Input::Doorbell(channel) => format!("doorbell of channel {channel}"),
         Input::Message(FromWorker::DeliverMessage {
+            vp: 0,
             sint,
             kind,
             payload,

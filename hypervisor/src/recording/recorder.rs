@@ -125,7 +125,7 @@ impl Partner for Recorder {
         let mut inputs = Vec::new();
         self.connection
             .doorbells
-            .take(|channel| inputs.push(Input::Doorbell(channel)));
+            .take(1, |channel, _| inputs.push(Input::Doorbell(channel)));
         inputs.append(&mut messages);
         for input in &inputs {
             self.write(&Entry::Input(input.clone()))?;

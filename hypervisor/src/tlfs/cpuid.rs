@@ -26,6 +26,8 @@ const MAX_BASIC: u32 = 7;
 /// The first of the leaves that are the same on every processor, and their last.
 pub const HYPERVISOR: u32 = 0x4000_0000;
 pub const MAX_HYPERVISOR: u32 = 0x4000_0005;
+/// The leaf that says how many processors there are at most.
+pub const LIMITS: u32 = 0x4000_0005;
 const MAX_EXTENDED: u32 = 0x8000_0008;
 
 /// Family 0x17, model 0x31, stepping 0.
@@ -76,7 +78,7 @@ pub fn leaf(leaf: u32, subleaf: u32) -> Option<[u32; 4]> {
         (0x4000_0003, _) => [PRIVILEGES_LOW, PRIVILEGES_HIGH, 0, FEATURES],
         (0x4000_0004, _) => [HINTS, NEVER_NOTIFY_SPINNING, 0, 0],
         // One virtual, one logical processor.
-        (0x4000_0005, _) => [1, 1, 0, 0],
+        (LIMITS, _) => [1, 1, 0, 0],
 
         (0x8000_0000, _) => [MAX_EXTENDED, text(b"Auth"), text(b"cAMD"), text(b"enti")],
         (0x8000_0001, _) => [SIGNATURE, 0, EXTENDED_ECX_LAHF, EXTENDED_EDX],

@@ -13,6 +13,7 @@ mod stimer;
 mod synic;
 #[cfg(test)]
 pub(crate) mod testing;
+mod virtual_processor;
 
 pub use synic::Message;
 
@@ -31,8 +32,7 @@ use hypercall::Channels;
 use notes::Notes;
 use page::PageRegister;
 use reference_time::ReferenceTime;
-use stimer::SyntheticTimer;
-use synic::Synic;
+use virtual_processor::VirtualProcessor;
 
 /// What the guest's hypercalls ask of the VM's worker.
 pub trait Worker {
@@ -50,6 +50,10 @@ pub enum Outcome {
     Sleep,
     End(End),
 }
+
+/// How often in a row all virtual processors must be found halted with interrupts disabled: one may
+/// have woken another in between.
+const SURELY_STOPPED: u32 = 3;
 
 /// Interrupt vectors to raise: a set, since each is an edge.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,7 +80,8 @@ impl Vectors {
     }
 }
 
-/// One virtual machine's partition: everything between its processor and its worker.
+/// One virtual machine's partition: everything between its processors and its worker. Virtual
+/// processors have numbers (VP_INDEX), which are their local APICs' ids too.
 pub struct Partition {
     pub ports: Ports,
     clock: Clock,
@@ -85,13 +90,10 @@ pub struct Partition {
     guest_os_id: u64,
     hypercall_code: &'static [u8],
     hypercall: PageRegister,
-    vp_assist: PageRegister,
     reference: ReferenceTime,
-    synic: Synic,
-    timer: SyntheticTimer,
     crash: Crash,
     channels: Channels,
-    vectors: Vectors,
+    processors: Vec<VirtualProcessor>,
 }
 
 impl Partition {
@@ -100,6 +102,7 @@ impl Partition {
     pub fn new(
         clock: Clock,
         wall_clock: u64,
+        processors: usize,
         hypercall_code: &'static [u8],
         counters: Counters,
     ) -> Self {
@@ -112,46 +115,58 @@ impl Partition {
             notes: Notes::default(),
             guest_os_id: 0,
             hypercall: PageRegister::default(),
-            vp_assist: PageRegister::default(),
             reference,
-            synic: Synic::default(),
-            timer: SyntheticTimer::default(),
             crash: Crash::default(),
             channels: Channels::default(),
-            vectors: Vectors::default(),
+            processors: (0..processors)
+                .map(|_| VirtualProcessor::default())
+                .collect(),
         }
     }
 
-    /// Saves or restores all that the guest or the worker could see, after the processor, whose
+    /// Saves or restores all that the guest or the worker could see, after the processors, whose
     /// state has the clock. `memory` is the guest's RAM, in which the pages of the registers lie.
     pub fn state(&mut self, record: &mut Record, memory: &GuestMemory) -> Result<(), Malformed> {
+        self.reference.set_pace(self.clock.hertz());
         self.ports.state(record, &self.clock)?;
         record.field(&mut self.guest_os_id)?;
         self.hypercall.state(record, memory)?;
-        self.vp_assist.state(record, memory)?;
         self.reference.state(record, memory)?;
-        self.synic.state(record, memory)?;
-        self.timer.state(record)?;
         self.crash.state(record)?;
         self.channels.state(record)?;
-        record.field(&mut self.vectors.0)
+        for processor in &mut self.processors {
+            processor.state(record, memory)?;
+        }
+        Ok(())
     }
 
-    /// Answers one intercept.
+    /// Answers one intercept of virtual processor `vp`.
     pub fn handle(
         &mut self,
+        vp: usize,
         intercept: Intercept,
         memory: &GuestMemory,
         worker: &mut impl Worker,
     ) -> Outcome {
+        let halted = Intercept::Halt {
+            interruptible: false,
+        };
+        if let Some(processor) = self.processors.get_mut(vp) {
+            let times = if intercept == halted {
+                processor.stopped.saturating_add(1)
+            } else {
+                0
+            };
+            processor.stopped = times;
+        }
         let completion = match intercept {
             Intercept::SliceEnd | Intercept::Kicked => return Outcome::Continue,
             Intercept::Cpuid { leaf, subleaf } => self.cpuid(leaf, subleaf),
-            Intercept::MsrRead { msr } => match self.read_msr(msr) {
+            Intercept::MsrRead { msr } => match self.read_msr(vp, msr) {
                 Ok(value) => Completion::Value(value),
                 Err(_) => Completion::GeneralProtection,
             },
-            Intercept::MsrWrite { msr, value } => match self.write_msr(msr, value, memory) {
+            Intercept::MsrWrite { msr, value } => match self.write_msr(vp, msr, value, memory) {
                 Ok(None) => Completion::Done,
                 Ok(Some(end)) => return Outcome::End(end),
                 Err(_) => Completion::GeneralProtection,
@@ -177,6 +192,9 @@ impl Partition {
             Intercept::Halt {
                 interruptible: false,
             } => {
+                if !self.has_stopped() {
+                    return Outcome::Continue;
+                }
                 self.counters.reject(Reject::InterceptHaltUninterruptible);
                 return Outcome::End(End::Halted);
             }
@@ -189,24 +207,41 @@ impl Partition {
         Outcome::Complete(completion)
     }
 
-    /// Queues a message from the worker; ask [`Partition::takes_messages`] first.
-    pub fn deliver_message(&mut self, message: Message, memory: &GuestMemory) {
+    /// Whether no virtual processor can ever run again: nothing but another one could wake it.
+    fn has_stopped(&self) -> bool {
+        let enough = match self.processors.len() {
+            1 => 1,
+            _ => SURELY_STOPPED,
+        };
+        self.processors.iter().all(|each| each.stopped >= enough)
+    }
+
+    /// Queues a message from the worker for `vp`; ask [`Partition::takes_messages`] first.
+    pub fn deliver_message(&mut self, vp: usize, message: Message, memory: &GuestMemory) {
         let bytes = message.payload.as_slice().len() as u64;
-        if self.synic.post(message, memory, &mut self.vectors) {
+        let taken = self.processors.get_mut(vp).is_some_and(|processor| {
+            let VirtualProcessor { synic, vectors, .. } = processor;
+            synic.post(message, memory, vectors)
+        });
+        if taken {
             self.counters.accept(Flow::SynicMessage, bytes);
         } else {
             self.counters.reject(Reject::SynicMessageFull);
         }
     }
 
-    /// Whether there is room for another message.
+    /// Whether there is room for another message, whichever virtual processor it is for.
     pub fn takes_messages(&self) -> bool {
-        self.synic.has_room()
+        self.processors.iter().all(|each| each.synic.has_room())
     }
 
-    /// The worker rang for `channel`.
-    pub fn signal_event(&mut self, channel: u16, memory: &GuestMemory) {
-        if self.synic.signal(channel, memory, &mut self.vectors) {
+    /// The worker rang for `channel` on `vp`.
+    pub fn signal_event(&mut self, vp: usize, channel: u16, memory: &GuestMemory) {
+        let taken = self.processors.get_mut(vp).is_some_and(|processor| {
+            let VirtualProcessor { synic, vectors, .. } = processor;
+            synic.signal(channel, memory, vectors)
+        });
+        if taken {
             self.counters.accept(Flow::SynicEvent, 1);
         } else {
             self.counters.reject(Reject::SynicEventDisabled);
@@ -218,21 +253,30 @@ impl Partition {
         self.channels.set(channel, open);
     }
 
-    /// When the partition next has something to do by itself, in nanoseconds of the clock.
-    pub fn next_event(&self) -> Option<u64> {
-        let deadline = self.timer.deadline()?;
+    /// How many virtual processors it has.
+    pub fn processors(&self) -> usize {
+        self.processors.len()
+    }
+
+    /// When the partition next has something to do by itself for `vp`, in nanoseconds of the clock.
+    pub fn next_event(&self, vp: usize) -> Option<u64> {
+        let deadline = self.processors.get(vp)?.timer.deadline()?;
         Some(self.clock.nanoseconds_at(self.reference.tsc_at(deadline)))
     }
 
-    /// Interrupts to raise now, those of expired timers among them.
-    pub fn take_interrupts(&mut self) -> impl Iterator<Item = u8> + use<> {
-        if self.timer.deadline().is_some() {
-            let expired = self.timer.expire(self.now());
-            expired
-                .into_iter()
-                .for_each(|vector| self.vectors.insert(vector));
+    /// Interrupts to raise now, on which virtual processor; those of expired timers of `vp` among
+    /// them.
+    pub fn take_interrupts(&mut self, vp: usize) -> impl Iterator<Item = (usize, u8)> {
+        let now = self.now();
+        if let Some(VirtualProcessor { timer, vectors, .. }) = self.processors.get_mut(vp)
+            && let Some(vector) = timer.expire(now)
+        {
+            vectors.insert(vector);
         }
-        self.vectors.take()
+        let waiting = self.processors.iter_mut().enumerate();
+        waiting
+            .filter(|(_, processor)| !processor.vectors.is_empty())
+            .flat_map(|(vp, processor)| processor.vectors.take().map(move |vector| (vp, vector)))
     }
 
     /// Texts for the log about what was refused.

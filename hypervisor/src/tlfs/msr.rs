@@ -1,6 +1,8 @@
 //! Which register an MSR number belongs to. What nobody owns is refused with #GP and counted.
 
-use super::{Partition, crash::Crash, page::PageRegister, reference_time::APIC_HZ};
+use super::{
+    Partition, VirtualProcessor, crash::Crash, page::PageRegister, reference_time::APIC_HZ,
+};
 use crate::{
     flows::{Flow, Reject, values},
     link::End,
@@ -67,26 +69,27 @@ fn read_only(msr: u32) -> Reject {
 
 impl Partition {
     /// An error is #GP.
-    pub(super) fn read_msr(&mut self, msr: u32) -> Result<u64, Reject> {
-        let value = self.msr_value(msr).ok_or(Reject::MsrUnknownAccess);
+    pub(super) fn read_msr(&mut self, vp: usize, msr: u32) -> Result<u64, Reject> {
+        let value = self.msr_value(vp, msr).ok_or(Reject::MsrUnknownAccess);
         self.count_msr(msr, value.as_ref().err());
         value
     }
 
     /// `None`: there is no such register.
-    fn msr_value(&self, msr: u32) -> Option<u64> {
+    fn msr_value(&self, vp: usize, msr: u32) -> Option<u64> {
+        let processor = self.processors.get(vp)?;
         Some(match msr {
             GUEST_OS_ID => self.guest_os_id,
             HYPERCALL => self.hypercall.value(),
-            VP_INDEX => 0,
-            VP_ASSIST_PAGE => self.vp_assist.value(),
+            VP_INDEX => vp as u64,
+            VP_ASSIST_PAGE => processor.assist.value(),
             TIME_REF_COUNT => self.now(),
             REFERENCE_TSC => self.reference.read(),
             TSC_FREQUENCY => self.clock.hertz(),
             APIC_FREQUENCY => APIC_HZ,
-            SCONTROL..=EOM | SINT0..=SINT15 => return self.synic.read(msr),
-            TIMER_CONFIG => self.timer.config(),
-            TIMER_COUNT => self.timer.count(),
+            SCONTROL..=EOM | SINT0..=SINT15 => return processor.synic.read(msr),
+            TIMER_CONFIG => processor.timer.config(),
+            TIMER_COUNT => processor.timer.count(),
             CRASH_P0..=CRASH_P4 => return self.crash.parameter((msr - CRASH_P0) as usize),
             CRASH_CONTROL => self.crash.control(),
             SYSTEM_CONFIGURATION => 0,
@@ -100,6 +103,7 @@ impl Partition {
     /// An error is #GP; with an end the write ends the virtual machine.
     pub(super) fn write_msr(
         &mut self,
+        vp: usize,
         msr: u32,
         value: u64,
         memory: &GuestMemory,
@@ -110,13 +114,30 @@ impl Partition {
             }
             Ok(self.crash.set_control(value))
         } else {
-            self.set_msr(msr, value, memory).map(|()| None)
+            self.set_msr(vp, msr, value, memory).map(|()| None)
         };
         self.count_msr(msr, result.as_ref().err());
         result
     }
 
-    fn set_msr(&mut self, msr: u32, value: u64, memory: &GuestMemory) -> Result<(), Reject> {
+    fn set_msr(
+        &mut self,
+        vp: usize,
+        msr: u32,
+        value: u64,
+        memory: &GuestMemory,
+    ) -> Result<(), Reject> {
+        let now = self.now();
+        let VirtualProcessor {
+            assist,
+            synic,
+            timer,
+            vectors,
+            ..
+        } = self
+            .processors
+            .get_mut(vp)
+            .ok_or(Reject::MsrUnknownAccess)?;
         match msr {
             GUEST_OS_ID => {
                 self.guest_os_id = value;
@@ -127,20 +148,20 @@ impl Partition {
             HYPERCALL => self.set_hypercall(value, memory)?,
             VP_ASSIST_PAGE => {
                 let register = PageRegister::checked(value, memory);
-                self.vp_assist = register.ok_or(Reject::MsrPartitionPage)?;
+                *assist = register.ok_or(Reject::MsrPartitionPage)?;
             }
             REFERENCE_TSC => {
                 let written = self.reference.write(value, memory);
                 written.ok_or(Reject::MsrTimePage)?;
             }
             SCONTROL..=EOM | SINT0..=SINT15 => {
-                self.synic.write(msr, value, memory, &mut self.vectors)?;
+                synic.write(msr, value, memory, vectors)?;
             }
             TIMER_CONFIG => {
-                let set = self.timer.set_config(value, self.now());
+                let set = timer.set_config(value, now);
                 set.ok_or(Reject::MsrStimerValue)?;
             }
-            TIMER_COUNT => self.timer.set_count(value, self.now()),
+            TIMER_COUNT => timer.set_count(value, now),
             CRASH_P0..=CRASH_P4 => self.crash.set_parameter((msr - CRASH_P0) as usize, value),
             _ => return Err(read_only(msr)),
         }

@@ -21,11 +21,15 @@ pub struct ReferenceTime {
 impl ReferenceTime {
     /// For a time-stamp counter of `hertz`, which is faster than the reference time.
     pub fn new(hertz: u64) -> Self {
-        let scale = (REFERENCE_HZ << 64) / u128::from(hertz).max(REFERENCE_HZ + 1);
         Self {
-            scale: u64::try_from(scale).unwrap_or(u64::MAX),
+            scale: scale(hertz),
             page: PageRegister::default(),
         }
+    }
+
+    /// The time-stamp counter runs at `hertz`, as a restored clock says.
+    pub fn set_pace(&mut self, hertz: u64) {
+        self.scale = scale(hertz);
     }
 
     /// Reference time at `tsc`, rounded exactly as the guest does it with the page.
@@ -59,6 +63,11 @@ impl ReferenceTime {
         }
         Some(())
     }
+}
+
+fn scale(hertz: u64) -> u64 {
+    let scale = (REFERENCE_HZ << 64) / u128::from(hertz).max(REFERENCE_HZ + 1);
+    u64::try_from(scale).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

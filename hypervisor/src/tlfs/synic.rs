@@ -1,5 +1,5 @@
-//! Synthetic interrupt controller: messages and event flags from the worker to the guest
-//! (TLFS 11). One virtual processor, which does not run while we write to its pages.
+//! Synthetic interrupt controller of one virtual processor: messages and event flags from the worker
+//! to the guest (TLFS 11). The guest may run while we write to its pages.
 
 use super::{Vectors, page::PageRegister};
 use crate::{
@@ -8,7 +8,10 @@ use crate::{
     memory::GuestMemory,
     record::{Malformed, Record, check},
 };
-use std::collections::VecDeque;
+use std::{
+    collections::VecDeque,
+    sync::atomic::{Ordering, fence},
+};
 
 const SCONTROL: u32 = values::MSR_SYNIC_SCONTROL as u32;
 const SVERSION: u32 = values::MSR_SYNIC_SVERSION as u32;
@@ -183,10 +186,10 @@ impl Synic {
         }
         let byte = page + VMBUS_SINT as u64 * SLOT + u64::from(channel / 8);
         let flag = 1 << (channel % 8);
-        let Some(flags) = memory.read::<u8>(byte) else {
+        let Some(flags) = memory.fetch_or(byte, flag) else {
             return false;
         };
-        if flags & flag == 0 && memory.write(byte, flags | flag).is_some() {
+        if flags & flag == 0 {
             raise(sint, vectors);
         }
         true
@@ -211,11 +214,12 @@ impl Synic {
             }
             let slot = page + u64::from(message.sint) * SLOT;
             if memory.read::<u32>(slot) != Some(0) {
-                blocked |= own;
-                if let Some(flags) = memory.read::<u8>(slot + MESSAGE_FLAGS) {
-                    let _ = memory.write(slot + MESSAGE_FLAGS, flags | MESSAGE_PENDING);
+                let _ = memory.fetch_or(slot + MESSAGE_FLAGS, MESSAGE_PENDING);
+                // A guest that emptied the slot before it could see the flag writes no EOM.
+                if memory.read::<u32>(slot) != Some(0) {
+                    blocked |= own;
+                    return true;
                 }
-                return true;
             }
             if write_message(message, slot, memory).is_some() {
                 raise(sint, vectors);
@@ -231,6 +235,7 @@ fn write_message(message: &Message, slot: u64, memory: &GuestMemory) -> Option<(
     memory.write_bytes(slot + MESSAGE_PAYLOAD, payload)?;
     memory.write(slot + MESSAGE_SIZE, payload.len() as u8)?;
     // The type last: it is what makes the slot a message.
+    fence(Ordering::Release);
     memory.write(slot, message.kind)
 }
 

@@ -17,7 +17,7 @@ use teuthis_hypervisor::{
     tlfs::{Message, Outcome, Partition, Worker},
 };
 
-const MEMORY: u64 = 4 << 20;
+pub const MEMORY: u64 = 4 << 20;
 const INSTRUCTIONS_PER_MICROSECOND: u64 = 100;
 const SLICE: u32 = 1000;
 /// A tiny guest that runs longer than this hangs.
@@ -100,30 +100,7 @@ impl Guest {
 
     pub fn on(kind: Kind, program: Program) -> Self {
         let memory = GuestMemory::anonymous(MEMORY).unwrap();
-        let (code, handlers) = program.finish();
-        memory.write_bytes(CODE, &code).unwrap();
-        // Page map, then one 1 GiB page at 0.
-        memory.write(TABLES, (TABLES + 0x1000) | 3).unwrap();
-        memory.write(TABLES + 0x1000, 0x83u64).unwrap();
-        memory.write(GDT + 0x10, 0x00AF_9B00_0000_FFFFu64).unwrap();
-        memory.write(GDT + 0x18, 0x00CF_9300_0000_FFFFu64).unwrap();
-        memory.write(IDT_POINTER, 0xFFFu16).unwrap();
-        memory.write(IDT_POINTER + 2, IDT).unwrap();
-        for (vector, address) in handlers {
-            // Present, interrupt gate, code segment 0x10.
-            let low = address & 0xFFFF | 0x10 << 16 | 0x8E << 40 | (address >> 16 & 0xFFFF) << 48;
-            let gate = IDT + 16 * u64::from(vector);
-            memory.write(gate, low).unwrap();
-            memory.write(gate + 8, address >> 32).unwrap();
-        }
-        let boot = BootState {
-            rip: CODE,
-            rsi: 0,
-            rsp: STACK,
-            cr3: TABLES,
-            gdt_base: GDT,
-            gdt_limit: 31,
-        };
+        let boot = load(&memory, program);
         Self::of(memory, boot, kind)
     }
 
@@ -146,7 +123,7 @@ impl Guest {
         Self {
             kind,
             processor,
-            partition: Partition::new(clock.clone(), 0, code, counters.clone()),
+            partition: Partition::new(clock.clone(), 0, 1, code, counters.clone()),
             worker: Recorder::default(),
             clock,
             counters,
@@ -159,7 +136,7 @@ impl Guest {
     pub fn run(&mut self) -> Stop {
         let mut kicks = 0;
         for _ in 0..MOST_STEPS {
-            let next_event = self.partition.next_event();
+            let next_event = self.partition.next_event(0);
             self.processor.wake_at(next_event);
             let (intercept, stop) = self.advance();
             if let Some(stop) = stop {
@@ -204,7 +181,9 @@ impl Guest {
         self.raise_interrupts();
         let intercept = self.processor.run(self.slice());
         let memory = self.processor.memory();
-        let outcome = self.partition.handle(intercept, memory, &mut self.worker);
+        let outcome = self
+            .partition
+            .handle(0, intercept, memory, &mut self.worker);
         if !matches!(intercept, Intercept::SliceEnd | Intercept::Kicked) {
             self.trace.push((self.clock.now(), intercept, outcome));
         }
@@ -222,7 +201,7 @@ impl Guest {
 
     fn sleep(&mut self) -> Option<Stop> {
         while !self.processor.has_deliverable_interrupt() {
-            let events = [self.processor.next_event(), self.partition.next_event()];
+            let events = [self.processor.next_event(), self.partition.next_event(0)];
             let Some(next) = events.into_iter().flatten().min() else {
                 return Some(Stop::Asleep);
             };
@@ -263,12 +242,12 @@ impl Guest {
             payload: Payload::new(text).unwrap(),
         };
         self.partition
-            .deliver_message(message, self.processor.memory());
+            .deliver_message(0, message, self.processor.memory());
     }
 
     pub fn signal(&mut self, channel: u16) {
         self.partition
-            .signal_event(channel, self.processor.memory());
+            .signal_event(0, channel, self.processor.memory());
     }
 
     pub fn read(&self, address: u64) -> u64 {
@@ -289,15 +268,44 @@ impl Guest {
     }
 
     fn raise_interrupts(&mut self) {
-        for vector in self.partition.take_interrupts() {
-            self.processor.assert_interrupt(vector);
+        for (vp, vector) in self.partition.take_interrupts(0) {
+            self.processor.assert_interrupt(vp, vector);
         }
     }
 
     fn slice(&self) -> u32 {
-        let next = self.partition.next_event();
+        let next = self.partition.next_event(0);
         let count = next.and_then(|next| self.clock.instructions_until(next));
         count.map_or(SLICE, |count| count.clamp(1, SLICE.into()) as u32)
+    }
+}
+
+/// Puts a program and what it needs into memory; where it starts.
+pub fn load(memory: &GuestMemory, program: Program) -> BootState {
+    let base = program.base;
+    let (code, handlers) = program.finish();
+    memory.write_bytes(base + CODE, &code).unwrap();
+    // Page map, then one 1 GiB page at 0.
+    memory.write(TABLES, (TABLES + 0x1000) | 3).unwrap();
+    memory.write(TABLES + 0x1000, 0x83u64).unwrap();
+    memory.write(GDT + 0x10, 0x00AF_9B00_0000_FFFFu64).unwrap();
+    memory.write(GDT + 0x18, 0x00CF_9300_0000_FFFFu64).unwrap();
+    memory.write(base + IDT_POINTER, 0xFFFu16).unwrap();
+    memory.write(base + IDT_POINTER + 2, base + IDT).unwrap();
+    for (vector, address) in handlers {
+        // Present, interrupt gate, code segment 0x10.
+        let low = address & 0xFFFF | 0x10 << 16 | 0x8E << 40 | (address >> 16 & 0xFFFF) << 48;
+        let gate = base + IDT + 16 * u64::from(vector);
+        memory.write(gate, low).unwrap();
+        memory.write(gate + 8, address >> 32).unwrap();
+    }
+    BootState {
+        rip: base + CODE,
+        rsi: 0,
+        rsp: base + STACK,
+        cr3: TABLES,
+        gdt_base: GDT,
+        gdt_limit: 31,
     }
 }
 

@@ -8,9 +8,11 @@ mod hypercalls;
 mod interrupts;
 mod power;
 mod privileged;
+mod processors;
 mod program;
 mod registers;
 mod snapshots;
+mod team;
 mod time;
 
 use guest::{Guest, Kind, Stop};

@@ -20,6 +20,11 @@ pub const EVENTS: u64 = 0x4_2000;
 pub const TSC_PAGE: u64 = 0x4_3000;
 pub const INPUT: u64 = 0x4_4000;
 
+/// Where the second processor has all but the tables and the hypercall page: so much further up.
+pub const SECOND: u64 = 0x20_0000;
+/// Where it starts, in real mode: a page below 1 MiB, whose number is the vector of the SIPI.
+pub const TRAMPOLINE: u64 = 0x8000;
+
 /// What a faulting instruction leaves as its result: this plus the vector.
 pub const FAULT: u64 = 0xDEAD_0000;
 pub const GP: u64 = FAULT + 13;
@@ -31,17 +36,65 @@ pub struct Program {
     pub asm: CodeAssembler,
     /// Vectors whose handler counts them and ends the interrupt.
     counted: Vec<u8>,
+    /// What is added to the addresses of its own things.
+    pub base: u64,
 }
 
 impl Program {
     pub fn new() -> Self {
+        Self::at(0)
+    }
+
+    /// The program of the second processor, which comes from [`trampoline`].
+    pub fn second() -> Self {
+        let mut program = Self::at(SECOND);
+        program.asm.mov(rsp, STACK + SECOND).unwrap();
+        program
+    }
+
+    fn at(base: u64) -> Self {
         let mut asm = CodeAssembler::new(64).unwrap();
-        asm.lidt(ptr(IDT_POINTER)).unwrap();
-        asm.mov(r15, RESULTS).unwrap();
+        asm.lidt(ptr(base + IDT_POINTER)).unwrap();
+        asm.mov(r15, base + RESULTS).unwrap();
         Self {
             asm,
             counted: vec![],
+            base,
         }
+    }
+
+    /// INIT and SIPI to the second processor.
+    pub fn start_second(&mut self) -> &mut Self {
+        self.wrmsr(0x830, 1 << 32 | 0xC500)
+            .wrmsr(0x830, 1 << 32 | 0x4600 | TRAMPOLINE >> 12)
+    }
+
+    /// Spins until another processor has stored `value`, or more.
+    pub fn wait_for(&mut self, address: u64, value: u32) -> &mut Self {
+        let mut again = self.asm.create_label();
+        self.asm.mov(rbx, address).unwrap();
+        self.asm.set_label(&mut again).unwrap();
+        self.asm.cmp(dword_ptr(rbx), value).unwrap();
+        self.asm.jb(again).unwrap();
+        self
+    }
+
+    /// Counts at an address for ever.
+    pub fn count(&mut self, address: u64) -> &mut Self {
+        let mut again = self.asm.create_label();
+        self.asm.mov(rbx, address).unwrap();
+        self.asm.set_label(&mut again).unwrap();
+        self.asm.inc(qword_ptr(rbx)).unwrap();
+        self.asm.jmp(again).unwrap();
+        self
+    }
+
+    /// Reports the time-stamp counter.
+    pub fn rdtsc(&mut self) -> &mut Self {
+        self.asm.rdtsc().unwrap();
+        self.asm.shl(rdx, 32).unwrap();
+        self.asm.or(rax, rdx).unwrap();
+        self.report()
     }
 
     /// Emits one instruction that may fault; RAX is the result then.
@@ -162,8 +215,9 @@ impl Program {
 
     /// The SynIC as hv_vmbus sets it up, with `sint2` for SINT 2.
     pub fn enable_synic(&mut self, sint2: u64) -> &mut Self {
-        self.wrmsr(0x4000_0083, MESSAGES | 1)
-            .wrmsr(0x4000_0082, EVENTS | 1)
+        let base = self.base;
+        self.wrmsr(0x4000_0083, (base + MESSAGES) | 1)
+            .wrmsr(0x4000_0082, (base + EVENTS) | 1)
             .wrmsr(0x4000_0092, sint2)
             .wrmsr(0x4000_0080, 1)
     }
@@ -201,7 +255,7 @@ impl Program {
                 self.asm.push(register).unwrap();
             }
             self.asm
-                .mov(rax, INTERRUPTS + 8 * u64::from(vector))
+                .mov(rax, self.base + INTERRUPTS + 8 * u64::from(vector))
                 .unwrap();
             self.asm.inc(qword_ptr(rax)).unwrap();
             self.asm.mov(ecx, 0x80Bu32).unwrap();
@@ -215,11 +269,36 @@ impl Program {
             handlers.push((vector, label));
         }
         let options = iced_x86::BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS;
-        let result = self.asm.assemble_options(CODE, options).unwrap();
+        let result = self
+            .asm
+            .assemble_options(self.base + CODE, options)
+            .unwrap();
         let handlers = handlers
             .into_iter()
             .map(|(vector, label)| (vector, result.label_ip(&label).unwrap()))
             .collect();
         (result.inner.code_buffer, handlers)
     }
+}
+
+/// From real mode to long mode, and to the second processor's program.
+pub fn trampoline() -> Vec<u8> {
+    let mut code = vec![0xFA]; // cli
+    let pointer = 0x80u16;
+    code.extend([0x2E, 0x66, 0x0F, 0x01, 0x16]); // lgdt cs:[pointer]
+    code.extend(pointer.to_le_bytes());
+    code.extend([0x66, 0xB8, 0x20, 6, 0, 0, 0x0F, 0x22, 0xE0]); // mov cr4, PAE and SSE
+    code.extend([0x66, 0xB8]); // mov cr3, TABLES
+    code.extend((TABLES as u32).to_le_bytes());
+    code.extend([0x0F, 0x22, 0xD8]);
+    code.extend([0x66, 0xB9, 0x80, 0, 0, 0xC0]); // EFER: LME
+    code.extend([0x66, 0xB8, 0, 1, 0, 0, 0x66, 0x31, 0xD2, 0x0F, 0x30]);
+    code.extend([0x66, 0xB8, 0x33, 0, 5, 0x80, 0x0F, 0x22, 0xC0]); // mov cr0, PG and PE
+    code.extend([0x66, 0xEA]); // jmp far
+    code.extend(((CODE + SECOND) as u32).to_le_bytes());
+    code.extend([0x10, 0]);
+    code.resize(pointer.into(), 0xCC);
+    code.extend(31u16.to_le_bytes());
+    code.extend((GDT as u32).to_le_bytes());
+    code
 }

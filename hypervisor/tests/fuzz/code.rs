@@ -57,7 +57,7 @@ pub fn run(data: &[u8]) {
         match processor.run(SLICE) {
             Intercept::SliceEnd => {}
             Intercept::Shutdown => break,
-            Intercept::Halt { .. } => processor.assert_interrupt(bytes.byte()),
+            Intercept::Halt { .. } => processor.assert_interrupt(0, bytes.byte()),
             Intercept::Cpuid { .. } => {
                 processor.complete(Completion::Cpuid([bytes.number(4) as u32; 4]));
             }

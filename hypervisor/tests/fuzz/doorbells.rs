@@ -20,12 +20,12 @@ pub fn run(data: &[u8]) {
     let counters = Counters::anonymous().unwrap();
     let doorbells = Doorbells::map(&page, eventfd(), eventfd(), counters).unwrap();
     let mut rang = 0;
-    doorbells.take(|channel| {
-        assert!((1..2048).contains(&channel));
+    doorbells.take(2, |channel, vp| {
+        assert!((1..2048).contains(&channel) && vp < 2);
         rang += 1;
     });
     assert!(rang < 2048);
-    doorbells.take(|channel| panic!("{channel} rang twice"));
+    doorbells.take(2, |channel, _| panic!("{channel} rang twice"));
     assert!(!doorbells.attention());
 }
 

@@ -26,7 +26,7 @@ pub fn run(data: &[u8]) {
         } else {
             272
         };
-        match FromWorker::counted(&packet[..size], &counters) {
+        match FromWorker::counted(&packet[..size], 2, &counters) {
             Ok(FromWorker::DeliverMessage { payload, .. }) => {
                 assert!(payload.as_slice().len() <= 240)
             }

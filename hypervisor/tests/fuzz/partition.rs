@@ -62,7 +62,15 @@ pub fn run(data: &[u8]) {
     let memory = GuestMemory::anonymous(0x10_0000).unwrap();
     let clock = Clock::deterministic(1);
     let counters = Counters::anonymous().unwrap();
-    let mut partition = Partition::new(clock.clone(), bytes.value(), &[0xC3], counters.clone());
+    let (wall_clock, processors) = (bytes.value(), 1 + bytes.below(3) as usize);
+    let code = &[0xC3];
+    let mut partition = Partition::new(
+        clock.clone(),
+        wall_clock,
+        processors,
+        code,
+        counters.clone(),
+    );
     let mut worker = Sink { full: false };
     let mut answers = 0;
     if bytes.byte() % 2 == 1 {
@@ -72,7 +80,7 @@ pub fn run(data: &[u8]) {
             (values::MSR_PARTITION_HYPERCALL, 0x5001),
         ] {
             let msr = msr as u32;
-            partition.handle(Intercept::MsrWrite { msr, value }, &memory, &mut worker);
+            partition.handle(0, Intercept::MsrWrite { msr, value }, &memory, &mut worker);
             answers += 1;
         }
         for channel in 1..4 {
@@ -81,7 +89,7 @@ pub fn run(data: &[u8]) {
         if bytes.byte() % 2 == 1 {
             for (msr, value) in SYNIC {
                 let msr = msr as u32;
-                partition.handle(Intercept::MsrWrite { msr, value }, &memory, &mut worker);
+                partition.handle(0, Intercept::MsrWrite { msr, value }, &memory, &mut worker);
                 answers += 1;
             }
         }
@@ -90,11 +98,15 @@ pub fn run(data: &[u8]) {
         if bytes.0.is_empty() {
             break;
         }
+        let vp = bytes.below(processors as u64) as usize;
         match bytes.byte() % 16 {
             0 => {
                 let payload = Payload::new(bytes.take(240)).unwrap();
                 let (sint, kind) = (bytes.byte() % 16, bytes.number(4) as u32);
+                // The worker's virtual processor, which may not be there.
+                let vp = bytes.below(4) as usize;
                 partition.deliver_message(
+                    vp,
                     Message {
                         sint,
                         kind,
@@ -103,7 +115,7 @@ pub fn run(data: &[u8]) {
                     &memory,
                 );
             }
-            1 => partition.signal_event(bytes.number(2) as u16, &memory),
+            1 => partition.signal_event(bytes.below(4) as usize, bytes.number(2) as u16, &memory),
             2 => partition.set_channel_open(bytes.number(2) as u16, bytes.byte() % 2 == 0),
             3 => clock.advance_to(clock.now().saturating_add(bytes.value())),
             4 => worker.full = !worker.full,
@@ -114,8 +126,10 @@ pub fn run(data: &[u8]) {
             }
             _ => {
                 let intercept = intercept(&mut bytes);
-                match partition.handle(intercept, &memory, &mut worker) {
+                match partition.handle(vp, intercept, &memory, &mut worker) {
                     Outcome::Complete(_) => answers += 1,
+                    // One that halts for ever; another one may run.
+                    Outcome::Continue => assert!(processors > 1),
                     Outcome::Sleep => assert!(matches!(intercept, Intercept::Halt { .. })),
                     Outcome::End(End::Halted | End::TripleFault) => {}
                     Outcome::End(End::GuestCrash(_) | End::PowerOff | End::Reset) => {}
@@ -123,8 +137,10 @@ pub fn run(data: &[u8]) {
                 }
             }
         }
-        partition.next_event();
-        partition.take_interrupts().for_each(drop);
+        partition.next_event(vp);
+        for (vp, _) in partition.take_interrupts(vp) {
+            assert!(vp < processors);
+        }
         partition.ports.serial.clear();
     }
     let completed = counters.get(Flow::CompletionInstruction).count;

@@ -24,7 +24,7 @@ impl Machine {
         let clock = Clock::deterministic(1);
         let counters = Counters::anonymous().unwrap();
         let processor = SoftProcessor::new(memory, BootState::default(), clock.clone());
-        let partition = Partition::new(clock, 0, processor.hypercall_code(), counters);
+        let partition = Partition::new(clock, 0, 1, processor.hypercall_code(), counters);
         Self {
             processor,
             partition,
@@ -81,7 +81,7 @@ pub fn run(data: &[u8]) {
         assert_eq!(differs, None, "what was taken is what is there");
         for _ in 0..3 {
             machine.processor.run(50);
-            machine.partition.take_interrupts().for_each(drop);
+            machine.partition.take_interrupts(0).for_each(drop);
         }
     }
 }

@@ -9,7 +9,7 @@ use teuthis_hypervisor::{
     link::{FromWorker, Payload},
     lockstep::Lockstep,
     memory::GuestMemory,
-    processor::{BootState, soft::SoftProcessor},
+    processor::{BootState, Processor, soft::SoftProcessor},
     recording::{Entries, Entry, Input, Malformed, Player, Point, Stop},
 };
 
@@ -40,10 +40,10 @@ pub fn run(data: &[u8]) {
     };
     let clock = Clock::deterministic(1);
     let processor = SoftProcessor::new(memory, boot, clock.clone());
-    let guest = Guest::new(Box::new(processor), clock, 0, counters.clone());
+    let guest = Guest::new(processor.hypercall_code(), 1, clock, 0, counters.clone());
     let entries = Entries::new(&recording[..], MEMORY);
     let player = Player::new(entries, io::sink(), io::sink(), true, counters);
-    let stop = Lockstep::new(guest, player, MOST_INSTRUCTIONS).replay();
+    let stop = Lockstep::new(Box::new(processor), guest, player, MOST_INSTRUCTIONS).replay();
     match stop {
         Stop::Malformed(Malformed::Kind(kind)) => assert!(!(1..=6).contains(&kind)),
         Stop::End(_) | Stop::Until | Stop::Parted(_) | Stop::Cut | Stop::Malformed(_) => {}
@@ -72,6 +72,7 @@ fn recording(bytes: &mut Bytes) -> Vec<u8> {
                 let count = bytes.below(241) as usize;
                 let payload = Payload::new(bytes.take(count)).unwrap();
                 Entry::Input(Input::Message(FromWorker::DeliverMessage {
+                    vp: 0,
                     sint: bytes.byte() % 16,
                     kind: bytes.number(4) as u32,
                     payload,

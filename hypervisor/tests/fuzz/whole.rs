@@ -10,7 +10,7 @@ use teuthis_hypervisor::{
     link::{End, FromWorker, Payload, ToWorker},
     lockstep::{Lockstep, Partner},
     memory::GuestMemory,
-    processor::{BootState, soft::SoftProcessor},
+    processor::{BootState, Processor, soft::SoftProcessor},
     recording::{Input, Point, Stop, Turn},
 };
 
@@ -57,12 +57,12 @@ pub fn run(data: &[u8]) {
     let clock = Clock::deterministic(1);
     let counters = Counters::anonymous().unwrap();
     let processor = SoftProcessor::new(memory, boot, clock.clone());
-    let guest = Guest::new(Box::new(processor), clock, 0, counters);
+    let guest = Guest::new(processor.hypercall_code(), 1, clock, 0, counters);
     let worker = Worker {
         bytes: Bytes(bytes.0),
         turns: 0,
     };
-    match Lockstep::new(guest, worker, MOST_INSTRUCTIONS).run() {
+    match Lockstep::new(Box::new(processor), guest, worker, MOST_INSTRUCTIONS).run() {
         Stop::End(_) | Stop::Until => {}
         stop => panic!("{stop:?}"),
     }
@@ -233,6 +233,7 @@ impl Partner for Worker<'_> {
                     let count = bytes.below(241) as usize;
                     let payload = Payload::new(bytes.take(count)).unwrap();
                     Input::Message(FromWorker::DeliverMessage {
+                        vp: 0,
                         sint: bytes.byte() % 16,
                         kind: bytes.number(4) as u32,
                         payload,

@@ -126,16 +126,22 @@ fn a_state_that_is_none_is_refused_by_name() {
     let mut newer = vec![];
     newer.extend(b"TEUTHIS\0");
     newer.extend(99u32.to_le_bytes());
-    let mut impossible = Vm::started(SPIN).save();
-    let end = impossible.len() - 8;
-    impossible[HEADER_BYTES] = 0xFF;
-    let sum = checksum(&impossible[..end]);
-    impossible[end..].copy_from_slice(&sum.to_le_bytes());
+    let saved = Vm::started(SPIN).save();
+    let changed = |at: usize| {
+        let mut state = saved.clone();
+        let end = state.len() - 8;
+        state[HEADER_BYTES + at] = 0xFF;
+        let sum = checksum(&state[..end]);
+        state[end..].copy_from_slice(&sum.to_le_bytes());
+        state
+    };
     for (state, reason) in [
         (vec![], Malformed::Foreign),
         (vec![7; 5000], Malformed::Foreign),
         (newer, Malformed::Version(99)),
-        (impossible, Malformed::Value("the processor's state")),
+        (changed(0), Malformed::Value("another number of processors")),
+        (changed(8), Malformed::Processor),
+        (changed(9), Malformed::Value("the processor's state")),
     ] {
         let template = file("template", MEMORY);
         let pages = file("pages", 4096 + MEMORY / 4096);

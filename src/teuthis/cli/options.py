@@ -69,3 +69,4 @@ Processor = Annotated[
         metavar="auto|kvm|soft", help="The host's own (kvm), ours on any host (soft), or auto."
     ),
 ]
+Cpus = Annotated[int, typer.Option(metavar="N", help="Virtual processors; more than one need KVM.")]

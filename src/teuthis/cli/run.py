@@ -57,6 +57,7 @@ def main(
         typer.Option(metavar="FILE", help="Write all that the run depends on, for `replay`."),
     ] = None,
     cold: options.Cold = False,
+    cpus: options.Cpus = 1,
     restore: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Go on from a snapshot; all but the program is its own."),
@@ -121,6 +122,7 @@ def main(
             or any((keep, disks, net, publish, host_port, mac, mtu, net_rate, kernel, record, cold))
             or on_hang == "kill"
             or processor == "kvm"
+            or cpus != 1
         ):
             raise ConfigurationError(
                 "--restore starts a VM that was made before: of the options, only those of the "
@@ -149,6 +151,7 @@ def main(
                 processor=processor,
                 record=record,
                 cold=cold,
+                cpus=cpus,
             )
 
         with start() as vm:

@@ -32,6 +32,7 @@ def main(
     kernel: options.Kernel = None,
     on_hang: options.OnHang = "report",
     processor: options.Processor = "auto",
+    cpus: options.Cpus = 1,
     no_agent: Annotated[
         bool,
         typer.Option("--no-agent", help="For an image that boots by itself, without our agent."),
@@ -78,6 +79,7 @@ def main(
                 cwd=workdir,
                 on_hang="kill" if on_hang == "kill" else "report",
                 processor=processor,
+                cpus=cpus,
                 agent=not no_agent,
                 allow_missing_walls=allow_missing_wall or (),
             ).close()

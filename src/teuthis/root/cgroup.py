@@ -23,8 +23,8 @@ from typing import Final, NamedTuple
 MIB: Final = 1 << 20
 OWN_MEMORY: Final = 768 * MIB
 """What a VM's processes may take beside guest RAM: interpreter, decoded code, page tables."""
-PROCESSES: Final = 16
-"""Threads of all processes in one VM's group."""
+PROCESSES: Final = 15
+"""Threads of all processes in one VM's group, beside one for each virtual processor."""
 
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 _OWN: Final = Path("/proc/self/cgroup")
@@ -76,8 +76,8 @@ def place(own: Path = _OWN, mounts: Path = _MOUNTS) -> Place | None:
 
 
 @contextmanager
-def lease(memory_size: int, where: Place | None) -> Iterator[Group]:
-    """A group for one VM with `memory_size` bytes of RAM, until the end of the block.
+def lease(memory_size: int, cpus: int, where: Place | None) -> Iterator[Group]:
+    """A group for one VM with so much RAM and so many processors, until the end of the block.
 
     Raises:
         OSError: the kernel refuses what `where` promised.
@@ -89,21 +89,21 @@ def lease(memory_size: int, where: Place | None) -> Iterator[Group]:
     directory = where.directory / f"{_PREFIX}{os.getpid()}-{next(_numbers)}"
     directory.mkdir()
     try:
-        for file, value in _limits(memory_size, where.controllers).items():
+        for file, value in _limits(memory_size, cpus, where.controllers).items():
             _write(directory / file, value)
         yield Group(directory)
     finally:
         _remove(directory)
 
 
-def _limits(memory_size: int, controllers: frozenset[str]) -> Mapping[str, str]:
+def _limits(memory_size: int, cpus: int, controllers: frozenset[str]) -> Mapping[str, str]:
     limits = {
         "memory": {
             "max": str(memory_size + OWN_MEMORY),
             "oom.group": "1",  # half a VM is of no use
         },
-        "pids": {"max": str(PROCESSES)},
-        "cpu": {"weight": "100"},  # one VM weighs as much as any other, however busy
+        "pids": {"max": str(PROCESSES + cpus)},
+        "cpu": {"weight": "100"},  # one VM weighs as much as any other, however busy or large
     }
     return {
         f"{name}.{limit}": value for name in controllers for limit, value in limits[name].items()

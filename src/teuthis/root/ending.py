@@ -81,6 +81,9 @@ _MESSAGES: Final[dict[Ended, tuple[type[errors.TeuthisError], str]]] = {
 }
 
 
+_NOTE = "[teuthis] "
+
+
 def ending(
     reason: Ended | None, last_words: str, *, worker: str = "", hypervisor: str = ""
 ) -> errors.TeuthisError:
@@ -99,6 +102,8 @@ def ending(
     kind, message = _MESSAGES[reason]
     if reason is Ended.HYPERVISOR_DIED:
         message = message.format(hypervisor)
+    if reason is Ended.STATE_REFUSED and (said := _notes(last_words)):
+        message = f"{said[-1]}: make the snapshot anew"
     # Before the guest has its crash registers, a panic looks like a restart or a halt.
     if kind in (errors.GuestReset, errors.GuestHalted) and "Kernel panic" in last_words:
         kind, message = _MESSAGES[Ended.GUEST_CRASH]
@@ -108,3 +113,9 @@ def ending(
     if issubclass(kind, errors.GuestPanic):
         return kind(message, last_words)
     return kind(message)
+
+
+def _notes(last_words: str) -> list[str]:
+    """What our own processes said on the console."""
+    lines = last_words.splitlines()
+    return [line.removeprefix(_NOTE) for line in lines if line.startswith(_NOTE)]

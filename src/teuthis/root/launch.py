@@ -13,7 +13,7 @@ import msgspec
 from teuthis import programs
 from teuthis.flows import FLOWS, Counters, counters_size
 from teuthis.jail import host, identity
-from teuthis.protocol import SavedMachine, WorkerConfig
+from teuthis.protocol import SavedMachine, Template, WorkerConfig
 from teuthis.root import cgroup, zygote
 from teuthis.root.console import Console, Sink
 from teuthis.root.descriptors import Descriptors
@@ -74,6 +74,7 @@ def launch(
     agent: bool = True,
     processor: Processor = "soft",
     record: str | None = None,
+    cpus: int = 1,
 ) -> Processes:
     """Makes the memory and the channels of a VM, loads its memory, starts its two processes.
 
@@ -106,7 +107,7 @@ def launch(
         given.own(console_write)
 
         own = held.enter_context(identity.lease())
-        group = held.enter_context(cgroup.lease(memory_size, cgroup.place()))
+        group = held.enter_context(cgroup.lease(memory_size, cpus, cgroup.place()))
         attached, adapter = None, None
         if network is not None:
             from teuthis.root.network import attach
@@ -125,6 +126,7 @@ def launch(
         config = WorkerConfig(
             memory=memory,
             memory_size=memory_size,
+            processors=cpus,
             link=worker_link.fileno(),
             doorbells=doorbells,
             to_worker=to_worker,
@@ -157,8 +159,9 @@ def launch(
         state: BootState | None = None
         if isinstance(start, Saved) and saved is not None:
             descriptors["--state-fd"] = given.document("state", start.hypervisor)
-            descriptors["--template-fd"] = saved.template
-            descriptors["--pages-fd"] = saved.pages
+            if saved.template is not None:
+                descriptors["--template-fd"] = saved.template.memory
+                descriptors["--pages-fd"] = saved.template.pages
         elif not isinstance(start, Saved):
             extra = attached.argument if attached else ""
             state = start(memory, memory_size, extra)
@@ -177,6 +180,7 @@ def launch(
             given.own(descriptors["--record-fd"])
         numbers = {
             "--memory-size": memory_size,
+            "--processors": cpus,
             **registers,
             **({} if own.hypervisor is None else {"--uid": own.hypervisor}),
         }
@@ -236,12 +240,20 @@ def _registers(state: BootState) -> dict[str, int]:
 def _restored(
     saved: Saved, news: str, memory: int, given: Descriptors, held: Descriptors
 ) -> tuple[Memory, SavedMachine]:
-    """The memory of a restored VM, whose own file is empty, and what its worker goes on from."""
+    """The memory of a restored VM, whose own file is empty, and what its worker goes on from.
+
+    On the software processor pages are copied when they are touched. KVM tells nobody before a
+    guest touches one: there all are copied now.
+    """
+    state = given.document("state", saved.worker)
+    if saved.processor == "kvm":
+        saved.fill(memory)
+        return Memory(saved.memory_size, memory), SavedMachine(state, news=news)
     pages = held.memory_file("pages", len(saved.page_file()))
     os.pwrite(pages, saved.page_file(), 0)
     template = held.own(os.dup(saved.template))
     whole = Memory(saved.memory_size, memory, template, pages)
-    return whole, SavedMachine(given.document("state", saved.worker), template, pages, news)
+    return whole, SavedMachine(state, Template(template, pages), news)
 
 
 def _socket_pair(one: Descriptors, other: Descriptors) -> tuple[socket.socket, socket.socket]:

@@ -56,6 +56,7 @@ class Machine(Caller):
         end_when_hung: bool = False,
         processor: Processor = "soft",
         record: str | None = None,
+        cpus: int = 1,
     ) -> None:
         """Starts a VM; `ready` says when its agent answers, or without `agent` its kernel.
 
@@ -72,6 +73,8 @@ class Machine(Caller):
         self._end_when_hung = end_when_hung
         self._recorded = record is not None
         self._network, self._agent = network, agent
+        self.processor: Processor = processor
+        self._cpus = cpus
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
 
         def run() -> None:
@@ -88,6 +91,7 @@ class Machine(Caller):
                     agent=agent,
                     processor=processor,
                     record=record,
+                    cpus=cpus,
                 )
                 self._counters = self._processes.counters[0]
                 self._talk_over(self._processes.control)
@@ -177,6 +181,8 @@ class Machine(Caller):
             self._network,
             self._agent,
             self._end_when_hung,
+            self.processor,
+            self._cpus,
         )
 
     def _saved_disks(self) -> tuple[SavedDisk, ...]:

@@ -99,6 +99,7 @@ def start(
     agent: bool = True,
     allow_missing_walls: Collection[str] = (),
     processor: str = "auto",
+    cpus: int = 1,
 ) -> NamedVM:
     """Starts a VM that outlives this program, and connects to it.
 
@@ -120,6 +121,7 @@ def start(
         cwd: where the program starts.
         on_hang: see `VM`.
         processor: see `VM`.
+        cpus: see `VM`.
         agent: see `VM`.
         allow_missing_walls: see `VM`.
 
@@ -147,6 +149,7 @@ def start(
         workdir=settings.guest_path(cwd),
         on_hang=on_hang,
         processor=processor,
+        cpus=cpus,
     )
     record = store.add(name, plan)
     try:

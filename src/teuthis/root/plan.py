@@ -67,6 +67,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     workdir: str = "/"
     on_hang: Literal["report", "kill"] = "report"
     processor: str = "auto"
+    cpus: int = 1
 
     def start(self, directory: Path, console: Sink) -> VM:
         """Boots the VM; raises what `VM` raises.
@@ -99,6 +100,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
             console=console,
             on_hang=self.on_hang,
             processor=self.processor,
+            cpus=self.cpus,
         )
 
 

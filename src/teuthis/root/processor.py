@@ -13,11 +13,13 @@ import msgspec
 
 from teuthis import programs
 from teuthis.errors import ConfigurationError, HostError
+from teuthis.flows import FLOWS
 from teuthis.images import cache
 
 Choice = Literal["auto", "kvm", "soft"]
 Processor = Literal["kvm", "soft"]
 
+MAX_CPUS: Final = FLOWS["kvm.apic"].values["processors_max"]
 DEVICE: Final = Path("/dev/kvm")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PATIENCE = 10.0
@@ -38,20 +40,32 @@ class _Record(msgspec.Struct, frozen=True):
     verdict: Verdict
 
 
-def choose(wanted: str) -> Processor:
-    """The processor for a VM whose user wants `wanted`; "auto" is KVM where it works.
+def choose(wanted: str, cpus: int = 1) -> Processor:
+    """The processor for a VM that is to have `cpus` of kind `wanted`; "auto": KVM where it works.
 
     Raises:
-        ConfigurationError: there is no such choice.
-        HostError: KVM is wanted and cannot be used; says why.
+        ConfigurationError: there is no such choice, or not so many of them.
+        HostError: KVM is wanted, or needed for so many, and cannot be used; says why.
     """
     if wanted not in get_args(Choice):
         raise ConfigurationError(
             f"there is no processor {wanted!r}: choose one of {', '.join(get_args(Choice))}"
         )
+    if not 1 <= cpus <= MAX_CPUS:
+        raise ConfigurationError(f"{cpus} processors: a VM has 1 to {MAX_CPUS}")
     if wanted == "soft":
+        if cpus > 1:
+            raise ConfigurationError(
+                f"{cpus} processors need KVM, and the software processor was asked for: "
+                "choose `auto` or `kvm`, or one processor"
+            )
         return "soft"
     verdict = kvm()
+    if not verdict.usable and cpus > 1:
+        raise HostError(
+            f"{cpus} processors need KVM, and {DEVICE} cannot run a guest: {verdict.reason}. "
+            "With one processor the VM runs in software on any host"
+        )
     if not verdict.usable and wanted == "kvm":
         raise HostError(
             f"{DEVICE} cannot run a guest: {verdict.reason}. "

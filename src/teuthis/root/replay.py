@@ -90,7 +90,7 @@ class Replay:
                 "--report-fd": given.own(outputs[1][1]),
             }
             own = held.enter_context(identity.lease())
-            group = held.enter_context(cgroup.lease(start.memory_size, cgroup.place()))
+            group = held.enter_context(cgroup.lease(start.memory_size, 1, cgroup.place()))
             numbers = {
                 "--memory-size": start.memory_size,
                 "--trace": int(self._trace),

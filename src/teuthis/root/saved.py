@@ -17,6 +17,7 @@ import msgspec
 
 if TYPE_CHECKING:
     from teuthis.root.network import Wanted
+    from teuthis.root.processor import Processor
 
 PAGE: Final = 4096
 IN_FILE: Final = 0
@@ -89,6 +90,8 @@ class Saved:
         network: the network that it was on.
         agent: whether our agent is in it.
         end_when_hung: whether it ends when its kernel answers no heartbeats.
+        processor: what ran the guest, and must go on running it.
+        cpus: how many processors the guest has.
     """
 
     memory_size: int
@@ -100,6 +103,8 @@ class Saved:
     network: Wanted | None = None
     agent: bool = True
     end_when_hung: bool = False
+    processor: Processor = "soft"
+    cpus: int = 1
     _held: ExitStack = field(default_factory=ExitStack, repr=False)
 
     def __post_init__(self) -> None:
@@ -111,6 +116,16 @@ class Saved:
         """The content of the page file of a VM that is started from this."""
         return _HEADER + self.pages
 
+    def fill(self, memory: int) -> None:
+        """Copies all of the memory into the empty file `memory`."""
+        for start, end in runs(self.pages):
+            os.lseek(memory, start, os.SEEK_SET)
+            while start < end:
+                copied = os.sendfile(memory, self.template, start, end - start)
+                if copied == 0:
+                    raise OSError("a memory file is too short")
+                start += copied
+
     def close(self) -> None:
         """Closes the files; VMs started from it have them for themselves."""
         self._held.close()
@@ -120,6 +135,18 @@ class Saved:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def runs(pages: bytes) -> list[tuple[int, int]]:
+    """Where a memory file holds data: (start, end) in bytes."""
+    found = []
+    at = pages.find(IN_FILE)
+    while at >= 0:
+        end = pages.find(ZERO, at)
+        end = len(pages) if end < 0 else end
+        found.append((at * PAGE, end * PAGE))
+        at = pages.find(IN_FILE, end)
+    return found
 
 
 def copy(memory: Memory, target: int) -> bytes:

@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import msgspec
 
 from teuthis.errors import ConfigurationError, SnapshotError
-from teuthis.root.saved import IN_FILE, PAGE, ZERO, Identity, Saved, SavedDisk
+from teuthis.root.processor import MAX_CPUS, Processor
+from teuthis.root.saved import PAGE, Identity, Saved, SavedDisk, runs
 
 if TYPE_CHECKING:
     from teuthis.root.network import Wanted
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 _MANIFEST: Final = "snapshot.json"
 _MAX_STATE: Final = 64 << 20
 _CHUNK: Final = 1 << 20
@@ -82,10 +83,12 @@ class ManifestNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What `snapshot.json` says."""
 
-    format: Literal[3]
+    format: Literal[4]
     memory_size: Annotated[int, msgspec.Meta(ge=PAGE, le=1 << 46, multiple_of=PAGE)]
     env: dict[str, str]
     """Environment variables of all programs."""
+    processor: Processor
+    cpus: Annotated[int, msgspec.Meta(ge=1, le=MAX_CPUS)]
     memory: Digest
     pages: Digest
     hypervisor: Digest
@@ -124,6 +127,8 @@ def write(directory: Path, saved: Saved, env: dict[str, str]) -> None:
                 format=FORMAT,
                 memory_size=saved.memory_size,
                 env=env,
+                processor=saved.processor,
+                cpus=saved.cpus,
                 memory=memory_digest(saved.template, saved.pages),
                 **{name: hashlib.sha256(content).hexdigest() for name, content in parts.items()},
                 disks=disks,
@@ -162,18 +167,6 @@ def _copy_memory(saved: Saved, path: Path) -> None:
             while start < end:
                 data = os.pread(saved.template, min(end - start, _CHUNK), start)
                 start += os.pwrite(file.fileno(), data, start)
-
-
-def runs(pages: bytes) -> list[tuple[int, int]]:
-    """Where the memory file holds data: (start, end) in bytes."""
-    found = []
-    at = pages.find(IN_FILE)
-    while at >= 0:
-        end = pages.find(ZERO, at)
-        end = len(pages) if end < 0 else end
-        found.append((at * PAGE, end * PAGE))
-        at = pages.find(IN_FILE, end)
-    return found
 
 
 def memory_digest(memory: int, pages: bytes) -> str:
@@ -240,6 +233,8 @@ def read(
         network,
         manifest.agent,
         manifest.end_when_hung,
+        manifest.processor,
+        manifest.cpus,
     )
     return saved, manifest
 
@@ -263,6 +258,11 @@ def _manifest(content: bytes, directory: Path) -> Manifest:
             raise SnapshotError(
                 f"{directory} is a snapshot of format {version}, which is newer than this program: "
                 "update it"
+            )
+        if version < FORMAT:
+            raise SnapshotError(
+                f"{directory} is a snapshot of format {version}, which an older program wrote: "
+                "make it anew"
             )
         return msgspec.json.decode(content, type=Manifest)
     except msgspec.MsgspecError as error:

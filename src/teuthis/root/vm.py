@@ -15,6 +15,7 @@ from teuthis.errors import (
     CommandNotExecutable,
     CommandNotFound,
     ConfigurationError,
+    SnapshotError,
 )
 from teuthis.images import store
 from teuthis.images.store import Image
@@ -23,7 +24,7 @@ from teuthis.root import settings, snapshot, templates
 from teuthis.root.console import Sink
 from teuthis.root.guest import DEFAULT_ENVIRONMENT, Guest
 from teuthis.root.machine import Machine
-from teuthis.root.processor import Processor, choose
+from teuthis.root.processor import DEVICE, Processor, choose, kvm
 from teuthis.root.result import Result
 from teuthis.root.saved import Saved, seal
 from teuthis.root.streams import MAX_OUTPUT
@@ -77,6 +78,7 @@ class VM(Guest):
         processor: str = "auto",
         record: str | os.PathLike[str] | None = None,
         cold: bool = False,
+        cpus: int = 1,
     ) -> None:
         """Starts a VM and waits until its agent is ready, or without one its kernel.
 
@@ -120,6 +122,7 @@ class VM(Guest):
                 its whole memory, and everything that is sent into it. Such a VM runs on the
                 software processor and cannot be saved or copied.
             cold: boot, where a VM would start from a template.
+            cpus: virtual processors. More than one need the host's own ("kvm").
 
         Raises:
             ConfigurationError: an argument cannot be.
@@ -141,9 +144,11 @@ class VM(Guest):
         variables = settings.environment(DEFAULT_ENVIRONMENT, chosen.defaults.env, env)
         if on_hang not in ("report", "kill"):
             raise ConfigurationError(f"on_hang={on_hang!r}: say 'report' or 'kill'")
-        if record is not None and processor not in ("auto", "soft"):
-            raise ConfigurationError("`record` needs the software processor: leave out `processor`")
-        self.processor = "soft" if record is not None else choose(processor)
+        if record is not None and (processor not in ("auto", "soft") or cpus != 1):
+            raise ConfigurationError(
+                "`record` needs the software processor: leave out `processor` and `cpus`"
+            )
+        self.processor = "soft" if record is not None else choose(processor, cpus)
         saved = None
         boots = cold or console or keep or kernel or record
         if self.processor == "soft" and agent and not boots:
@@ -163,6 +168,7 @@ class VM(Guest):
                 drivers=_drivers(chosen, disks=bool(disks), network=net is not None),
                 agent=agent,
                 console=console is not None,
+                cpus=cpus,
             )
         else:
             start = saved
@@ -178,6 +184,7 @@ class VM(Guest):
                 end_when_hung=on_hang == "kill",
                 processor=self.processor,
                 record=None if record is None else os.fspath(record),
+                cpus=cpus,
             )
         self._begin(machine, variables, boot_timeout)
 
@@ -275,7 +282,7 @@ class VM(Guest):
     @classmethod
     def _ready_with(cls, machine: Machine, env: Mapping[str, str]) -> Self:
         vm = cls.__new__(cls)
-        vm.processor = "soft"
+        vm.processor = machine.processor
         vm._begin(machine, env, BOOT_TIMEOUT)
         return vm
 
@@ -324,6 +331,11 @@ def _restored(
     publish: bool = False,
 ) -> Machine:
     """A machine that goes on from a saved one; `publish`: as do its ports on the host."""
+    if saved.processor == "kvm" and not (verdict := kvm()).usable:
+        raise SnapshotError(
+            f"the machine was saved on KVM and goes on only there; {DEVICE} cannot run a guest "
+            f"here: {verdict.reason}"
+        )
     network = saved.network
     return Machine(
         saved.memory_size,
@@ -333,6 +345,8 @@ def _restored(
         network=network and network.elsewhere(network.publish if publish else ()),
         agent=saved.agent,
         end_when_hung=saved.end_when_hung,
+        processor=saved.processor,
+        cpus=saved.cpus,
     )
 
 
@@ -369,6 +383,7 @@ def _boot(
     drivers: tuple[str, ...],
     agent: bool = True,
     console: bool = False,
+    cpus: int = 1,
 ) -> Load:
     """What puts an image's kernel, and what it is told, into the memory of a VM."""
     from teuthis.images.boot import BootFiles, boot_files
@@ -393,7 +408,7 @@ def _boot(
             agent=agent,
             extra=" ".join([*parameters, extra]).strip(),
         )
-        return loader.load(descriptor, size, boot.kernel, boot.initrd, arguments)
+        return loader.load(descriptor, size, boot.kernel, boot.initrd, arguments, processors=cpus)
 
     return load
 

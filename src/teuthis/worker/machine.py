@@ -77,6 +77,7 @@ class Machine:
         counters: Counters,
         disks: Sequence[Backend] = (),
         *,
+        processors: int = 1,
         agent: bool,
         lockstep: bool = False,
         saved: bytes | None = None,
@@ -84,8 +85,9 @@ class Machine:
     ) -> None:
         """Puts everything together.
 
-        `agent`: our agent is in the guest; `lockstep`: the machine is recorded; `saved`: the state
-        to go on from, of a worker before this one; `news`: what the agent is told then.
+        `processors`: how many the guest has; `agent`: our agent is in the guest; `lockstep`: the
+        machine is recorded; `saved`: the state to go on from, of a worker before this one; `news`:
+        what the agent is told then.
         """
         self._memory = memory
         self._link = link
@@ -94,7 +96,7 @@ class Machine:
         self._console = console
         self._loop = loop
         self._counters = counters
-        self._server = Server(memory, counters)
+        self._server = Server(memory, counters, processors)
         self._sockets = HvSock(self._server, counters, time.monotonic)
         self._agent = Agent(loop, self._sockets, counters, control.send, self._agent_text, news)
         if agent:

@@ -32,9 +32,10 @@ def main(config: WorkerConfig) -> int:
     saved, news, template = None, "", None
     if config.saved is not None:
         saved, news = _read_all(config.saved.state), config.saved.news
-        template = Template(config.saved.template, config.saved.pages, config.memory_size)
-        os.close(config.saved.template)
-        os.close(config.saved.pages)
+        if (source := config.saved.template) is not None:
+            template = Template(source.memory, source.pages, config.memory_size)
+            for mapped in source.descriptors():
+                os.close(mapped)
     memory = GuestMemory(config.memory, config.memory_size, template)
     counters = Counters(config.counters)
     doorbells = Doorbells(config.doorbells, config.to_worker, config.to_hypervisor, counters)
@@ -57,6 +58,7 @@ def main(config: WorkerConfig) -> int:
         loop,
         counters,
         disks,
+        processors=config.processors,
         agent=config.agent,
         lockstep=config.lockstep,
         saved=saved,

@@ -114,7 +114,7 @@ def test_the_program_for_kvm_is_small() -> None:
 def test_the_requests_to_kvm_are_those_of_the_filter() -> None:
     requests = measure.kvm_requests()
     assert "0xAE80" in requests["vcpu"], "KVM_RUN"
-    assert set(requests) == {"vm", "vcpu"}
+    assert set(requests) == {"vm", "vcpu", "save", "restore"}
 
 
 def test_a_kind_of_bad_input_that_no_test_raises_is_found() -> None:

@@ -58,7 +58,7 @@ def test_no_place_without_a_mount(host: Path) -> None:
 
 def test_only_controllers_that_are_there_are_set(host: Path) -> None:
     where = Place(host / "cgroup", frozenset({"pids"}))
-    with pytest.raises(FileNotFoundError), cgroup.lease(MIB, where):
+    with pytest.raises(FileNotFoundError), cgroup.lease(MIB, 1, where):
         pass  # an ordinary directory has no pids.max
     assert not list((host / "cgroup").glob("teuthis-*"))
 
@@ -93,7 +93,7 @@ def test_a_process_in_the_group_is_bounded(real: Place) -> None:
         program += "for _ in range(40): live.append(subprocess.Popen(['sleep', '9']))\n"
     else:
         program += "b = bytearray(b'x' * (2 << 30))\n"
-    with cgroup.lease(MIB, real) as group:
+    with cgroup.lease(MIB, 1, real) as group:
         greedy = subprocess.Popen(
             [sys.executable, "-c", program], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
@@ -108,7 +108,7 @@ def test_a_process_in_the_group_is_bounded(real: Place) -> None:
 
 def test_groups_of_killed_makers_are_swept(real: Place) -> None:
     (real.directory / "teuthis-4194305-0").mkdir()  # beyond the kernel's largest process id
-    with cgroup.lease(MIB, real) as group:
+    with cgroup.lease(MIB, 1, real) as group:
         assert list(real.directory.glob("teuthis-*")) == [group.directory]
 
 

@@ -26,6 +26,13 @@ def test_a_panic_for_lack_of_memory() -> None:
     assert "give it more" in str(error)
 
 
+def test_a_state_that_is_refused_says_why() -> None:
+    words = "[    1.0] teuthis\n[teuthis] the saved state belongs to another kind of processor"
+    error = ending(Ended.STATE_REFUSED, words)
+    assert isinstance(error, errors.SnapshotError)
+    assert str(error).startswith("the saved state belongs to another kind of processor: make")
+
+
 def test_an_orderly_end_is_no_panic() -> None:
     assert type(ending(Ended.POWER_OFF, "reboot: Power down")) is errors.GuestPowerOff
     assert type(ending(Ended.RESET, "reboot: Restarting")) is errors.GuestReset

@@ -42,6 +42,21 @@ def test_a_choice_that_there_is_not_is_refused_by_name() -> None:
         processor.choose("tcg")
 
 
+def test_ours_is_one_processor() -> None:
+    with pytest.raises(ConfigurationError, match="2 processors need KVM, and the software"):
+        processor.choose("soft", 2)
+    for cpus in (0, -1, processor.MAX_CPUS + 1):
+        with pytest.raises(ConfigurationError, match="1 to 16"):
+            processor.choose("auto", cpus)
+
+
+def test_without_kvm_there_are_not_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "DEVICE", tmp_path / "kvm")
+    for wanted in ("auto", "kvm"):
+        with pytest.raises(HostError, match=r"2 processors need KVM, and .*this host has none"):
+            processor.choose(wanted, 2)
+
+
 def test_without_a_device_ours_is_taken_and_kvm_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,14 +5,18 @@
 //! counters, machine checks, AVX-512 and every feature whose state or registers are not allowed
 //! in [`super::msr`].
 
-use crate::tlfs::cpuid::{HYPERVISOR, MAX_HYPERVISOR, bits, brand, leaf};
+use crate::{
+    record::checksum,
+    tlfs::cpuid::{HYPERVISOR, LIMITS, MAX_HYPERVISOR, bits, brand, leaf},
+};
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 const ALL: u32 = u32::MAX;
 const MAX_BASIC: u32 = 0xD;
 const MAX_EXTENDED: u32 = 0x8000_0008;
-/// CLFLUSH works on 8 * 8 bytes; one logical processor, whose APIC id is 0.
+/// CLFLUSH works on 8 * 8 bytes; each package has one processor. The APIC id stands above.
 const ONE_PROCESSOR: u32 = 8 << 8 | 1 << 16;
+const APIC_ID: u32 = 24;
 const HYPERVISOR_PRESENT: u32 = 1 << 31;
 /// The local APIC timer never stops.
 const ARAT: u32 = 1 << 2;
@@ -93,8 +97,9 @@ const ROWS: [Row; 13] = [
     row(0x8000_0008, [WIDTHS, EXTENDED8_EBX, 0, 0], [0; 4]),
 ];
 
-/// The guest's table; never too long for KVM. `supported`: what KVM and this host support.
-pub fn table(supported: &[kvm_cpuid_entry2]) -> Option<CpuId> {
+/// The table of processor `vp` of a machine with so many; never too long for KVM. `supported`: what
+/// KVM and this host support.
+pub fn table(supported: &[kvm_cpuid_entry2], vp: u8, processors: usize) -> Option<CpuId> {
     let known = |row: &Row| {
         let index = row.subleaf.unwrap_or(0);
         let same = |entry: &&kvm_cpuid_entry2| entry.function == row.leaf && entry.index == index;
@@ -109,19 +114,44 @@ pub fn table(supported: &[kvm_cpuid_entry2]) -> Option<CpuId> {
             entry(row.leaf, row.subleaf, std::array::from_fn(value))
         })
         .collect();
-    // The largest state that the guest may save: what is in XCR0 as cut down above.
     for part in &mut entries {
-        if (part.function, part.index) == (0xD, 0) {
-            part.ecx = if part.eax & 1 << 2 != 0 { 0x340 } else { 0x240 };
+        match (part.function, part.index) {
+            (1, _) => part.ebx |= u32::from(vp) << APIC_ID,
+            // The largest state that the guest may save: what is in XCR0 as cut down above.
+            (0xD, 0) => part.ecx = if part.eax & 1 << 2 != 0 { 0x340 } else { 0x240 },
+            _ => {}
         }
     }
     for part in 0..3 {
         entries.push(entry(0x8000_0002 + part, None, brand(NAME, part)));
     }
     for number in HYPERVISOR..=MAX_HYPERVISOR {
-        entries.push(entry(number, None, leaf(number, 0).unwrap_or_default()));
+        let mut values = leaf(number, 0).unwrap_or_default();
+        if number == LIMITS {
+            let processors = u32::try_from(processors).unwrap_or(u32::MAX);
+            (values[0], values[1]) = (processors, processors);
+        }
+        entries.push(entry(number, None, values));
     }
     CpuId::from_entries(&entries).ok()
+}
+
+/// A number that differs where tables do.
+pub fn digest(table: &CpuId) -> u64 {
+    let words = table.as_slice().iter().flat_map(|entry| {
+        let kvm_cpuid_entry2 {
+            function,
+            index,
+            eax,
+            ebx,
+            ecx,
+            edx,
+            ..
+        } = *entry;
+        [function, index, eax, ebx, ecx, edx]
+    });
+    let bytes: Vec<u8> = words.flat_map(u32::to_le_bytes).collect();
+    checksum(&bytes)
 }
 
 fn entry(function: u32, subleaf: Option<u32>, [eax, ebx, ecx, edx]: [u32; 4]) -> kvm_cpuid_entry2 {
@@ -151,7 +181,7 @@ mod tests {
                 entry(0xA, None, [ALL; 4]),
             ])
             .collect();
-        table(&all).unwrap()
+        table(&all, 3, 4).unwrap()
     }
 
     fn find(table: &CpuId, leaf: u32, index: u32) -> [u32; 4] {
@@ -163,7 +193,8 @@ mod tests {
     #[test]
     fn what_is_not_listed_is_not_offered() {
         let table = of_everything();
-        let [_, _, c, d] = find(&table, 1, 0);
+        let [_, b, c, d] = find(&table, 1, 0);
+        assert_eq!(b, 3 << APIC_ID | ONE_PROCESSOR);
         // MONITOR, VMX, PDCM, TSC deadline; VME, MCE, MCA, hyper-threading.
         assert_eq!(c & bits(&[3, 5, 15, 24]), 0);
         assert_eq!(d & bits(&[1, 7, 14, 28]), 0);
@@ -193,13 +224,17 @@ mod tests {
     fn the_partitions_leaves_are_ours() {
         let table = of_everything();
         for number in HYPERVISOR..=MAX_HYPERVISOR {
-            assert_eq!(find(&table, number, 0), leaf(number, 0).unwrap());
+            let expected = match number {
+                LIMITS => [4, 4, 0, 0],
+                _ => leaf(number, 0).unwrap(),
+            };
+            assert_eq!(find(&table, number, 0), expected);
         }
     }
 
     #[test]
     fn what_the_host_lacks_is_not_invented() {
-        let table = table(&[]).unwrap();
+        let table = table(&[], 0, 1).unwrap();
         assert_eq!(
             find(&table, 1, 0),
             [0, ONE_PROCESSOR, HYPERVISOR_PRESENT, 0]

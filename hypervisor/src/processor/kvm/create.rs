@@ -1,21 +1,22 @@
-//! Makes a virtual machine with one processor, before the process locks its door: what KVM shall
+//! Makes a virtual machine and its processors, before the process locks its door: what KVM shall
 //! answer itself, what it shall hand to us, and the state at the first instruction.
 
-use super::{cpuid, kick::Kick, msr, raw};
+use super::{cpuid, msr, raw};
 use crate::{
     clock::Clock,
     memory::GuestMemory,
-    processor::{APIC_BASE, BootState},
+    processor::{APIC_BASE, APIC_BASE_BOOTSTRAP, BootState},
 };
 use kvm_bindings::{
-    KVM_API_VERSION, KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_ENFORCE_PV_FEATURE_CPUID,
+    CpuId, KVM_API_VERSION, KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_ENFORCE_PV_FEATURE_CPUID,
     KVM_CAP_PMU_CAPABILITY, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X86_USER_SPACE_MSR,
     KVM_MAX_CPUID_ENTRIES, KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL,
     KVM_MSR_EXIT_REASON_UNKNOWN, KVM_PMU_CAP_DISABLE, KVM_X86_QUIRK_FIX_HYPERCALL_INSN,
     KVM_X86_QUIRK_LINT0_REENABLED, KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS,
     KVM_X86_QUIRK_OUT_7E_INC_RIP, Msrs, kvm_enable_cap, kvm_msr_entry, kvm_regs, kvm_segment,
+    kvm_sregs,
 };
-use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, SyncReg, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, VcpuFd, VmFd};
 use std::{io, os::fd::OwnedFd};
 
 /// Why this host's `/dev/kvm` cannot run a guest.
@@ -60,14 +61,21 @@ const WELCOME: [(u32, u64); 3] = [
 
 pub struct Parts {
     pub vm: VmFd,
-    pub vcpu: VcpuFd,
-    pub kick: Kick,
+    /// Each at its number, which is its local APIC's id.
+    pub vcpus: Vec<VcpuFd>,
+    /// A digest of what CPUID tells the guest, to know hosts that are alike.
+    pub features: u64,
     pub clock: Clock,
 }
 
-/// A virtual machine and its processor, about to execute the first instruction as `boot` says.
-/// `/dev/kvm` is closed afterwards. Must be called by the thread that will run the guest.
-pub fn create(device: OwnedFd, memory: &GuestMemory, boot: BootState) -> Result<Parts, Unusable> {
+/// A virtual machine and `processors` of them, the first about to execute its first instruction as
+/// `boot` says, the others waiting for it to start them. `/dev/kvm` is closed afterwards.
+pub fn create(
+    device: OwnedFd,
+    memory: &GuestMemory,
+    boot: BootState,
+    processors: usize,
+) -> Result<Parts, Unusable> {
     let kvm = raw::adopt(device);
     let version = kvm.get_api_version();
     if version != KVM_API_VERSION as i32 {
@@ -81,30 +89,43 @@ pub fn create(device: OwnedFd, memory: &GuestMemory, boot: BootState) -> Result<
     let vm = attempt("make a virtual machine", kvm.create_vm())?;
     configure(&vm)?;
     attempt("map guest RAM", raw::map_memory(&vm, memory))?;
-    let mut vcpu = attempt("make a processor", vm.create_vcpu(0))?;
-    describe(&kvm, &vcpu)?;
-    set_state(&vcpu, boot)?;
-    let clock = start_clock(&vcpu)?;
-    let (kick, blocked) = attempt("make a timer", Kick::new())?;
-    attempt("take a signal mask", raw::set_signal_mask(&vcpu, blocked))?;
-    // All that the kernel does on a first run happens now, while nothing is locked yet.
-    vcpu.set_sync_valid_reg(SyncReg::Register);
-    vcpu.set_kvm_immediate_exit(1);
-    if let Err(error) = vcpu.run().map(drop)
-        && error.errno() != libc::EINTR
-    {
-        return attempt("run", Err(error));
+    let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
+    let supported = attempt("tell what it supports", supported)?;
+    let table = |vp| {
+        let table = cpuid::table(supported.as_slice(), vp, processors);
+        let table = table.ok_or(io::Error::from_raw_os_error(libc::E2BIG));
+        attempt("take a CPUID table", table)
+    };
+    let features = cpuid::digest(&table(0)?);
+    let mut vcpus = Vec::new();
+    for vp in (0..=u8::MAX).take(processors) {
+        let vcpu = attempt("make a processor", vm.create_vcpu(vp.into()))?;
+        describe(&kvm, &vcpu, &table(vp)?)?;
+        let state = attempt(REGISTERS, vcpu.get_sregs())?;
+        if vp == 0 {
+            set_first(&vcpu, state, boot)?;
+        } else {
+            set_other(&vcpu, state)?;
+        }
+        set_msrs(&vcpu)?;
+        vcpus.push(vcpu);
     }
-    vcpu.set_kvm_immediate_exit(0);
+    let clock = start_clock(&vcpus)?;
     Ok(Parts {
         vm,
-        vcpu,
-        kick,
+        vcpus,
+        features,
         clock,
     })
 }
 
-fn attempt<T, E: Into<io::Error>>(what: &'static str, done: Result<T, E>) -> Result<T, Unusable> {
+/// What [`Unusable::Refuses`] when one of them is not taken.
+const REGISTERS: &str = "set the processor's registers";
+
+pub fn attempt<T, E: Into<io::Error>>(
+    what: &'static str,
+    done: Result<T, E>,
+) -> Result<T, Unusable> {
     done.map_err(|error| Unusable::Refuses(what, error.into()))
 }
 
@@ -141,23 +162,17 @@ fn configure(vm: &VmFd) -> Result<(), Unusable> {
     attempt("filter MSRs", filter)
 }
 
-/// What the processor tells the guest about itself.
-fn describe(kvm: &Kvm, vcpu: &VcpuFd) -> Result<(), Unusable> {
+/// What a processor tells the guest about itself.
+fn describe(kvm: &Kvm, vcpu: &VcpuFd, table: &CpuId) -> Result<(), Unusable> {
     if kvm.check_extension_raw(KVM_CAP_ENFORCE_PV_FEATURE_CPUID.into()) > 0 {
         let done = vcpu.enable_cap(&capability(KVM_CAP_ENFORCE_PV_FEATURE_CPUID, 1));
         attempt("hide its hypercalls", done)?;
     }
-    let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
-    let supported = attempt("tell what it supports", supported)?;
-    let table = cpuid::table(supported.as_slice());
-    let table = table.ok_or(io::Error::from_raw_os_error(libc::E2BIG));
-    let table = attempt("take a CPUID table", table)?;
-    attempt("take a CPUID table", vcpu.set_cpuid2(&table))
+    attempt("take a CPUID table", vcpu.set_cpuid2(table))
 }
 
 /// The state that the software processor starts with, too.
-fn set_state(vcpu: &VcpuFd, boot: BootState) -> Result<(), Unusable> {
-    let what = "set the processor's registers";
+fn set_first(vcpu: &VcpuFd, mut state: kvm_sregs, boot: BootState) -> Result<(), Unusable> {
     let flat = |selector, type_, long: bool| kvm_segment {
         base: 0,
         limit: u32::MAX,
@@ -170,7 +185,6 @@ fn set_state(vcpu: &VcpuFd, boot: BootState) -> Result<(), Unusable> {
         g: 1,
         ..Default::default()
     };
-    let mut state = attempt(what, vcpu.get_sregs())?;
     state.cs = flat(0x10, 0xB, true);
     let data = flat(0x18, 0x3, false);
     (state.ds, state.es, state.fs) = (data, data, data);
@@ -193,7 +207,7 @@ fn set_state(vcpu: &VcpuFd, boot: BootState) -> Result<(), Unusable> {
     state.cr4 = 0x20; // PAE
     state.efer = 0x500; // LMA LME
     state.apic_base = APIC_BASE;
-    attempt(what, vcpu.set_sregs(&state))?;
+    attempt(REGISTERS, vcpu.set_sregs(&state))?;
     let registers = kvm_regs {
         rip: boot.rip,
         rsi: boot.rsi,
@@ -201,7 +215,17 @@ fn set_state(vcpu: &VcpuFd, boot: BootState) -> Result<(), Unusable> {
         rflags: 2,
         ..Default::default()
     };
-    attempt(what, vcpu.set_regs(&registers))?;
+    attempt(REGISTERS, vcpu.set_regs(&registers))
+}
+
+/// As after a reset, until the guest sends INIT and SIPI; but its local APIC is in x2APIC mode, which
+/// it can no more leave than the first one's.
+fn set_other(vcpu: &VcpuFd, mut state: kvm_sregs) -> Result<(), Unusable> {
+    state.apic_base = APIC_BASE & !APIC_BASE_BOOTSTRAP;
+    attempt(REGISTERS, vcpu.set_sregs(&state))
+}
+
+fn set_msrs(vcpu: &VcpuFd) -> Result<(), Unusable> {
     let initial = msr::INITIAL.map(|(index, data)| kvm_msr_entry {
         index,
         data,
@@ -209,24 +233,23 @@ fn set_state(vcpu: &VcpuFd, boot: BootState) -> Result<(), Unusable> {
     });
     let initial =
         Msrs::from_entries(&initial).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG));
-    match attempt(what, vcpu.set_msrs(&attempt(what, initial)?))? {
+    match attempt(REGISTERS, vcpu.set_msrs(&attempt(REGISTERS, initial)?))? {
         all if all == msr::INITIAL.len() => Ok(()),
-        _ => attempt(what, Err(io::Error::from_raw_os_error(libc::EINVAL))),
+        _ => attempt(REGISTERS, Err(io::Error::from_raw_os_error(libc::EINVAL))),
     }
 }
 
-/// Lets the guest's time-stamp counter start at 0 now, at the host's frequency.
-fn start_clock(vcpu: &VcpuFd) -> Result<Clock, Unusable> {
-    let kilohertz = attempt(
-        "tell the time-stamp counter's frequency",
-        vcpu.get_tsc_khz(),
-    )?;
-    let start = raw::time_stamp();
-    let set = raw::set_tsc_offset(vcpu, start.wrapping_neg());
-    attempt("start the time-stamp counter", set)?;
-    Ok(Clock::counter(
-        raw::time_stamp,
-        start,
-        u64::from(kilohertz) * 1000,
-    ))
+/// Lets the guest's time-stamp counter start at 0 now, at the host's frequency, on all processors.
+fn start_clock(vcpus: &[VcpuFd]) -> Result<Clock, Unusable> {
+    let mut kilohertz = 0;
+    for vcpu in vcpus {
+        let what = "tell the time-stamp counter's frequency";
+        kilohertz = attempt(what, vcpu.get_tsc_khz())?;
+    }
+    let clock = Clock::counter(raw::time_stamp, u64::from(kilohertz) * 1000);
+    for vcpu in vcpus {
+        let set = raw::set_tsc_offset(vcpu, clock.offset());
+        attempt("start the time-stamp counter", set)?;
+    }
+    Ok(clock)
 }

@@ -2,17 +2,29 @@
 //!
 //! There is no handler and no race: the kernel unblocks the signal when it enters the guest and
 //! blocks it again when it leaves, so that one that came a moment earlier is seen as well. It is
-//! sent by a timer, and by the descriptors to the worker when they become readable. This keeps the
-//! process single-threaded: while we write to the guest's pages, the guest stands still.
+//! sent by a timer, and by the descriptors to the worker when they become readable. Another thread
+//! kicks by setting the timer to go off at once, which takes no system call that the timer does not.
 #![allow(unsafe_code)]
 
+use super::super::Kicker;
 use std::{io, mem::zeroed, os::fd::AsRawFd, ptr::null_mut};
 
 /// The signal that descriptors send by default.
 const SIGNAL: libc::c_int = libc::SIGIO;
 
+/// `F_SETOWN_EX`, and that a number is a thread's.
+const SET_OWNER: libc::c_int = 15;
+const OWNER_IS_THREAD: libc::c_int = 0;
+
+/// What may be known of a timer in other threads: its number.
+#[derive(Clone, Copy)]
+struct Timer(libc::timer_t);
+
+// SAFETY: the kernel knows a timer by its number, the same in all threads of the process.
+unsafe impl Send for Timer {}
+
 pub struct Kick {
-    timer: libc::timer_t,
+    timer: Timer,
     /// When the timer goes off, in nanoseconds of the clock.
     armed: Option<u64>,
 }
@@ -46,16 +58,19 @@ impl Kick {
                 &raw mut event,
                 &raw mut timer,
             ))?;
+            let timer = Timer(timer);
             Ok((Self { timer, armed: None }, blocked))
         }
     }
 
-    /// From now on `descriptor` kicks when it becomes readable, or when its other end is gone.
-    pub fn watch(&self, descriptor: &impl AsRawFd) -> io::Result<()> {
+    /// From now on `descriptor` kicks the calling thread when it becomes readable, or when its other
+    /// end is gone.
+    pub fn watch(descriptor: &impl AsRawFd) -> io::Result<()> {
         let fd = descriptor.as_raw_fd();
-        // SAFETY: these only change flags of an open descriptor.
+        // SAFETY: these only change flags and the owner of an open descriptor.
         unsafe {
-            check(libc::fcntl(fd, libc::F_SETOWN, libc::getpid()))?;
+            let owner = [OWNER_IS_THREAD, libc::gettid()];
+            check(libc::fcntl(fd, SET_OWNER, &raw const owner))?;
             let flags = libc::fcntl(fd, libc::F_GETFL);
             check(libc::fcntl(fd, libc::F_SETFL, flags | libc::O_ASYNC))?;
             // A kind of file that cannot send signals passes over the flag in silence.
@@ -72,18 +87,13 @@ impl Kick {
             return;
         }
         self.armed = Some(deadline);
-        // 0 would switch the timer off.
-        let left = deadline.saturating_sub(now).max(1);
-        let value = libc::timespec {
-            tv_sec: i64::try_from(left / 1_000_000_000).unwrap_or(i64::MAX),
-            tv_nsec: (left % 1_000_000_000) as i64,
-        };
-        // SAFETY: the timer is ours; all else are plain numbers.
-        unsafe {
-            let mut setting: libc::itimerspec = zeroed();
-            setting.it_value = value;
-            libc::timer_settime(self.timer, 0, &raw const setting, null_mut());
-        }
+        self.timer.set(deadline.saturating_sub(now));
+    }
+
+    /// Kicks from any thread. The one that runs the guest must not [`Kick::arm`] meanwhile.
+    pub fn kicker(&self) -> Kicker {
+        let timer = self.timer;
+        Kicker(Box::new(move || timer.set(0)))
     }
 
     /// Takes the signal back. Whoever sent it, the timer must be armed again: it may have gone off
@@ -99,10 +109,28 @@ impl Kick {
     }
 }
 
+impl Timer {
+    /// Lets it go off in `left` nanoseconds.
+    fn set(&self, left: u64) {
+        // 0 would switch the timer off.
+        let left = left.max(1);
+        let value = libc::timespec {
+            tv_sec: i64::try_from(left / 1_000_000_000).unwrap_or(i64::MAX),
+            tv_nsec: (left % 1_000_000_000) as i64,
+        };
+        // SAFETY: the timer is ours; all else are plain numbers.
+        unsafe {
+            let mut setting: libc::itimerspec = zeroed();
+            setting.it_value = value;
+            libc::timer_settime(self.0, 0, &raw const setting, null_mut());
+        }
+    }
+}
+
 impl Drop for Kick {
     fn drop(&mut self) {
         // SAFETY: the timer is ours.
-        unsafe { libc::timer_delete(self.timer) };
+        unsafe { libc::timer_delete(self.timer.0) };
     }
 }
 

@@ -6,7 +6,7 @@
 //! intercepted and answered by the same code as on the software processor.
 //!
 //! [`create`] makes the virtual machine, from [`cpuid`]'s and [`msr`]'s lists; [`kick`] is how a
-//! running guest is interrupted; [`raw`] holds the unsafe rest. [`probe`] tells whether this host's
+//! running guest is interrupted; [`state`] saves and restores it; [`raw`] holds the unsafe rest. [`probe`] tells whether this host's
 //! KVM can do all this.
 
 mod cpuid;
@@ -15,23 +15,31 @@ mod kick;
 mod msr;
 pub mod probe;
 mod raw;
+mod state;
 
-use super::{BootState, Completion, Intercept, Processor};
+use super::{BootState, Completion, Intercept, Kicker, Processor};
 use crate::{
     clock::Clock,
     counters::Counters,
     flows::{Flow, Reject, values},
     jail,
     memory::GuestMemory,
+    record::{Malformed, Record},
 };
-use create::Parts;
+use create::{Parts, attempt};
 use kick::Kick;
-use kvm_bindings::{KVM_MP_STATE_HALTED, kvm_msi};
+use kvm_bindings::{
+    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED, kvm_msi,
+};
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd, VmFd};
 use raw::PortAccess;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::{
+    os::fd::{AsRawFd, OwnedFd},
+    sync::Arc,
+};
 
 pub use create::Unusable;
+pub use state::{RESTORE_CALLS, SAVE_CALLS};
 
 /// OUT to this port is the hypercall instruction. No device of a PC has it.
 const HYPERCALL_PORT: u8 = values::KVM_HYPERCALL_EXIT_PORT as u8;
@@ -43,13 +51,22 @@ const PATIENCE: u64 = 200_000_000;
 /// RFLAGS.
 const INTERRUPTS_ENABLED: u64 = 1 << 9;
 const INVALID_OPCODE: u8 = 6;
-/// Local APIC 0 as the destination of a message-signalled interrupt.
+/// Local APIC 0 as the destination of a message-signalled interrupt, and where another's id stands.
 const MSI_ADDRESS: u32 = 0xFEE0_0000;
+const MSI_DESTINATION: u32 = 12;
 
 /// The requests made once the door is locked. Of the virtual machine: KVM_SIGNAL_MSI.
 pub const VM_CALLS: [u64; 1] = [0x4020_AEA5];
-/// Of the processor: KVM_RUN; KVM_GET_MP_STATE; KVM_GET_SREGS; KVM_GET and KVM_SET_VCPU_EVENTS.
-pub const VCPU_CALLS: [u64; 5] = [0xAE80, 0x8004_AE98, 0x8138_AE83, 0x8040_AE9F, 0x4040_AEA0];
+/// Of a processor: KVM_RUN; KVM_GET_MP_STATE; KVM_GET_SREGS; KVM_GET and KVM_SET_VCPU_EVENTS;
+/// KVM_SET_DEVICE_ATTR, for the time-stamp counter.
+pub const VCPU_CALLS: [u64; 6] = [
+    0xAE80,
+    0x8004_AE98,
+    0x8138_AE83,
+    0x8040_AE9F,
+    0x4040_AEA0,
+    0x4018_AEE1,
+];
 
 /// The intercepted instruction that waits for its completion.
 enum Pending {
@@ -64,43 +81,106 @@ enum Pending {
     Hypercall,
 }
 
-/// The processor of one virtual machine, on KVM.
+/// A processor of a virtual machine, on KVM.
 pub struct KvmProcessor {
-    vm: VmFd,
+    number: usize,
+    /// A digest of what CPUID tells.
+    features: u64,
+    vm: Arc<VmFd>,
     vcpu: VcpuFd,
     kick: Kick,
     clock: Clock,
     pending: Pending,
     /// The rest of a string instruction.
     next: Option<(PortAccess, u32)>,
-    deadline: Option<u64>,
     /// Accesses to holes, hypercalls, and those that no kernel made, since the last handing over.
     holes: u64,
     hypercalls: u64,
     unprivileged: u64,
     notes: Vec<String>,
     // Last, so that it is unmapped when nothing runs in it any more.
-    memory: GuestMemory,
+    memory: Arc<GuestMemory>,
 }
 
-impl KvmProcessor {
-    /// A processor about to execute its first instruction as `boot` says. `device` is an open
-    /// `/dev/kvm`, which is closed afterwards. Only the calling thread may run the guest.
-    pub fn new(device: OwnedFd, memory: GuestMemory, boot: BootState) -> Result<Self, Unusable> {
-        let Parts {
+/// A processor that has no thread yet.
+pub struct Idle {
+    number: usize,
+    features: u64,
+    vm: Arc<VmFd>,
+    vcpu: VcpuFd,
+    clock: Clock,
+    memory: Arc<GuestMemory>,
+}
+
+/// The processors of a new virtual machine, the first about to execute its first instruction as
+/// `boot` says. `device` is an open `/dev/kvm`, which is closed afterwards.
+pub fn create(
+    device: OwnedFd,
+    memory: GuestMemory,
+    boot: BootState,
+    processors: usize,
+) -> Result<Vec<Idle>, Unusable> {
+    let Parts {
+        vm,
+        vcpus,
+        features,
+        clock,
+    } = create::create(device, &memory, boot, processors)?;
+    let (vm, memory) = (Arc::new(vm), Arc::new(memory));
+    let idle = |(number, vcpu)| Idle {
+        number,
+        features,
+        vm: vm.clone(),
+        vcpu,
+        clock: clock.clone(),
+        memory: memory.clone(),
+    };
+    Ok(vcpus.into_iter().enumerate().map(idle).collect())
+}
+
+/// What the jail must leave open; `restores`: the guest goes on where a saved one stopped.
+pub fn descriptors(processors: &[Idle], restores: bool) -> jail::Kvm {
+    jail::Kvm {
+        vm: processors.first().map_or(-1, |first| first.vm.as_raw_fd()),
+        vcpus: processors
+            .iter()
+            .map(|each| each.vcpu.as_raw_fd())
+            .collect(),
+        restores,
+    }
+}
+
+impl Idle {
+    /// Only the calling thread may run the guest on it. All that the kernel does on a first run
+    /// happens here: from now on its system calls can be filtered.
+    pub fn start(self) -> Result<KvmProcessor, Unusable> {
+        let Self {
+            number,
+            features,
             vm,
-            vcpu,
-            kick,
+            mut vcpu,
             clock,
-        } = create::create(device, &memory, boot)?;
-        Ok(Self {
+            memory,
+        } = self;
+        let (kick, blocked) = attempt("make a timer", Kick::new())?;
+        attempt("take a signal mask", raw::set_signal_mask(&vcpu, blocked))?;
+        vcpu.set_sync_valid_reg(SyncReg::Register);
+        vcpu.set_kvm_immediate_exit(1);
+        if let Err(error) = vcpu.run().map(drop)
+            && error.errno() != libc::EINTR
+        {
+            return attempt("run", Err(error));
+        }
+        vcpu.set_kvm_immediate_exit(0);
+        Ok(KvmProcessor {
+            number,
+            features,
             vm,
             vcpu,
             kick,
             clock,
             pending: Pending::Nothing,
             next: None,
-            deadline: None,
             holes: 0,
             hypercalls: 0,
             unprivileged: 0,
@@ -109,36 +189,46 @@ impl KvmProcessor {
         })
     }
 
+    /// The clock that the time-stamp counters of all processors follow.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+}
+
+impl KvmProcessor {
+    /// The only processor of a new virtual machine; see [`create`].
+    pub fn new(device: OwnedFd, memory: GuestMemory, boot: BootState) -> Result<Self, Unusable> {
+        let mut processors = create(device, memory, boot, 1)?;
+        let only = processors.pop().ok_or(std::io::ErrorKind::NotFound);
+        attempt("make a processor", only)?.start()
+    }
+
     /// The clock that this processor's time-stamp counter follows.
     pub fn clock(&self) -> &Clock {
         &self.clock
     }
 
-    /// From now on the guest is interrupted when `descriptor` becomes readable.
+    /// From now on the guest on the calling thread's processor is interrupted when `descriptor`
+    /// becomes readable.
     pub fn watch(&self, descriptor: &impl AsRawFd) -> std::io::Result<()> {
-        self.kick.watch(descriptor)
-    }
-
-    /// What the jail must leave open.
-    pub fn descriptors(&self) -> jail::Kvm {
-        jail::Kvm {
-            vm: self.vm.as_raw_fd(),
-            vcpu: self.vcpu.as_raw_fd(),
-        }
+        Kick::watch(descriptor)
     }
 
     /// After a kick: whether the guest can never run again, or what else there is to do.
     fn kicked(&mut self) -> Intercept {
         self.kick.take();
-        if self.vcpu.sync_regs().regs.rflags & INTERRUPTS_ENABLED == 0
-            && let Ok(state) = self.vcpu.get_mp_state()
-            && state.mp_state == KVM_MP_STATE_HALTED
-        {
-            return Intercept::Halt {
-                interruptible: false,
-            };
+        let halted = Intercept::Halt {
+            interruptible: false,
+        };
+        match self.vcpu.get_mp_state().map(|state| state.mp_state) {
+            Ok(KVM_MP_STATE_HALTED) if !self.has_interrupts_enabled() => halted,
+            Ok(KVM_MP_STATE_UNINITIALIZED | KVM_MP_STATE_INIT_RECEIVED) => halted,
+            _ => Intercept::Kicked,
         }
-        Intercept::Kicked
+    }
+
+    fn has_interrupts_enabled(&self) -> bool {
+        self.vcpu.sync_regs().regs.rflags & INTERRUPTS_ENABLED != 0
     }
 
     /// The intercept of element `index` of a port instruction; `None` when that was a hypercall,
@@ -177,9 +267,7 @@ impl KvmProcessor {
 
     /// #UD at the hypercall instruction, which is retired first and then taken back.
     fn refuse_hypercall(&mut self) {
-        self.vcpu.set_kvm_immediate_exit(1);
-        let _ = self.vcpu.run();
-        self.vcpu.set_kvm_immediate_exit(0);
+        self.settle();
         let registers = &mut self.vcpu.sync_regs_mut().regs;
         registers.rip = registers.rip.wrapping_sub(HYPERCALL_LENGTH);
         self.vcpu.set_sync_dirty_reg(SyncReg::Register);
@@ -189,6 +277,13 @@ impl KvmProcessor {
             events.exception.has_error_code = 0;
             let _ = self.vcpu.set_vcpu_events(&events);
         }
+    }
+
+    /// Lets the kernel complete the last instruction.
+    fn settle(&mut self) {
+        self.vcpu.set_kvm_immediate_exit(1);
+        let _ = self.vcpu.run();
+        self.vcpu.set_kvm_immediate_exit(0);
     }
 
     fn is_in_kernel(&self) -> bool {
@@ -212,13 +307,6 @@ impl Processor for KvmProcessor {
                     None => continue,
                 }
             }
-            let now = self.clock.now();
-            let patience = now.saturating_add(PATIENCE);
-            self.kick.arm(
-                self.deadline
-                    .map_or(patience, |deadline| deadline.min(patience)),
-                now,
-            );
             match self.vcpu.run() {
                 Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => {
                     self.next = Some((raw::port_access(self.vcpu.get_kvm_run()), 0));
@@ -246,13 +334,31 @@ impl Processor for KvmProcessor {
                     return self.stuck(why);
                 }
                 Err(error) if error.errno() == libc::EINTR => return self.kicked(),
+                // It has got INIT or SIPI from another one.
+                Err(error) if error.errno() == libc::EAGAIN => {}
                 Err(error) => return self.stuck(format!("KVM_RUN failed: {error}")),
             }
         }
     }
 
     fn wake_at(&mut self, deadline: Option<u64>) {
-        self.deadline = deadline;
+        let now = self.clock.now();
+        let patience = now.saturating_add(PATIENCE);
+        let deadline = deadline.map_or(patience, |deadline| deadline.min(patience));
+        self.kick.arm(deadline, now);
+    }
+
+    fn is_between_instructions(&self) -> bool {
+        self.next.is_none()
+    }
+
+    fn kicker(&self) -> Kicker {
+        self.kick.kicker()
+    }
+
+    fn set_clock(&mut self) {
+        // It cannot be refused: it was not when this processor was made.
+        let _ = raw::set_tsc_offset(&self.vcpu, self.clock.offset());
     }
 
     fn hypercall_code(&self) -> &'static [u8] {
@@ -291,10 +397,10 @@ impl Processor for KvmProcessor {
         }
     }
 
-    fn assert_interrupt(&mut self, vector: u8) {
+    fn assert_interrupt(&mut self, vp: usize, vector: u8) {
         // Refused only when the guest has switched its APIC off: then nothing is to arrive.
         let _ = self.vm.signal_msi(kvm_msi {
-            address_lo: MSI_ADDRESS,
+            address_lo: MSI_ADDRESS | (vp as u32) << MSI_DESTINATION,
             data: vector.into(),
             ..Default::default()
         });
@@ -325,6 +431,10 @@ impl Processor for KvmProcessor {
         ] {
             counters.merge_rejected(kind, std::mem::take(count));
         }
+    }
+
+    fn state(&mut self, record: &mut Record) -> Result<(), Malformed> {
+        self.whole_state(record)
     }
 
     fn take_notes(&mut self) -> Vec<String> {

@@ -41,6 +41,29 @@ pub fn ranges() -> [MsrFilterRange<'static>; RANGES.len()] {
 /// Registers that KVM starts with another value than firmware leaves: MTRRs on, all write-back.
 pub const INITIAL: [(u32, u64); 1] = [(0x2FF, 0xC06)];
 
+/// Registers with a value of the guest's own, besides those that have requests of their own.
+const SAVED: [(u32, u32); 12] = [
+    (0x48, 1),
+    (0x174, 3),
+    (0x1A0, 1),
+    (0x200, 16),
+    (0x250, 1),
+    (0x258, 2),
+    (0x268, 8),
+    (0x277, 1),
+    (0x2FF, 1),
+    (0xC000_0081, 4),
+    (0xC000_0102, 2),
+    (0xC001_011F, 1),
+];
+
+/// What a saved machine carries, as far as a host has it.
+pub fn saved() -> impl Iterator<Item = u32> {
+    SAVED
+        .into_iter()
+        .flat_map(|(first, count)| first..first + count)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,5 +78,19 @@ mod tests {
             assert!(!(range.base..end).contains(&0x11) && !(range.base..end).contains(&0x12));
             assert!(end <= 0x4b56_4d00 || range.base >= 0x4b56_4e00);
         }
+    }
+
+    #[test]
+    fn whatever_a_guest_can_set_is_saved() {
+        // EFER and the bases of FS and GS are registers of another request; of the fixed MTRRs
+        // there are 11 in the range.
+        let elsewhere = [0x49, 0xC000_0080, 0xC000_0100, 0xC000_0101];
+        let missing = ranges()
+            .into_iter()
+            .filter(|range| range.flags.contains(WRITE))
+            .flat_map(|range| range.base..range.base + range.msr_count)
+            .filter(|msr| !elsewhere.contains(msr) && !saved().any(|saved| saved == *msr));
+        let fixed = (0x251..0x258).chain(0x25A..0x268);
+        assert!(missing.eq(fixed));
     }
 }

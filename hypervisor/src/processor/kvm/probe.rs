@@ -88,8 +88,8 @@ fn advance(
     expected: impl Fn(Intercept) -> bool,
 ) -> Result<Intercept, Failure> {
     let deadline = clock.now().saturating_add(LOOPS * LIMIT);
-    processor.wake_at(Some(deadline));
     loop {
+        processor.wake_at(Some(deadline));
         match processor.run(ROUNDS) {
             Intercept::Kicked | Intercept::SliceEnd if clock.now() >= deadline => {
                 return Err(Failure::Slow);

@@ -2,7 +2,9 @@
 #![allow(unsafe_code)]
 
 use crate::memory::{GuestMemory, HIGH_BASE, LOW_LIMIT};
-use kvm_bindings::{KVM_EXIT_IO_IN, kvm_device_attr, kvm_run, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_EXIT_IO_IN, kvm_device_attr, kvm_run, kvm_userspace_memory_region, kvm_xsave,
+};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use std::{
     io,
@@ -74,6 +76,13 @@ fn check(result: libc::c_int) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Sets the x87, SSE and AVX registers.
+pub fn set_xsave(vcpu: &VcpuFd, state: &kvm_xsave) -> Result<(), kvm_ioctls::Error> {
+    // SAFETY: the kernel reads no more than the structure unless features were enabled by
+    // `arch_prctl`, which nothing here does.
+    unsafe { vcpu.set_xsave(state) }
 }
 
 /// An intercepted port instruction: `count` elements (string instructions) of `size` bytes.

@@ -14,7 +14,7 @@ use crate::{
     counters::Counters,
     flows::{Flow, Reject},
     memory::{GuestMemory, PAGE_SIZE},
-    processor::{BootState, Completion, Intercept, Processor, Registers},
+    processor::{BootState, Completion, Intercept, Kind, Processor, Registers},
     record::{Malformed, Record, check},
 };
 use std::collections::BTreeMap;
@@ -545,7 +545,7 @@ impl Processor for SoftProcessor {
         }
     }
 
-    fn assert_interrupt(&mut self, vector: u8) {
+    fn assert_interrupt(&mut self, _vp: usize, vector: u8) {
         self.cpu.apic.request(vector);
     }
 
@@ -558,6 +558,7 @@ impl Processor for SoftProcessor {
     }
 
     fn state(&mut self, record: &mut Record) -> Result<(), Malformed> {
+        Kind::Soft.state(record)?;
         // An instruction that waits for its completion is executed again when nobody completes it.
         let mut state = match self.state {
             State::Running | State::Intercepted { .. } => RUNNING,

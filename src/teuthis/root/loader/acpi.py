@@ -23,7 +23,7 @@ _NO_VGA = 1 << 2
 _NO_RTC = 1 << 5
 
 
-def build(base: int) -> bytes:
+def build(base: int, processors: int = 1) -> bytes:
     """All tables as one block for guest physical address `base`, the RSDP first."""
     block = bytearray(36)
 
@@ -34,7 +34,7 @@ def build(base: int) -> bytes:
 
     dsdt = place(_table(b"DSDT", 2, dsdt_body()))
     fadt = place(_table(b"FACP", 6, _fadt_body(dsdt)))
-    madt = place(_table(b"APIC", 4, _madt_body()))
+    madt = place(_table(b"APIC", 4, _madt_body(processors)))
     xsdt = place(_table(b"XSDT", 1, struct.pack("<QQ", fadt, madt)))
     block[:36] = _rsdp(xsdt)
     return bytes(block)
@@ -102,10 +102,10 @@ def _fadt_body(dsdt: int) -> bytes:
     return bytes(body)
 
 
-def _madt_body() -> bytes:
-    """One enabled processor with local APIC id 0; no I/O APIC, no 8259."""
-    local_apic = struct.pack("<BBBBI", 0, 8, 0, 0, 1)
-    return struct.pack("<II", 0xFEE00000, 0) + local_apic
+def _madt_body(processors: int) -> bytes:
+    """Enabled processors, numbered as their local APICs are; no I/O APIC, no 8259."""
+    local_apics = [struct.pack("<BBBBI", 0, 8, number, number, 1) for number in range(processors)]
+    return struct.pack("<II", 0xFEE00000, 0) + b"".join(local_apics)
 
 
 def dsdt_body() -> bytes:

@@ -79,7 +79,15 @@ def command_line(
     )
 
 
-def load(memory_fd: int, memory_size: int, kernel: Path, initrd: Path, arguments: str) -> BootState:
+def load(
+    memory_fd: int,
+    memory_size: int,
+    kernel: Path,
+    initrd: Path,
+    arguments: str,
+    *,
+    processors: int = 1,
+) -> BootState:
     """Writes everything that the guest boots with into its RAM, the memory file `memory_fd`.
 
     Args:
@@ -88,6 +96,7 @@ def load(memory_fd: int, memory_size: int, kernel: Path, initrd: Path, arguments
         kernel: a `vmlinuz` or `vmlinux`.
         initrd: a cpio archive, compressed or not.
         arguments: the kernel's command line.
+        processors: how many the guest has.
 
     Raises:
         KernelError: kernel or initrd cannot be used.
@@ -122,7 +131,7 @@ def load(memory_fd: int, memory_size: int, kernel: Path, initrd: Path, arguments
     _write(memory_fd, layout.COMMAND_LINE, text)
     _write(memory_fd, layout.GDT, _GDT)
     _write(memory_fd, layout.PAGE_TABLES, page_tables(layout.PAGE_TABLES))
-    _write(memory_fd, layout.ACPI_TABLES, acpi.build(layout.ACPI_TABLES))
+    _write(memory_fd, layout.ACPI_TABLES, acpi.build(layout.ACPI_TABLES, processors))
     return BootState(
         rip=image.entry,
         rsi=layout.BOOT_PARAMS,

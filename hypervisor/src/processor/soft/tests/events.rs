@@ -96,7 +96,7 @@ fn sti_holds_interrupts_back_for_one_instruction() {
         a.inc(rax).unwrap();
     });
     guest.cpu_mut().apic.write(0x80F, 0x1FF).unwrap();
-    guest.0.assert_interrupt(0x51);
+    guest.0.assert_interrupt(0, 0x51);
     assert!(!guest.0.has_deliverable_interrupt());
     guest.halt();
     assert_eq!((guest.vector(), guest.reg(Cpu::RAX)), (Some(0x51), 1));
@@ -116,7 +116,7 @@ fn a_halted_processor_wakes_behind_hlt() {
     };
     assert_eq!(guest.run(), halt);
     assert_eq!(guest.run(), halt);
-    guest.0.assert_interrupt(0x51);
+    guest.0.assert_interrupt(0, 0x51);
     assert!(guest.0.has_deliverable_interrupt());
     guest.halt();
     assert_eq!((guest.vector(), guest.stack(0)), (Some(0x51), CODE + 2));
@@ -130,7 +130,7 @@ fn interrupts_wait_for_popf_and_iret_to_allow_them() {
         a.nop().unwrap();
     });
     guest.cpu_mut().apic.write(0x80F, 0x1FF).unwrap();
-    guest.0.assert_interrupt(0x51);
+    guest.0.assert_interrupt(0, 0x51);
     guest.halt();
     assert_eq!(guest.vector(), Some(0x51));
 }
