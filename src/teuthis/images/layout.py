@@ -8,16 +8,16 @@ import os
 import posixpath
 import stat
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Final, Self
+from typing import IO, Final
 
+from teuthis.closing import Closing
 from teuthis.errors import ImageError
 from teuthis.images import tar
 
 _MAX_LINKS: Final = 8
 
 
-class Part:
+class Part(Closing):
     """A file, or a stretch of one; read like a file that ends where the stretch ends."""
 
     def __init__(self, file: IO[bytes], start: int, size: int) -> None:
@@ -43,17 +43,6 @@ class Part:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class Layout:

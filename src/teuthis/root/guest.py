@@ -6,9 +6,9 @@ import re
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
+from teuthis.closing import Closing
 from teuthis.errors import CommandFailed, CommandOutOfMemory, ConfigurationError, FileError
 from teuthis.flows import Count
 from teuthis.protocol import Health
@@ -31,7 +31,7 @@ _SIGKILL: Final = 9
 _OOM_KILLS: Final = re.compile(rb"^oom_kill (\d{1,19})$", re.MULTILINE)
 
 
-class Guest:
+class Guest(Closing):
     """A virtual machine that has booted and is ready to run programs.
 
     All methods may be called from any thread, and several programs may run at once; from asyncio
@@ -280,18 +280,3 @@ class Guest:
     def closed(self) -> bool:
         """Whether it was closed, or ended by itself."""
         return self._machine.ended
-
-    def close(self) -> None:
-        """Lets go of the VM."""
-        raise NotImplementedError
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -8,9 +8,9 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Collection, Mapping
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
+from teuthis.closing import Closing
 from teuthis.errors import ConfigurationError, TeuthisError, VMClosed
 from teuthis.images import store
 from teuthis.root import settings
@@ -19,7 +19,7 @@ from teuthis.root.vm import DEFAULT_MEMORY, VM
 MAX_SIZE: Final = 10_000
 
 
-class Pool:
+class Pool(Closing):
     """Keeps VMs ready: as many as its size says, all of the same kind.
 
     Use it in a `with` block. Methods may be called from any thread. Whoever takes a VM has it for
@@ -122,17 +122,6 @@ class Pool:
             vm.close()
         self._ready.clear()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def _refill(self) -> None:
         while True:
             with self._changed:
@@ -153,8 +142,10 @@ class Pool:
                 self._changed.notify_all()
 
     def _start(self) -> VM:
-        if self._image == store.TINY:
-            return VM(
-                self._memory, env=self._env, allow_missing_walls=self._walls, processor="soft"
-            )
-        return VM(self._memory, image=self._image, env=self._env, allow_missing_walls=self._walls)
+        return VM(
+            self._memory,
+            image=self._image,
+            env=self._env,
+            allow_missing_walls=self._walls,
+            processor="soft" if self._image == store.TINY else "auto",
+        )
