@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -155,11 +155,20 @@ def test_its_program_ends_it_and_the_exit_code_is_kept(data: Path) -> None:
     assert "job" not in listed("-a")
 
 
+def ended(record: Record) -> bool:
+    return not store.lives(record.run)
+
+
+def gone(record: Record) -> bool:
+    return record.keeper is not None and not record.keeper.alive
+
+
+@pytest.mark.parametrize("over", [ended, gone])
 def test_a_program_that_ends_before_its_starter_connects(
-    data: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, monkeypatch: pytest.MonkeyPatch, over: Callable[[Record], bool]
 ) -> None:
     def late(record: Record) -> named.NamedVM:
-        await_true(lambda: not store.lives(record.run), 60)
+        await_true(lambda: over(record), 60)
         return connect(record)
 
     connect = named.NamedVM

@@ -148,8 +148,8 @@ def address(record: Record) -> Iterator[str]:
 
 def _enter(control: socket.socket, record: Record) -> tuple[list[Counters], Welcome]:
     """Connects, and takes the welcome."""
-    if not record.live:
-        raise why(record)
+    if not record.live:  # `record` may be from before the end
+        raise why(_ended(record.run) or record)
     if record.ready is None:
         raise VMError(f"the VM {record.name!r} is still starting: wait for it")
     control.settimeout(_PATIENCE)
