@@ -11,7 +11,7 @@ use teuthis_hypervisor::{
     memory::GuestMemory,
     processor::soft::{
         cpu::{Cpu, Exit, segment},
-        decode::{Decoded, decode},
+        decode::decode,
         op::Op,
     },
 };
@@ -204,9 +204,8 @@ impl Soft {
         memory: &[u8; SCRATCH_SIZE],
     ) -> Option<(Outcome, usize)> {
         self.prepare(Mode::Long, registers, memory);
-        let Decoded::Block { ops, .. } = decode(bytes, true, bytes.len()) else {
-            return None;
-        };
+        let mut ops = Vec::new();
+        decode(bytes, true, bytes.len(), &mut ops)?;
         // Behind the instructions is an op that ends the block.
         let (_, ops) = ops.split_last()?;
         let mut rip = CODE;
@@ -232,8 +231,7 @@ fn unimplemented_handler() -> usize {
 }
 
 fn single(mode: Mode, instruction: &[u8]) -> Option<Op> {
-    match decode(instruction, mode == Mode::Long, 1) {
-        Decoded::Block { ops, .. } => ops.first().copied(),
-        Decoded::Incomplete => None,
-    }
+    let mut ops = Vec::new();
+    decode(instruction, mode == Mode::Long, 1, &mut ops)?;
+    ops.first().copied()
 }

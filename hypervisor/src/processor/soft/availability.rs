@@ -120,15 +120,11 @@ impl Cpu {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        memory::GuestMemory,
-        processor::soft::decode::{Decoded, decode},
-    };
+    use crate::{memory::GuestMemory, processor::soft::decode::decode};
 
     fn run(cpu: &mut Cpu, code: &[u8]) -> Option<Exception> {
-        let Decoded::Block { ops, .. } = decode(code, true, 1) else {
-            panic!("cut off");
-        };
+        let mut ops = Vec::new();
+        decode(code, true, 1, &mut ops).expect("cut off");
         cpu.update_fpu_access();
         ((ops[0].run)(cpu, &ops[0]) == Err(Exit::Exception)).then_some(cpu.exception)
     }

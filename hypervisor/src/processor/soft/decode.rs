@@ -20,29 +20,25 @@ const MAX_BYTES: usize = 255;
 const MAX_OPS: usize = 64;
 pub const MAX_INSTRUCTION: usize = Flow::InstructionDecode.max_bytes() as usize;
 
-/// What [`decode`] made of some bytes.
-pub enum Decoded {
-    /// `ops`, the end of the block behind them, and how many bytes they cover.
-    Block { ops: Vec<Op>, length: usize },
-    /// The first instruction continues beyond the bytes.
-    Incomplete,
-}
-
-/// Decodes a block of at most `limit` instructions from `bytes`.
-pub fn decode(bytes: &[u8], long_code: bool, limit: usize) -> Decoded {
+/// Decodes a block of at most `limit` instructions from `bytes`: adds them to `ops`, the end of the
+/// block behind them, and answers how many bytes they cover. `None`, and nothing added: the first
+/// instruction continues beyond the bytes.
+pub fn decode(bytes: &[u8], long_code: bool, limit: usize, ops: &mut Vec<Op>) -> Option<usize> {
     let bytes = bytes.get(..MAX_BYTES).unwrap_or(bytes);
     // At address 0, so that what is relative to RIP comes out relative to the block.
     let bitness = if long_code { 64 } else { 32 };
     let mut decoder = Decoder::with_ip(bitness, bytes, 0, DecoderOptions::NONE);
     let mut instruction = Instruction::default();
-    let mut ops = Vec::new();
     let mut length = 0;
-    while ops.len() < limit.min(MAX_OPS) && decoder.can_decode() {
+    for _ in 0..limit.min(MAX_OPS) {
+        if !decoder.can_decode() {
+            break;
+        }
         decoder.decode_out(&mut instruction);
         let mut ends = ends_block(&instruction);
         let op = match decoder.last_error() {
             DecoderError::None => lower(&instruction, handler(&instruction)),
-            DecoderError::NoMoreBytes if ops.is_empty() => return Decoded::Incomplete,
+            DecoderError::NoMoreBytes if length == 0 => return None,
             DecoderError::NoMoreBytes => break,
             _ => {
                 ends = true;
@@ -63,7 +59,7 @@ pub fn decode(bytes: &[u8], long_code: bool, limit: usize) -> Decoded {
         offset: length as u8,
         ..Op::bare(end_of_block)
     });
-    Decoded::Block { ops, length }
+    Some(length)
 }
 
 /// The name of the instruction at the start of `bytes`.
@@ -246,13 +242,10 @@ mod tests {
     use super::*;
 
     fn block(bytes: &[u8]) -> (Vec<Op>, usize) {
-        match decode(bytes, true, 64) {
-            Decoded::Block { mut ops, length } => {
-                ops.pop();
-                (ops, length)
-            }
-            Decoded::Incomplete => (Vec::new(), 0),
-        }
+        let mut ops = Vec::new();
+        let length = decode(bytes, true, 64, &mut ops);
+        ops.pop();
+        (ops, length.unwrap_or(0))
     }
 
     #[test]
@@ -290,10 +283,7 @@ mod tests {
 
     #[test]
     fn an_instruction_cut_off_is_incomplete_only_at_the_start() {
-        assert!(matches!(
-            decode(&[0x48, 0x8B], true, 64),
-            Decoded::Incomplete
-        ));
+        assert_eq!(decode(&[0x48, 0x8B], true, 64, &mut Vec::new()), None);
         let (ops, length) = block(&[0x90, 0x48, 0x8B]);
         assert_eq!((ops.len(), length), (1, 1));
     }

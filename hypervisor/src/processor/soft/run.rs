@@ -2,9 +2,9 @@
 //! stop. Interrupts and traps are taken between blocks.
 
 use super::{
-    code::{Block, Blocks},
+    code::{Blocks, Source},
     cpu::{Cpu, Exception, Exit, segment},
-    decode::{self, Decoded, MAX_INSTRUCTION},
+    decode::{self, MAX_INSTRUCTION},
     exception::{Origin, TripleFault},
     flags,
     op::Op,
@@ -21,6 +21,8 @@ use std::collections::BTreeMap;
 
 /// How many names of unimplemented instructions are kept.
 const MAX_NAMES: usize = 64;
+/// Bytes that a block is decoded from at most, and one.
+const BUFFER: usize = 256;
 /// DR6: single step.
 const SINGLE_STEP: u64 = 1 << 14;
 
@@ -63,6 +65,7 @@ pub struct SoftProcessor {
 impl SoftProcessor {
     /// A processor about to execute its first instruction as `boot` says.
     pub fn new(memory: GuestMemory, boot: BootState, clock: Clock) -> Self {
+        let blocks = Blocks::new(memory.size());
         let mut cpu = Cpu::with_clock(memory, clock);
         cpu.rip = boot.rip;
         cpu.set_reg(Cpu::RSI, boot.rsi);
@@ -77,7 +80,7 @@ impl SoftProcessor {
         cpu.update_fpu_access();
         Self {
             cpu,
-            blocks: Blocks::default(),
+            blocks,
             state: State::Running,
             rested: false,
             idle_code: 0,
@@ -260,14 +263,15 @@ impl SoftProcessor {
         // The shadow ends with this instruction, unless it casts a new one.
         self.cpu.interrupt_shadow = false;
         let start = self.cpu.rip;
-        let (block, ops) = match self.decode(1) {
-            Ok(decoded) => decoded,
+        let mut ops = Vec::new();
+        let code = match decode(&mut self.cpu, 1, &mut ops) {
+            Ok(code) => code,
             Err(exit) => return self.leave(exit, start, start),
         };
         self.cpu.gpr[usize::from(Cpu::RIP)] = start;
         let (index, exit) = execute(&mut self.cpu, &ops);
         self.cpu.executed = self.cpu.executed.wrapping_add(index as u64 + 1);
-        let next = next_address(&self.cpu, start, block.bytes.len() as u64);
+        let next = next_address(&self.cpu, start, code.length as u64);
         let stop = self.leave(exit, start, next);
         if stop.is_some() || matches!(exit, Exit::Exception | Exit::Entered) {
             return stop;
@@ -295,83 +299,38 @@ impl SoftProcessor {
         let linear = cpu.code_address(rip);
         let offset = cpu.translate_fetch(linear)?;
         let known = offset.and_then(|offset| self.blocks.find(offset, cpu.long_code));
-        if let Some(number) = known
-            && let Some(block) = self.blocks.get(number)
-        {
-            let second = match block.second_page {
+        if let Some(found) = known {
+            let second = match found.source.second_page {
                 Some(_) => cpu.translate_fetch(page_after(linear))?,
                 None => None,
             };
             let epoch = cpu.tlb.epoch(linear);
-            if second == block.second_page
-                && (block.verified == epoch || block.is_current(&cpu.memory))
+            let verified = found.source.verified == epoch;
+            if second == found.source.second_page
+                && (verified || self.blocks.is_current(&found, &cpu.memory))
             {
-                block.verified = epoch;
-                cpu.jumps.insert(rip, tag, block.first);
-                return Ok(block.first);
+                self.blocks.set_verified(&found, epoch);
+                cpu.jumps.insert(rip, tag, found.first);
+                return Ok(found.first);
             }
-            self.blocks.invalidate_page_of(number, &mut cpu.code);
+            self.blocks.invalidate_page_of(&found, &mut cpu.code);
         }
-        let (block, ops) = self.decode(usize::MAX)?;
-        let cpu = &mut self.cpu;
-        cpu.tally
-            .accept(Flow::InstructionDecode, block.bytes.len() as u64);
         if self.blocks.is_full() {
             self.blocks.clear(&mut cpu.code);
             cpu.jumps.forget_all();
         }
-        let (first, fresh) = self.blocks.insert(block, &ops, &mut cpu.code);
+        let first = self.blocks.decoded();
+        let code = decode(cpu, usize::MAX, self.blocks.room())?;
+        let bytes = code.bytes();
+        cpu.tally
+            .accept(Flow::InstructionDecode, bytes.len() as u64);
+        let fresh = self.blocks.insert(code.source, bytes, first, &mut cpu.code);
         for page in fresh.into_iter().flatten() {
             cpu.tlb.forbid_fast_stores(page);
         }
+        let first = first as u32;
         cpu.jumps.insert(rip, tag, first);
         Ok(first)
-    }
-
-    /// Decodes at the current address.
-    fn decode(&mut self, limit: usize) -> Result<(Block, Vec<Op>), Exit> {
-        let cpu = &mut self.cpu;
-        let linear = cpu.code_address(cpu.rip);
-        let long_code = cpu.long_code;
-        let epoch = cpu.tlb.epoch(linear);
-        let Some(offset) = cpu.translate_fetch(linear)? else {
-            // A hole reads as all ones, which is no instruction.
-            return cpu.raise(Exception::INVALID_OPCODE);
-        };
-        let mut buffer = [0; 256];
-        let in_page = ((PAGE_SIZE - offset % PAGE_SIZE) as usize).min(buffer.len());
-        let bytes = buffer.get_mut(..in_page).unwrap_or_default();
-        if cpu.memory.read_bytes(offset, bytes).is_none() {
-            return cpu.raise(Exception::INVALID_OPCODE);
-        }
-        let block = |bytes: &[u8], length: usize, second_page| Block {
-            bytes: bytes.get(..length).unwrap_or_default().into(),
-            offset,
-            second_page,
-            long_code,
-            first: 0,
-            verified: epoch,
-        };
-        if let Decoded::Block { ops, length } = decode::decode(bytes, long_code, limit) {
-            return Ok((block(bytes, length, None), ops));
-        }
-
-        // One instruction that goes on in the next page.
-        let second = cpu.translate_fetch(page_after(linear))?;
-        let rest = MAX_INSTRUCTION.saturating_sub(in_page);
-        let bytes = buffer.get_mut(..in_page + rest).unwrap_or_default();
-        let (_, tail) = bytes.split_at_mut(in_page.min(bytes.len()));
-        if second
-            .and_then(|second| cpu.memory.read_bytes(second, tail))
-            .is_none()
-        {
-            tail.fill(0xFF);
-        }
-        match decode::decode(bytes, long_code, 1) {
-            Decoded::Block { ops, length } => Ok((block(bytes, length, second), ops)),
-            // Longer than an instruction can be.
-            Decoded::Incomplete => cpu.raise(Exception::general_protection(0)),
-        }
     }
 
     #[cold]
@@ -439,6 +398,69 @@ fn execute(cpu: &mut Cpu, ops: &[Op]) -> (usize, Exit) {
         }
     }
     (ops.len(), Exit::Resync)
+}
+
+/// Code that was copied out of guest memory and decoded.
+struct Code {
+    source: Source,
+    buffer: [u8; BUFFER],
+    length: usize,
+}
+
+impl Code {
+    fn bytes(&self) -> &[u8] {
+        self.buffer.get(..self.length).unwrap_or(&self.buffer)
+    }
+}
+
+/// Decodes at most `limit` instructions at the current address, to the end of `ops`.
+fn decode(cpu: &mut Cpu, limit: usize, ops: &mut Vec<Op>) -> Result<Code, Exit> {
+    let linear = cpu.code_address(cpu.rip);
+    let verified = cpu.tlb.epoch(linear);
+    let Some(offset) = cpu.translate_fetch(linear)? else {
+        // A hole reads as all ones, which is no instruction.
+        return cpu.raise(Exception::INVALID_OPCODE);
+    };
+    let mut code = Code {
+        source: Source {
+            offset,
+            second_page: None,
+            long_code: cpu.long_code,
+            verified,
+        },
+        buffer: [0; BUFFER],
+        length: 0,
+    };
+    let in_page = ((PAGE_SIZE - offset % PAGE_SIZE) as usize).min(BUFFER);
+    let bytes = code.buffer.get_mut(..in_page).unwrap_or_default();
+    if cpu.memory.read_bytes(offset, bytes).is_none() {
+        return cpu.raise(Exception::INVALID_OPCODE);
+    }
+    if let Some(length) = decode::decode(bytes, cpu.long_code, limit, ops) {
+        code.length = length;
+        return Ok(code);
+    }
+
+    // One instruction that goes on in the next page.
+    code.source.second_page = cpu.translate_fetch(page_after(linear))?;
+    let whole = (in_page + MAX_INSTRUCTION.saturating_sub(in_page)).min(BUFFER);
+    let bytes = code.buffer.get_mut(..whole).unwrap_or_default();
+    let (_, tail) = bytes.split_at_mut(in_page.min(bytes.len()));
+    let second = code.source.second_page;
+    if second
+        .and_then(|second| cpu.memory.read_bytes(second, tail))
+        .is_none()
+    {
+        tail.fill(0xFF);
+    }
+    match decode::decode(bytes, cpu.long_code, 1, ops) {
+        Some(length) => {
+            code.length = length;
+            Ok(code)
+        }
+        // Longer than an instruction can be.
+        None => cpu.raise(Exception::general_protection(0)),
+    }
 }
 
 fn next_address(cpu: &Cpu, start: u64, offset: u64) -> u64 {
