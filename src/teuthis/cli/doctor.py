@@ -16,6 +16,7 @@ from teuthis.jail.walls import NAMES
 from teuthis.root import cgroup, processor
 
 _KERNEL_MINIMUM = (5, 10)
+_SHARED_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 
 
 def main() -> None:
@@ -24,9 +25,9 @@ def main() -> None:
     The exit code is 0 if VMs can run here.
     """
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("", "", "", box=None, show_header=False)
+    table = Table("", "", Column(overflow="fold"), box=None, show_header=False)
     fine = True
     for what, good, says in _findings():
         fine = fine and good is not False
@@ -72,6 +73,7 @@ def _findings() -> Iterator[tuple[str, bool | None, str]]:
         "; ".join(lacking) or "`teuthis image build debian` can run",
     )
     yield "/dev/kvm", *_kvm()
+    yield "huge pages", *_huge_pages()
 
 
 def _control_groups() -> tuple[bool | None, str]:
@@ -92,6 +94,19 @@ def _kvm() -> tuple[bool | None, str]:
     if verdict.usable:
         return True, "usable: a tiny guest ran on it"
     return None, f"not usable: {verdict.reason}; VMs run on the software processor"
+
+
+def _huge_pages() -> tuple[bool | None, str]:
+    try:
+        setting = _SHARED_HUGE_PAGES.read_text().split("[")[1].split("]")[0]
+    except (OSError, IndexError):
+        return None, "this kernel has none for guest RAM"
+    if setting in ("always", "within_size", "advise", "force"):
+        return True, f"for guest RAM where the host has them ({setting})"
+    return None, (
+        "not for guest RAM: with `advise` in "
+        f"{_SHARED_HUGE_PAGES} guests on KVM get their memory much faster"
+    )
 
 
 def _kernel() -> tuple[bool | None, str]:
