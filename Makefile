@@ -16,7 +16,7 @@ BENCH_PACKAGES := qemu-system-x86
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help setup programs prisoner image update run test test-rust test-python test-kvm test-kvm-short test-debian evidence lint walls-matter \
-	attacks-report docs flows-lock flows-report bench bench-kvm bench-many soak hostile fuzz fuzz-coverage clean
+	attacks-report docs flows-lock flows-report bench bench-kvm bench-many soak hostile fuzz fuzz-seeds fuzz-coverage clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -161,6 +161,9 @@ $(STAMPS)/fuzz.stamp: $(STAMPS)/venv.stamp fuzz/requirements.lock
 
 fuzz: $(STAMPS)/fuzz.stamp ## fuzz every parser, or those of FLOW=x, for MINUTES=n (5)
 	@$(BIN)/python -m fuzz --minutes $(MINUTES) --flow "$(FLOW)"
+
+fuzz-seeds: setup $(STAMPS)/test-packages.stamp ## record a Debian boot and cut it into what fuzzers start from (fuzz/seeds)
+	@$(BIN)/python -m fuzz.recorded
 
 fuzz-coverage: $(STAMPS)/fuzz.stamp ## measure which branches the fuzzers take, for `make flows-report`
 	@rustup component add llvm-tools

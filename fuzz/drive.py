@@ -7,6 +7,7 @@ it on each file there, and once as `make test` does.
 
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +21,28 @@ def _property(target: str) -> Any:
     return getattr(importlib.import_module(file.removesuffix(".py").replace("/", ".")), name)
 
 
+def load(target: str) -> Callable[[bytes], Any]:
+    """What runs a property once, on choices made of bytes."""
+    run: Callable[[bytes], Any] = _property(target).hypothesis.fuzz_one_input
+    return run
+
+
 def _fuzz(target: str, arguments: list[str]) -> None:
     """Fuzzes until libFuzzer's limits are reached; exits with its status."""
     import atheris
 
     with atheris.instrument_imports(include=_MODULES):
-        run = _property(target).hypothesis.fuzz_one_input
+        run = load(target)
     atheris.Setup([sys.argv[0], *arguments], run)
     atheris.Fuzz()
 
 
 def _replay(target: str, directory: Path) -> None:
     importlib.import_module("tests.conftest")  # its settings: no deadlines
-    test = _property(target)
-    test()
+    _property(target)()
+    run = load(target)
     for file in sorted(directory.glob("*")):
-        test.hypothesis.fuzz_one_input(file.read_bytes())
+        run(file.read_bytes())
 
 
 def main(target: str, arguments: list[str]) -> None:

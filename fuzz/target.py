@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from fuzz import corpora
 from teuthis.flows import FLOWS
 
 ROOT: Final = Path(__file__).parents[1]
@@ -54,6 +55,7 @@ class Target:
         corpus, findings = WORK / "corpus" / self.short, WORK / "findings" / self.short
         for directory in (corpus, findings):
             directory.mkdir(parents=True, exist_ok=True)
+        corpora.plant(self.name, self.short, corpus)
         before = set(findings.iterdir())
         status, output, processor_seconds = _run(
             [

@@ -1,16 +1,23 @@
 """Real machines recorded and replayed: the same to the last register and byte of memory."""
 
+import contextlib
 import hashlib
 import io
 import os
 import re
 import struct
+from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from fuzz.recorded import replay
+from fuzz.recorded.seeds import kept
+from fuzz.recorded.traffic import Traffic, View
+from fuzz.target import all_targets
 
 import teuthis
-from teuthis.flows import Counters
+from teuthis.flows import FLOWS, Count, Counters
 from teuthis.root import recording
 from teuthis.root.recording import read
 from teuthis.root.replay import Outcome, Replay
@@ -28,9 +35,16 @@ class Replayed:
         self.text = self.report.getvalue().decode()
 
 
+class Recorded(NamedTuple):
+    path: Path
+    console: bytes
+    counts: dict[str, Count]
+    """What its processes counted."""
+
+
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
-    """A boot with a disk, an adapter and some commands, and its console."""
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    """A boot with a disk, an adapter and some commands."""
     directory = tmp_path_factory.mktemp("recording")
     disk, path, console = directory / "disk", directory / "run.rec", io.BytesIO()
     disk.write_bytes(os.urandom(1 << 20))
@@ -50,11 +64,11 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
         vm.run(["sh", "-c", "sleep 0.1; echo late > /dev/ttyS0; head -c 8 /dev/urandom | od"])
         with pytest.raises(teuthis.SnapshotError, match="recorded"):
             vm.snapshot(directory / "snapshot")
-    return path, console.getvalue()
+    return Recorded(path, console.getvalue(), vm.flows())
 
 
-def test_a_boot_replays_bit_for_bit(recorded: tuple[Path, bytes]) -> None:
-    path, console = recorded
+def test_a_boot_replays_bit_for_bit(recorded: Recorded) -> None:
+    path, console, _ = recorded
     with read(path) as found:
         assert found.memory is not None
     first, second = Replayed(path), Replayed(path)
@@ -68,10 +82,45 @@ def test_a_boot_replays_bit_for_bit(recorded: tuple[Path, bytes]) -> None:
         assert first.counts[flow].count > 0
 
 
-def test_a_changed_input_is_found_where_it_matters(
-    recorded: tuple[Path, bytes], tmp_path: Path
-) -> None:
-    path, _ = recorded
+EACH_COUNTED = re.compile(
+    r"(hypercall|vmbus|storvsp|nvsp|hvsock|agent|integration|link)\.|ring\.packet|doorbell\.to-worker"
+)
+"""Flows each of whose inputs is counted, once."""
+NOT_RECORDED = {
+    "control.request": "comes from the client",
+    "control.counters": "is a page of this process's",
+    "network.from-uplink": "comes from passt",
+    "ring.send": "is made by the worker",
+    "switch.join": "comes from this process",
+}
+"""What a boot exercises and a recording does not show."""
+
+
+def test_a_recording_shows_what_its_guest_sent(recorded: Recorded) -> None:
+    seen: Counter[str] = Counter()
+    with read(recorded.path) as found, contextlib.closing(replay.Replay(found)) as again:
+        view = View(again.memory, again.memory_size)
+        traffic = Traffic(view, lambda flow, _: seen.update([flow]))
+        for turn in again.turns():
+            traffic.see(turn)
+    counted = {
+        name: count.count
+        for name, count in recorded.counts.items()
+        if EACH_COUNTED.match(name) and FLOWS[name].direction.startswith("guest")
+    }
+    assert {name: seen[name] for name in counted} == counted
+    assert sum(counted.values()) > 100
+
+
+def test_each_target_that_a_boot_exercises_begins_with_what_one_sent(recorded: Recorded) -> None:
+    for target in all_targets():
+        exercised = [flow for flow in target.flows if recorded.counts[flow].count]
+        if not set(exercised) <= set(NOT_RECORDED):
+            assert any(map(kept, target.flows)), target.name
+
+
+def test_a_changed_input_is_found_where_it_matters(recorded: Recorded, tmp_path: Path) -> None:
+    path = recorded.path
     with read(path) as found:
         start, entries, memory = found.start, b"".join(found.entries()), found.memory
     changed = tmp_path / "changed.rec"
@@ -117,8 +166,8 @@ def rewrite(path: Path, start: recording.Start, entries: bytes, memory: bytes | 
     path.write_bytes(content + hashlib.sha256(content).digest())
 
 
-def test_a_replay_stops_and_shows_where_it_is(recorded: tuple[Path, bytes]) -> None:
-    path, _ = recorded
+def test_a_replay_stops_and_shows_where_it_is(recorded: Recorded) -> None:
+    path = recorded.path
     replayed = Replayed(path, until=20_000_000, trace=True)
     assert replayed.outcome is Outcome.UNTIL
     *steps, registers, last = replayed.text.splitlines()

@@ -19,7 +19,8 @@ pub fn run(data: &[u8]) {
         packet[2] = kind;
         packet[4..8].copy_from_slice(&(length as u32).to_le_bytes());
         packet[8..16].copy_from_slice(&value(&mut bytes).to_le_bytes());
-        let payload = bytes.take(usize::from(bytes.0.first().copied().unwrap_or(0)));
+        let count = usize::from(bytes.byte());
+        let payload = bytes.take(count);
         packet[16..16 + payload.len()].copy_from_slice(payload);
         let size = if bytes.byte() % 32 == 31 {
             bytes.below(272) as usize

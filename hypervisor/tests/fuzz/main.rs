@@ -8,6 +8,7 @@ mod link;
 mod partition;
 mod record;
 mod replay;
+mod seeds;
 mod whole;
 
 use std::{fs, path::Path, thread};

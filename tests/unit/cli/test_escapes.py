@@ -5,6 +5,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.recorded import recorded
 
 from teuthis.cli.escapes import RESET, Filter
 from teuthis.flows import Counters
@@ -118,6 +119,7 @@ def test_pieces_do_not_matter(parts: list[bytes], size: int) -> None:
 @given(
     st.lists(
         st.binary(max_size=30)
+        | recorded("client.terminal")
         | st.sampled_from([*BAD, b"\x1b", b"\x1b[", b"\x1b]", b"\x1bP", b"\x07", b"\x9b"]),
         max_size=8,
     )

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from teuthis.switch.rules import Refused, arp_request, check, ipv4, link_local, sender
 
+from ..recorded import recorded
 from . import frames as f
 from .frames import A6, ANY, ANY6, B6, MAC_A, MAC_B, A, B
 
@@ -169,9 +170,22 @@ def test_ports_of_a_fragment_are_not_believed() -> None:
     assert packet.destination_port is None
 
 
+def as_ours(frame: bytes) -> bytes:
+    """A frame of the VM that was recorded, with the addresses of the one here."""
+    if len(frame) < 14:
+        return frame
+    mac, address = frame[6:12], IPv4Address("10.126.7.2").packed
+    frame = frame.replace(mac, MAC_A).replace(address, A)
+    return frame.replace(link_local(mac)[8:], A6[8:])
+
+
+SENT = recorded("network.from-worker").map(as_ours)
+
+
 @given(
     st.one_of(
         st.binary(max_size=200),
+        SENT,
         st.tuples(
             st.sampled_from(GOOD + CLAIMS),
             st.lists(st.tuples(st.integers(12, 90), st.integers(0, 255)), max_size=4),

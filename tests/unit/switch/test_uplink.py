@@ -16,6 +16,7 @@ from teuthis.switch.switch import Switch
 from teuthis.switch.uplink import Destinations, Uplink
 from teuthis.worker.loop import Loop
 
+from ..recorded import recorded
 from . import frames as f
 from .frames import MAC_A, ip
 
@@ -131,7 +132,7 @@ packets = st.builds(
 )
 
 
-@given(st.binary(max_size=120) | packets)
+@given(st.one_of(st.binary(max_size=120), packets, recorded("network.to-uplink")))
 def test_any_frame_goes_or_stays(raw: bytes) -> None:
     destinations = make(8080)
     for frame in (raw, f.ethernet(0x0800, raw)):
@@ -294,7 +295,7 @@ def test_a_slow_vm_stops_passt_and_loses_nothing(world: World) -> None:
     assert len(world.frames()) == 1 + bool(left)
 
 
-@given(st.lists(st.binary(max_size=80), max_size=8))
+@given(st.lists(st.binary(max_size=80) | recorded("network.to-uplink"), max_size=8))
 def test_any_stream_is_taken_or_ends(pieces: list[bytes]) -> None:
     world = World()
     try:

@@ -67,8 +67,8 @@ class Clock:
 class World:
     """A host and a guest."""
 
-    def __init__(self) -> None:
-        self.memory = GuestMemory(-1, MEMORY_SIZE)
+    def __init__(self, memory_size: int = MEMORY_SIZE) -> None:
+        self.memory = GuestMemory(-1, memory_size)
         self.counters = Counters()
         self.clock = Clock()
         self.server = Server(self.memory, self.counters)

@@ -21,6 +21,7 @@ from teuthis.worker.agent.frames import (
     Window,
 )
 
+from ..recorded import recorded
 from .agent_guest import frame, parse_exec, u32
 
 GOOD: list[tuple[bytes, frames.Frame]] = [
@@ -96,7 +97,16 @@ def test_frames_may_be_split_anywhere(
     assert found == [expected for _, expected in chosen]
 
 
-@given(st.lists(st.binary(max_size=60) | st.sampled_from([raw for raw, _ in GOOD]), max_size=8))
+SENT = recorded("agent.hello", "agent.started", "agent.stdout", "agent.stderr", "agent.exit",
+                "agent.error", "agent.window", "agent.done")  # fmt: skip
+
+
+@given(
+    st.lists(
+        st.one_of(st.binary(max_size=60), st.sampled_from([raw for raw, _ in GOOD]), SENT),
+        max_size=8,
+    )
+)
 def test_any_stream_is_decoded_or_refused(pieces: list[bytes]) -> None:
     counters = Counters()
     decoder = FrameDecoder(counters)

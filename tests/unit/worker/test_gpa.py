@@ -10,6 +10,8 @@ from teuthis.flows import Counters
 from teuthis.worker.memory import PAGE_SIZE, GuestMemory
 from teuthis.worker.vmbus.gpa import MAX_PAGES, MAX_RANGES, GpaError, GuestBuffer, buffers
 
+from ..recorded import MEMORY_SIZE, recorded
+
 PAGES = 64
 
 
@@ -89,13 +91,20 @@ RANGES = st.tuples(
 )
 
 
-@given(st.lists(RANGES, max_size=4), st.binary(max_size=16), st.integers(0, 200))
-def test_any_list_is_taken_or_refused(
-    ranges: list[tuple[int, int, list[int]]], tail: bytes, cut: int
-) -> None:
-    memory = GuestMemory(-1, PAGES * PAGE_SIZE)
+LISTS = st.builds(
+    lambda ranges, tail, cut: (PAGES * PAGE_SIZE, (page_list(*ranges) + tail)[: -cut or None]),
+    st.lists(RANGES, max_size=4),
+    st.binary(max_size=16),
+    st.integers(0, 200),
+)
+
+
+@given(LISTS | st.tuples(st.just(MEMORY_SIZE), recorded("ring.gpa-direct")))
+def test_any_list_is_taken_or_refused(case: tuple[int, bytes]) -> None:
+    size, raw = case
+    memory = GuestMemory(-1, size)
     try:
-        found = take(memory, (page_list(*ranges) + tail)[: -cut or None])
+        found = take(memory, raw)
     except GpaError:
         return
     for buffer in found:

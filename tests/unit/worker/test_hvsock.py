@@ -16,6 +16,7 @@ from teuthis.worker.devices.hvsock import (
     service_port,
 )
 
+from ..recorded import recorded
 from .conftest import World
 from .simulator import Channel, packet, service
 
@@ -274,7 +275,12 @@ RAW_PACKETS = st.builds(
 )
 
 
-@given(st.lists(st.binary(max_size=80) | RAW_PACKETS, max_size=6))
+@given(
+    st.lists(
+        st.one_of(st.binary(max_size=80), RAW_PACKETS, recorded("hvsock.data").map(packet)),
+        max_size=6,
+    )
+)
 def test_any_packets_are_read_or_end_the_stream(packets: list[bytes]) -> None:
     world = World()
     assert world.guest.connect()

@@ -24,6 +24,7 @@ from teuthis.worker.devices.integration.shutdown import Shutdown as ShutdownServ
 from teuthis.worker.devices.integration.timesync import JUMP_SECONDS, SAMPLE_SECONDS, TimeSync
 from teuthis.worker.loop import Loop
 
+from ..recorded import recorded
 from .conftest import World
 from .simulator import packet
 
@@ -296,13 +297,19 @@ def test_services_come_back_with_a_new_connection(world: World, seen: Recorder) 
     assert seen.health == [Health.ALIVE]
 
 
+BODIES = recorded(
+    *("integration.negotiation", "integration.heartbeat", "integration.shutdown"),
+    "integration.timesync",
+).map(lambda sent: sent[8 + MESSAGE.size :])
+
+
 @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sampled_from(sorted(VERSIONS)),
     st.booleans(),
     st.lists(
         st.tuples(
-            st.none() | st.binary(max_size=300),
+            st.one_of(st.none(), st.binary(max_size=300), BODIES),
             st.sampled_from([0, 0, 0, 0, ALL_DONE, 0x8000_4005]),
             st.sampled_from([5, 5, 5, 5, 5, 3]),
             st.sampled_from([0, 0, 0, 0, 1, 2, 3, 4, 5]),

@@ -24,6 +24,7 @@ from teuthis.worker.link import (
     Turn,
 )
 
+from ..recorded import recorded
 from .process import MESSAGE
 
 
@@ -125,6 +126,7 @@ def test_the_last_words_of_a_hypervisor_that_left_messages_unread() -> None:
     ours.close()
 
 
+SENT = recorded("link.post-message", "link.console", "link.note", "link.end", "link.turn")
 HEADERS = st.tuples(
     st.sampled_from([1, 1, 1, 0, 2]),
     st.integers(0, 21),
@@ -136,6 +138,7 @@ HEADERS = st.tuples(
 @given(
     st.one_of(
         st.binary(max_size=300),
+        SENT.map(lambda sent: sent.ljust(link.MESSAGE_BYTES, b"\0")),
         st.builds(
             lambda header, payload: MESSAGE.pack(*header, payload), HEADERS, st.binary(max_size=256)
         ),

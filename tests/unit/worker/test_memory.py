@@ -1,10 +1,15 @@
 """Guest RAM and page lists: the hole below 4 GiB, pieces, bounds."""
 
+import struct
+
 import pytest
+from fuzz.recorded.seeds import kept
 from hypothesis import given
 from hypothesis import strategies as st
 
 from teuthis.worker.memory import PAGE_SIZE, GuestMemory, PageRange
+
+from ..recorded import MEMORY_SIZE
 
 GIB = 1 << 30
 
@@ -44,13 +49,19 @@ def test_page_outside_memory_is_refused(page: int) -> None:
         PageRange(GuestMemory(-1, 16 * PAGE_SIZE), [1, page])
 
 
+def named(sent: bytes) -> list[int]:
+    """The pages that a page list of one range names, each once."""
+    return list(dict.fromkeys(page for (page,) in struct.iter_unpack("<Q", sent[16:])))
+
+
 @given(
-    st.lists(st.integers(1, 15), min_size=1, max_size=8, unique=True),
+    st.lists(st.integers(1, 15), min_size=1, max_size=8, unique=True)
+    | st.sampled_from(kept("memory.ram")).map(named),
     st.integers(0, 8 * PAGE_SIZE),
     st.binary(max_size=3 * PAGE_SIZE),
 )
 def test_what_is_written_is_read(pages: list[int], start: int, data: bytes) -> None:
-    memory = GuestMemory(-1, 16 * PAGE_SIZE)
+    memory = GuestMemory(-1, 16 * PAGE_SIZE if max(pages) < 16 else MEMORY_SIZE)
     buffer = PageRange(memory, pages)
     if start + len(data) > buffer.length:
         with pytest.raises(IndexError):

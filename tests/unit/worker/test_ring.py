@@ -21,6 +21,7 @@ from teuthis.worker.vmbus.ring import (
     transfer_pages,
 )
 
+from ..recorded import recorded
 from .simulator import Half, packet
 
 WRITE, READ, MASK, PENDING = range(4)
@@ -241,7 +242,7 @@ def test_pages_outside_memory_are_refused(ring: Ring) -> None:
             RingReader(ring.memory, pages, ring.counters)
 
 
-@given(st.lists(st.binary(max_size=900), max_size=60))
+@given(st.lists(st.binary(max_size=900) | recorded("hvsock.data"), max_size=60))
 def test_any_payloads_survive_the_way_to_the_guest(payloads: list[bytes]) -> None:
     ring = Ring()
     mirror = RingReader(ring.memory, ring.into.pages, ring.counters)
@@ -264,12 +265,15 @@ def test_any_payloads_survive_the_way_to_the_guest(payloads: list[bytes]) -> Non
             st.integers(0, 2**32 - 1),
         ),
         max_size=8,
-    )
+    ),
+    st.lists(recorded("ring.packet"), max_size=4),
 )
 def test_any_ring_content_is_read_or_refused(
-    steps: list[tuple[bytes, int | None, int]],
+    steps: list[tuple[bytes, int | None, int]], packets: list[bytes]
 ) -> None:
     ring = Ring()
+    for raw in packets:
+        ring.put(raw[: len(raw) & ~7])
     for data, index, pending in steps:
         ring.out.words[PENDING] = pending
         ring.into.words[READ] = pending % 8192 & ~7

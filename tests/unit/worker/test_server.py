@@ -12,6 +12,7 @@ from teuthis.worker.vmbus import messages as m
 from teuthis.worker.vmbus.channel import Channel
 from teuthis.worker.vmbus.gpadl import MAX_PER_CHANNEL
 
+from ..recorded import MEMORY_SIZE, recorded
 from .conftest import World
 from .simulator import HEADER, service
 
@@ -463,13 +464,14 @@ SENSIBLE = st.one_of(
     sensible(21, *[SMALL] * 8),
     sensible(14, st.sampled_from([*m.VERSIONS, 0x60000]), *[st.integers(0, 2)] * 7),
 )
-STEPS = MESSAGES | SENSIBLE | st.sampled_from(["connect", "offer", "offer", "rescind"])
+SENT = recorded(*(shape.flow for shape in m.INBOUND.values()))
+STEPS = MESSAGES | SENSIBLE | SENT | st.sampled_from(["connect", "offer", "offer", "rescind"])
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.booleans(), st.lists(STEPS, max_size=40) | st.lists(STEPS, min_size=20, max_size=60))
-def test_any_series_of_messages_is_survived(begun: bool, steps: list[Step | str]) -> None:
-    world = World()
+def test_any_series_of_messages_is_survived(begun: bool, steps: list[Step | str | bytes]) -> None:
+    world = World(MEMORY_SIZE)
     device = Quiet()
     channels: list[Channel] = []
     for step in (*(("connect", "offer") if begun else ()), *steps):
@@ -483,6 +485,8 @@ def test_any_series_of_messages_is_survived(begun: bool, steps: list[Step | str]
         elif step == "rescind":
             for channel in channels:
                 world.server.rescind(channel)
+        elif isinstance(step, bytes):
+            world.server.receive(4 if step[:1] == b"\x0e" else 1, 1, step)
         else:
             assert isinstance(step, tuple)
             connection, kind, words = step

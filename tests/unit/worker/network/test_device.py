@@ -18,6 +18,7 @@ from teuthis.worker.loop import Loop
 from teuthis.worker.memory import PAGE_SIZE
 from teuthis.worker.vmbus.ring import Packet
 
+from ...recorded import recorded
 from ..conftest import World
 from ..simulator import DESCRIPTOR, Channel
 from ..simulator import packet as ring_packet
@@ -566,7 +567,12 @@ def test_the_link_goes_down_with_the_switch(up: Driver) -> None:
 
 WORDS = (0, 1, 2, 44, 60, 100, 101, 103, 104, 106, 107, 108, 125, 0xCAFE, NO_SECTION, 2**31)
 word = st.one_of(st.sampled_from(WORDS), st.integers(0, 2**32 - 1))
-payloads = st.lists(word, min_size=8, max_size=12)
+SENT = recorded(
+    *("nvsp.init", "nvsp.ndis-version", "nvsp.receive-buffer", "nvsp.revoke-receive-buffer"),
+    *("nvsp.send-buffer", "nvsp.revoke-send-buffer", "nvsp.rndis-packet", "nvsp.taken"),
+    "nvsp.ndis-config",
+).map(lambda sent: [word for (word,) in struct.iter_unpack("<I", sent.ljust(40, b"\0")[:40])])
+payloads = st.lists(word, min_size=8, max_size=12) | SENT
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -19,6 +19,8 @@ from teuthis.worker.devices.network.rndis import (
     split,
 )
 
+from ...recorded import recorded
+
 MAC = bytes.fromhex("02aabbccddee")
 MTU = 1500
 FRAME = bytes(range(60))
@@ -319,6 +321,7 @@ words = st.one_of(
 objects = st.sampled_from([0x0101_0101, 0x0101_0102, 0x0001_0106, 0x0001_0107, 0x0001_0114,
                            0x0001_010E, 0x0001_021B, HARDWARE, PARAMETERS]) | words  # fmt: skip
 messages = st.one_of(
+    recorded("rndis.initialize", "rndis.halt", "rndis.query", "rndis.set", "rndis.packet"),
     st.builds(lambda number, body: message(number, *body), st.integers(0, 10), st.lists(words)),
     st.builds(request, st.sampled_from([4, 5]), objects, st.binary(max_size=40)),
     st.builds(

@@ -36,12 +36,12 @@ def make_file(path: Path, content: bytes = b"", size: int = SIZE, **options: boo
 
 
 @contextmanager
-def memory_disk(content: bytes = b"") -> Iterator[File]:
+def memory_disk(content: bytes = b"", size: int = SIZE) -> Iterator[File]:
     """A disk in memory, for tests that a fuzzer runs by the thousand."""
     descriptor = os.memfd_create("disk")
-    os.ftruncate(descriptor, SIZE)
+    os.ftruncate(descriptor, size)
     os.pwrite(descriptor, content, 0)
-    yield File(descriptor, SIZE, writable=True, punches=True)
+    yield File(descriptor, size, writable=True, punches=True)
     os.close(descriptor)
 
 

@@ -15,6 +15,7 @@ from teuthis.worker.devices.storage.backend import SECTOR, Backend, Source, Targ
 from teuthis.worker.devices.storage.scsi import COMMANDS, CheckCondition, Mismatch
 from teuthis.worker.devices.storage.vstor import Direction
 
+from ...recorded import recorded
 from ..conftest import World
 from .conftest import SIZE, Bench, make_file, memory_disk
 
@@ -238,6 +239,7 @@ def test_unmap_lists_that_lie(bench: Bench, content: bytes, sense: tuple[int, in
 @given(
     st.one_of(
         st.binary(max_size=80),
+        recorded("scsi.unmap").map(lambda sent: sent[64:]),
         st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1)), max_size=5).map(
             lambda ranges: extents(*ranges)
         ),

@@ -18,6 +18,7 @@ from teuthis.worker.devices.storage.vstor import Direction
 from teuthis.worker.memory import PAGE_SIZE
 from teuthis.worker.vmbus.ring import COMPLETION, Outgoing
 
+from ...recorded import recorded
 from ..conftest import World
 from .conftest import (
     BEGIN,
@@ -319,7 +320,21 @@ def requests() -> st.SearchStrategy[tuple[bytes, bytes]]:
     headers = st.builds(
         page_list, pages, st.one_of(lengths, st.integers(0, 16384)), st.integers(0, 4100)
     )
-    return st.one_of(st.tuples(payloads, st.one_of(st.just(b""), headers)), sensible_requests())
+    made = st.tuples(payloads, st.one_of(st.just(b""), headers))
+    return st.one_of(
+        made, sensible_requests(), recorded(*(f"scsi.{name}" for name in SCSI)).map(with_data)
+    )
+
+
+def with_data(sent: bytes) -> tuple[bytes, bytes]:
+    """A request as it was recorded, with pages of its own for its data."""
+    (size,) = struct.unpack_from("<I", sent.ljust(64, b"\0"), 24)
+    pages = list(range(1024, 1024 + min(-(-size // PAGE_SIZE), 512)))
+    return sent[:64].ljust(64, b"\0"), page_list(pages, size) if pages else b""
+
+
+SCSI = ("inquiry", "unit", "report-luns", "capacity", "mode-sense", "read", "write",
+        "synchronize", "unmap")  # fmt: skip
 
 
 def sensible_requests() -> st.SearchStrategy[tuple[bytes, bytes]]:
@@ -366,11 +381,17 @@ def test_any_request_is_answered(series: list[tuple[bytes, bytes]]) -> None:
         assert not driver.channel.rescinded
 
 
+OPERATIONS = recorded(
+    *("storvsp.begin-init", "storvsp.query-protocol-version", "storvsp.query-properties"),
+    *("storvsp.end-init", "storvsp.execute-srb"),
+)
+
+
 @settings(deadline=None, max_examples=100)
 @given(
     st.lists(
         st.tuples(
-            st.binary(max_size=80),
+            st.binary(max_size=80) | OPERATIONS,
             st.binary(max_size=80).map(lambda header: header[: len(header) & ~7]),
             st.sampled_from([6, 9, 11]),
             st.integers(0, 3),
