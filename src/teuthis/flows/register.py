@@ -85,7 +85,7 @@ def _load(path: Path, kept: Path | None) -> dict[str, Any]:
     import tomllib
 
     parsed = tomllib.loads(path.read_text(encoding="utf-8"))
-    if kept is not None:
+    if kept is not None and not sys.dont_write_bytecode:
         with suppress(OSError):  # a place that is not ours to write
             new = kept.with_suffix(f".{os.getpid()}")
             new.write_bytes(marshal.dumps((made_of, parsed)))
@@ -94,9 +94,9 @@ def _load(path: Path, kept: Path | None) -> dict[str, Any]:
 
 
 def _kept() -> Path | None:
-    """Where the parsed register is kept; None: Python keeps nothing either."""
+    """Where the parsed register is kept; None: Python keeps no compiled code either."""
     compiled = __spec__.cached if __spec__ is not None else None
-    return None if compiled is None or sys.dont_write_bytecode else Path(f"{compiled[:-4]}.flows")
+    return None if compiled is None else Path(f"{compiled[:-4]}.flows")
 
 
 REGISTER_PATH = _find()
