@@ -1,7 +1,8 @@
 //! The agent's sessions, run on this machine over socket pairs instead of vsock.
 
 use std::{
-    fs, io,
+    fs::{self, Permissions},
+    io,
     io::{Read, Write},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
@@ -405,6 +406,34 @@ fn all_output_arrives_before_the_exit() {
         (outcome.stdout.len(), outcome.stderr.len()),
         (300_000, 1000)
     );
+}
+
+#[test]
+fn programs_are_found_by_their_path() {
+    let host = Host::new();
+    let ours = std::env::current_dir().unwrap();
+    let [first, second] = ["first", "second"].map(|name| host.directory.join(name));
+    for (place, script, mode) in [(&first, "exit 1", 0o644), (&second, "echo $0 $1", 0o755)] {
+        fs::create_dir(place).unwrap();
+        // Without a header: for the shell, as everywhere.
+        fs::write(place.join("script"), script).unwrap();
+        fs::set_permissions(place.join("script"), Permissions::from_mode(mode)).unwrap();
+    }
+    fs::create_dir(first.join("sh")).unwrap();
+    let path = format!(
+        "PATH=/nowhere:{}:{}:/bin",
+        first.display(),
+        second.display()
+    );
+    let expected = format!("{}/script word\n", second.display());
+    for directory in [ours.to_str().unwrap(), "/"] {
+        let mut outcome = host.exec_in(&["script", "word"], &["PATH=/bin", &path], directory);
+        let text = String::from_utf8(outcome.finish().stdout).unwrap();
+        assert_eq!(text, expected, "in {directory}");
+        let mut outcome = host.exec_in(&["sh", "-c", "pwd; echo $0"], &[&path], directory);
+        let text = String::from_utf8(outcome.finish().stdout).unwrap();
+        assert_eq!(text, format!("{directory}\nsh\n"));
+    }
 }
 
 #[test]
