@@ -1,4 +1,4 @@
-"""Drives one property test: `python fuzz/drive.py FILE::TEST [libFuzzer's arguments]`.
+"""Drives one test: `python fuzz/drive.py FILE::TEST [libFuzzer's arguments]`.
 
 A test that hypothesis can run on random data can also be run on a fuzzer's bytes, which become the
 choices hypothesis would have made; so each property is written once. `--replay DIRECTORY` only runs
@@ -22,8 +22,16 @@ def _property(target: str) -> Any:
 
 
 def load(target: str) -> Callable[[bytes], Any]:
-    """What runs a property once, on choices made of bytes."""
-    run: Callable[[bytes], Any] = _property(target).hypothesis.fuzz_one_input
+    """What runs a target once on a fuzzer's bytes.
+
+    Of a property, these are the choices; a test without one has the function `run` beside it.
+    """
+    test = _property(target)
+    run: Callable[[bytes], Any]
+    if hasattr(test, "hypothesis"):
+        run = test.hypothesis.fuzz_one_input
+    else:
+        run = sys.modules[test.__module__].run
     return run
 
 

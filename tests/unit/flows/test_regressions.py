@@ -4,8 +4,7 @@ They lie in `fuzz/regressions/NAME`, where NAME is the target's short name (`fuz
 the Rust targets are run by `hypervisor/tests/fuzz`.
 """
 
-import importlib
-
+from fuzz.drive import load
 from fuzz.target import ROOT, all_targets
 
 DIRECTORY = ROOT / "fuzz/regressions"
@@ -20,7 +19,6 @@ def test_each_kept_input_belongs_to_a_target() -> None:
 
 def test_what_once_broke_a_property_no_longer_does() -> None:
     for path in KEPT:
-        file, _, name = NAMES[path.parent.name].partition("::")
-        if name:
-            module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
-            getattr(module, name).hypothesis.fuzz_one_input(path.read_bytes())
+        target = NAMES[path.parent.name]
+        if "::" in target:
+            load(target)(path.read_bytes())
