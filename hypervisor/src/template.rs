@@ -34,9 +34,6 @@ const WORKERS_TURN: u8 = 1;
 /// or hostile, and can hurt this machine only.
 const PATIENCE: u32 = 1 << 30;
 
-/// One page, copied.
-pub type Page = [u8; PAGE_SIZE as usize];
-
 pub struct Template {
     base: NonNull<u8>,
     size: u64,
@@ -101,17 +98,28 @@ impl Template {
         Some(())
     }
 
+    /// Where a page is mapped.
+    fn at(&self, page: u64) -> Option<*const u8> {
+        let offset = page.checked_mul(PAGE_SIZE)?;
+        let within = offset.checked_add(PAGE_SIZE)? <= self.size;
+        within.then(|| {
+            self.base
+                .as_ptr()
+                .wrapping_add(offset as usize)
+                .cast_const()
+        })
+    }
+
     /// Lets `store` put the page's data into RAM, unless it is there or the worker was faster.
     #[cold]
-    pub fn fill(&self, page: u64, store: impl FnOnce(&Page)) {
+    pub fn fill(&self, page: u64, store: impl FnOnce(*const u8)) {
         let Some(cell) = self.cell(page) else {
             return;
         };
         self.lock();
         if cell.load(SeqCst) == 0 {
-            let mut data = [0; PAGE_SIZE as usize];
-            if self.read_bytes(page * PAGE_SIZE, &mut data).is_some() {
-                store(&data);
+            if let Some(data) = self.at(page) {
+                store(data);
             }
             cell.store(1, SeqCst);
         }

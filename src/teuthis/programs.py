@@ -27,9 +27,7 @@ def find(name: str) -> Path:
         ConfigurationError: it is in none of the places where it can be, or it was made from
             another register of flows than ours.
     """
-    target = Path(__file__).resolve().parents[2] / "target"
-    built = target / "x86_64-unknown-linux-gnu" if name == GUEST_AGENT else target
-    places = [Path(sysconfig.get_path("scripts")), built / "release"]
+    places = _places(name)
     if chosen := os.environ.get("TEUTHIS_PROGRAMS"):
         places = [Path(chosen)]
     for place in places:
@@ -41,6 +39,14 @@ def find(name: str) -> Path:
         f"the program {name} was not found (looked in {tried}): "
         "build it with `make programs`, or set TEUTHIS_PROGRAMS to its directory"
     )
+
+
+@cache
+def _places(name: str) -> list[Path]:
+    """Where it can be, of an installed package and of a checkout."""
+    target = Path(__file__).resolve().parents[2] / "target"
+    built = target / "x86_64-unknown-linux-gnu" if name == GUEST_AGENT else target
+    return [Path(sysconfig.get_path("scripts")), built / "release"]
 
 
 @cache

@@ -199,7 +199,8 @@ def read(
         parts = {}
         for name in ("pages", "hypervisor", "worker"):
             parts[name] = _part(directory / name, getattr(manifest, name))
-        if len(parts["pages"]) != manifest.memory_size // PAGE or set(parts["pages"]) - {0, 1}:
+        pages = parts["pages"]
+        if len(pages) != manifest.memory_size // PAGE or pages.translate(None, b"\0\1"):
             raise _damaged(directory / "pages")
         with ExitStack() as undo:
             memory = _open(directory / "memory", undo)
