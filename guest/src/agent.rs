@@ -22,8 +22,9 @@ use nix::{
 use signal_hook::{consts::SIGCHLD, flag, low_level::pipe};
 
 use crate::{
-    log, power,
+    log, network, power,
     session::{Next, Session},
+    system,
 };
 
 /// Where connections of the host come from.
@@ -41,6 +42,9 @@ pub struct Agent<L> {
     sessions: Vec<Session>,
     /// Something to do once, later.
     chore: Option<(Instant, Box<dyn FnOnce() + Send>)>,
+    /// A network that waits for its adapter, and all new connections with it. One that the host tells us
+    /// of later takes its place: the machine goes on as a copy, whose adapter is another one.
+    network: Option<network::Pending>,
 }
 
 impl<L: Listener> Agent<L> {
@@ -55,6 +59,7 @@ impl<L: Listener> Agent<L> {
             power: Vec::new(),
             sessions: vec![Session::greeting(greeting)],
             chore: None,
+            network: None,
         })
     }
 
@@ -92,8 +97,12 @@ impl<L: Listener> Agent<L> {
 
     /// Waits for something to happen and does what follows from it.
     fn step(&mut self) -> io::Result<Option<power::Kind>> {
+        let accepting = match self.network {
+            None => PollFlags::POLLIN,
+            Some(_) => PollFlags::empty(),
+        };
         let mut fds = vec![
-            PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.listener.as_fd(), accepting),
             PollFd::new(self.signalled.as_fd(), PollFlags::POLLIN),
         ];
         let mut ranges = Vec::with_capacity(self.sessions.len());
@@ -102,10 +111,14 @@ impl<L: Listener> Agent<L> {
             session.interests(&mut fds);
             ranges.push(start..fds.len());
         }
-        let timeout = self.chore.as_ref().map_or(PollTimeout::NONE, |(due, _)| {
-            due.saturating_duration_since(Instant::now())
-                .try_into()
-                .unwrap_or(PollTimeout::MAX)
+        let chore = self.chore.as_ref();
+        let wait = chore
+            .map(|(due, _)| due.saturating_duration_since(Instant::now()))
+            .into_iter()
+            .chain(self.network.as_ref().map(|_| network::POLL))
+            .min();
+        let timeout = wait.map_or(PollTimeout::NONE, |wait| {
+            wait.try_into().unwrap_or(PollTimeout::MAX)
         });
         match poll(&mut fds, timeout) {
             Ok(_) => {}
@@ -140,13 +153,16 @@ impl<L: Listener> Agent<L> {
             }
             let readable =
                 events[0].intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR);
-            match self.sessions[index].advance(readable) {
+            let next = self.sessions[index].advance(readable);
+            self.network = self.sessions[index].network.take().or(self.network.take());
+            match next {
                 Next::Continue => {}
                 Next::Close if index == 0 => return Ok(Some(power::Kind::Off)),
                 Next::Close => drop(self.sessions.remove(index)),
             }
         }
-        if !ready[0].is_empty() {
+        self.network.take_if(|network| system::bring_up(network));
+        if self.network.is_none() && !ready[0].is_empty() {
             match self.listener.accept() {
                 Ok(stream) => self.sessions.push(Session::new(stream)),
                 Err(error) => log::line(&format!("a connection of the host failed: {error}")),

@@ -7,7 +7,7 @@ use std::{
     fs, io,
     net::Ipv4Addr,
     os::fd::{AsRawFd, OwnedFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
@@ -18,11 +18,12 @@ use nix::sys::socket::{
 
 const PARAMETER: &str = "teuthis.net=";
 const INTERFACES: &str = "/sys/class/net";
+const DRIVER: &str = "hv_netvsc";
 const USUAL: &str = "eth0";
 const LOOPBACK_INDEX: u32 = 1;
 /// How long the driver may take to find the adapter.
 const PATIENCE: Duration = Duration::from_secs(30);
-const POLL: Duration = Duration::from_millis(2);
+pub const POLL: Duration = Duration::from_millis(2);
 const RESOLVER: &str = "/etc/resolv.conf";
 
 /// What the host wants of the interface.
@@ -65,6 +66,27 @@ impl Settings {
         Some(settings)
     }
 
+    /// `interface`: its directory in [`INTERFACES`].
+    fn apply(&self, interface: &Path) -> io::Result<()> {
+        let number = fs::read_to_string(interface.join("ifindex"))?;
+        let index = number.trim().parse().map_err(io::Error::other)?;
+        let mut route = Route::open()?;
+        if let Some(mtu) = self.mtu {
+            route.mtu(index, mtu)?;
+        }
+        route.up(index)?;
+        route.address(index, self.address, self.prefix)?;
+        if let Some(gateway) = self.gateway {
+            route.gateway(index, gateway)?;
+        }
+        if !self.name_servers.is_empty() {
+            // It may be a link to where a service of the distribution would write.
+            let _ = fs::remove_file(RESOLVER);
+            fs::write(RESOLVER, self.resolver())?;
+        }
+        Ok(())
+    }
+
     fn resolver(&self) -> String {
         self.name_servers
             .iter()
@@ -78,42 +100,62 @@ pub fn loopback() -> io::Result<()> {
     Route::open()?.up(LOOPBACK_INDEX)
 }
 
-/// Brings the network up as the host says, on the kernel's command line or later; nothing without that.
+/// Brings the network up as the host says on the kernel's command line; nothing without that.
 pub fn configure(parameters: &str) -> io::Result<()> {
-    let Some(settings) = Settings::parse(parameters) else {
+    let Some(pending) = Pending::parse(parameters) else {
         return Ok(());
     };
-    let index = interface(settings.mac.as_deref())?;
-    let mut route = Route::open()?;
-    if let Some(mtu) = settings.mtu {
-        route.mtu(index, mtu)?;
-    }
-    route.up(index)?;
-    route.address(index, settings.address, settings.prefix)?;
-    if let Some(gateway) = settings.gateway {
-        route.gateway(index, gateway)?;
-    }
-    if !settings.name_servers.is_empty() {
-        // It may be a link to where a service of the distribution would write.
-        let _ = fs::remove_file(RESOLVER);
-        fs::write(RESOLVER, settings.resolver())?;
-    }
-    Ok(())
-}
-
-/// The number of the interface with that address, or of the usual one; its driver looks for it in the
-/// background.
-fn interface(mac: Option<&str>) -> io::Result<u32> {
-    let deadline = Instant::now() + PATIENCE;
     loop {
-        if let Some(path) = found(mac) {
-            let number = fs::read_to_string(path.join("ifindex"))?;
-            return number.trim().parse().map_err(io::Error::other);
-        }
-        if Instant::now() >= deadline {
-            return Err(io::Error::other("there is no adapter"));
+        if let Some(done) = pending.advance() {
+            return done;
         }
         thread::sleep(POLL);
+    }
+}
+
+/// A network to be brought up as soon as its adapter is there: the driver looks for it in the background.
+pub struct Pending {
+    settings: Settings,
+    deadline: Instant,
+}
+
+impl Pending {
+    /// What the host says of a network, if it does.
+    pub fn parse(parameters: &str) -> Option<Self> {
+        Some(Self {
+            settings: Settings::parse(parameters)?,
+            deadline: Instant::now() + PATIENCE,
+        })
+    }
+
+    /// Brings it up, or gives up. `None`: try again after [`POLL`].
+    pub fn advance(&self) -> Option<io::Result<()>> {
+        match found(self.settings.mac.as_deref()) {
+            Some(interface) => Some(self.settings.apply(&interface)),
+            None if Instant::now() < self.deadline => {
+                self.settings.mac.as_deref().map(let_go_of_others);
+                None
+            }
+            None => Some(Err(io::Error::other("there is no adapter"))),
+        }
+    }
+}
+
+/// Has the driver let go of the adapter of the machine that was saved: the host then puts in the one with
+/// this address. What the driver has begun with the old one is done first.
+fn let_go_of_others(mac: &str) {
+    for path in fs::read_dir(INTERFACES).into_iter().flatten().flatten() {
+        let path = path.path();
+        let driver = fs::read_link(path.join("device/driver")).unwrap_or_default();
+        // An interface that is being registered has no address yet: it may be the one.
+        if driver.ends_with(DRIVER)
+            && fs::read_to_string(path.join("address")).is_ok_and(|text| text.trim() != mac)
+            && let Ok(device) = fs::read_link(path.join("device"))
+            && let Some(name) = device.file_name()
+        {
+            // Without success it has let go by itself, or the host takes the adapter away.
+            let _ = fs::write(path.join("device/driver/unbind"), name.as_encoded_bytes());
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{
     entropy,
     file::{Receiving, Sending},
     frames::{Decoder, Malformed, Reply, Request},
-    log,
+    log, network,
     outgoing::Outgoing,
     system,
 };
@@ -28,6 +28,8 @@ pub struct Session {
     decoder: Decoder,
     outgoing: Outgoing,
     work: Work,
+    /// A network that the host has told us of, and nobody has taken yet.
+    pub network: Option<network::Pending>,
 }
 
 enum Work {
@@ -54,6 +56,7 @@ impl Session {
             decoder: Decoder::default(),
             outgoing: Outgoing::default(),
             work: Work::Waiting,
+            network: None,
         }
     }
 
@@ -165,7 +168,7 @@ impl Session {
                 if let Err(error) = clock::set(time) {
                     log::line(&format!("time from the host: {error}"));
                 }
-                system::changed(&news);
+                self.network = system::changed(&news).or(self.network.take());
             }
             (Work::Waiting, Request::Exec(exec)) => match Command::start(&exec) {
                 Ok(command) => {

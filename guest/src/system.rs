@@ -109,8 +109,8 @@ pub fn connect() {
 }
 
 /// Makes use of devices that the machine has got while it stood still. As at boot, a guest without
-/// its disks is not the one that was asked for.
-pub fn changed(news: &str) {
+/// its disks is not the one that was asked for. Returns the network that is to be brought up.
+pub fn changed(news: &str) -> Option<network::Pending> {
     let count = disks::announced(news);
     if count > 0
         && let Err(error) = disks::attach_more(count)
@@ -118,7 +118,15 @@ pub fn changed(news: &str) {
         log::line(&named("disks", error).to_string());
         exit(1);
     }
-    report("network", network::configure(news));
+    network::Pending::parse(news)
+}
+
+/// Brings the network up, if its adapter is there by now; whether nothing is left to be done.
+pub fn bring_up(network: &network::Pending) -> bool {
+    network
+        .advance()
+        .map(|done| report("network", done))
+        .is_some()
 }
 
 fn listed(order: &str) -> Vec<Module> {

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -385,6 +386,24 @@ def test_each_copy_has_an_address_of_its_own(tmp_path: Path) -> None:
         finally:
             for each in copies:
                 each.close()
+
+
+@pytest.mark.parametrize("mtu", [1500, 9000])
+def test_copies_of_copies_need_not_wait_for_each_other(mtu: int) -> None:
+    """Each driver is copied in the middle of setting its adapter up, or of changing its MTU."""
+    with ExitStack() as all_of_them:
+        network = f"switch:chain-{os.getpid()}"
+        chain = [all_of_them.enter_context(teuthis.VM("192M", network=network, mtu=mtu))]
+        for pause in (0, 0, 0.2, 0.4, 0):
+            time.sleep(pause)
+            (copy,) = chain[-1].fork()
+            chain.append(all_of_them.enter_context(copy))
+        assert len({each.address for each in chain}) == len(chain)
+        for each in chain:
+            assert _reaches(each, chain[each is chain[0]].address)
+            assert each.run(["cat", "/sys/class/net/eth0/mtu"]).stdout == b"%d\n" % mtu
+            errors = "dmesg | grep -iE 'hung|no adapter'"
+            assert not each.run(["sh", "-c", errors]).stdout
 
 
 @needs_passt

@@ -63,6 +63,13 @@ class Timed(Protocol):
         """Does what is due by now, if anything."""
 
 
+class Resuming(Protocol):
+    """Something that is concerned by a guest that goes on after it stood still."""
+
+    def resumed(self) -> None:
+        """It goes on."""
+
+
 class Machine:
     """All that one worker serves, and the loop that serves it."""
 
@@ -110,13 +117,14 @@ class Machine:
             heartbeat_is_ready=not agent,
         )
         self._timed: list[Timed] = [self._sockets, self._agent, self._integration]
+        self._resuming: list[Resuming] = [self._agent, self._integration]
         self._stop_deadline: float | None = None
         self._later: deque[tuple[ForGuest, list[int]]] = deque()
         """What was asked for while the guest stood still."""
         self._saving = Saving(
             link.send,
             control.send,
-            lambda: save(self._server, self._sockets, self._agent),
+            self._state,
             self._resumed,
             counters,
             None if saved is None else partial(self._restore, saved),
@@ -138,8 +146,11 @@ class Machine:
             config.mac,
             config.mtu,
             self._console.note,
+            time.monotonic,
         )
         self._server.install(OFFER, adapter)
+        self._timed.append(adapter)
+        self._resuming.append(adapter)
 
     def run(self) -> None:
         """Serves the VM until it ends. Raises `LifelineCut` when the root side goes first."""
@@ -268,9 +279,13 @@ class Machine:
         for relid in self._server.ring_all():
             self._serve(relid)
 
+    def _state(self) -> bytes:
+        self.hand_out()  # what a guest is told is part of the hypervisor's state
+        return save(self._server, self._sockets, self._agent)
+
     def _resumed(self) -> None:
-        self._agent.resumed()
-        self._integration.resumed()
+        for each in self._resuming:
+            each.resumed()
 
     def _stand_still(self) -> None:
         """Waits for the root side and the hypervisor only: the guest's memory stays as it is.

@@ -150,6 +150,7 @@ class Hostile:
         self.adapter = network.Network(
             *(world.server, world.memory, world.counters, self.port, bytes(6), MTU),
             lambda text: None,
+            world.clock,
         )
         world.server.install(network.OFFER, self.adapter)
 

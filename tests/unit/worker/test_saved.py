@@ -185,6 +185,7 @@ def changed(record: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
         lambda s: s["server"]["channels"][0].update(downstream_page=1),
         lambda s: s["server"]["channels"][0].update(downstream_page=1 << 40),
         lambda s: s["server"]["channels"].append(s["server"]["channels"][0]),
+        lambda s: s["server"]["channels"].append({**s["server"]["channels"][0], "relid": 2000}),
         lambda s: s["server"]["gpadls"].append(s["server"]["gpadls"][0]),
         lambda s: s["server"]["gpadls"][0]["pages"].pop(),
         lambda s: s["server"]["gpadls"][0]["pages"].append(20),

@@ -37,9 +37,11 @@ class Saveable(Protocol):
 class Channel:
     """State of one channel, from its offer until its relid may be used again."""
 
-    def __init__(self, relid: int, device: Device) -> None:
+    def __init__(self, relid: int, device: Device, instance: bytes | None) -> None:
+        """`instance`: what was offered; None: a stream of a saved machine."""
         self.relid = relid
         self.device = device
+        self.instance = instance
         self.target_vp = 0
         self.ring_gpadl: int | None = None
         """Handle of the ring's memory while the channel is open."""
@@ -52,6 +54,11 @@ class Channel:
         """Whether the device was told so, since the offer or the last opening."""
         self.on_released: Callable[[], None] = lambda: None
         """Called when a guest from which it was taken away has let go of it."""
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the guest has made nothing of the offer yet."""
+        return not (self.open or self.finished or self.rescinded)
 
     @property
     def open(self) -> bool:

@@ -121,7 +121,7 @@ class Server:
         while relid in self._channels:
             relid = relid % (MAX_CHANNELS - 1) + 1
         self._last_relid = relid
-        channel = Channel(relid, device)
+        channel = Channel(relid, device, offer.instance)
         self._channels[relid] = channel
         self._deliver("vmbus.offer-channel", m.encode_offer(offer, relid))
         return channel
@@ -137,6 +137,8 @@ class Server:
 
         `released` is called then.
         """
+        if self._channels.get(channel.relid) is not channel:
+            return
         channel.on_released = released
         if not channel.rescinded:
             channel.rescinded = True
@@ -374,7 +376,6 @@ class Server:
         Raises:
             NotImplementedError: a device cannot be saved; its name.
         """
-        instances = {id(device): offer.instance for offer, device in self._installed}
         devices = {}
         for offer, device in self._installed:
             if not isinstance(device, Saveable):
@@ -383,7 +384,7 @@ class Server:
         channels = [
             ChannelState(
                 channel.relid,
-                instances.get(id(channel.device)),
+                channel.instance if channel.instance in devices else None,
                 channel.target_vp,
                 channel.ring_gpadl,
                 channel.downstream_page,
@@ -433,6 +434,8 @@ class Server:
         for saved in state.channels:
             if saved.instance is None:
                 self._restore_channel(saved, stream(saved))
+            elif saved.instance in mine:
+                raise ValueError("a device with two channels")
             else:
                 channel = self._restore_channel(saved, installed[saved.instance])
                 mine[saved.instance] = channel
@@ -452,7 +455,7 @@ class Server:
     def _restore_channel(self, saved: ChannelState, device: Device) -> Channel:
         if saved.relid in self._channels or saved.target_vp >= self._processors:
             raise ValueError("a channel that cannot be")
-        channel = Channel(saved.relid, device)
+        channel = Channel(saved.relid, device, saved.instance)
         channel.target_vp = saved.target_vp
         channel.rescinded = saved.rescinded
         channel.finished = saved.finished

@@ -2,16 +2,20 @@
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from teuthis.flows import FLOWS
-from teuthis.worker.devices.network.device import OFFER, SEND_SECTION, Network
+from teuthis.worker.devices.network.device import (
+    LET_GO_SECONDS,
+    OFFER,
+    SEND_SECTION,
+    Network,
+)
 from teuthis.worker.devices.network.port import Port
 from teuthis.worker.devices.network.rndis import PACKET_OVERHEAD, envelope
 from teuthis.worker.loop import Loop
@@ -44,7 +48,7 @@ def page_list(*ranges: tuple[int, int, list[int]]) -> bytes:
 class Driver:
     """What Linux's netvsc does with a channel, step by step."""
 
-    def __init__(self, world: World, mtu: int = MTU) -> None:
+    def __init__(self, world: World, mtu: int = MTU, *, opens: bool = True) -> None:
         self.world = world
         self.loop = Loop()
         near, self.switch = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -58,7 +62,9 @@ class Driver:
             MAC,
             mtu,
             self.notes.append,
+            lambda: self.now,
         )
+        self.now = 0.0
         world.server.install(OFFER, self.device)
         offered: list[Channel] = []
         world.guest.on_offer = offered.append
@@ -66,7 +72,8 @@ class Driver:
         (self.channel,) = offered
         self.channel.poll = lambda: False  # type: ignore[method-assign]
         assert self.channel.interface == OFFER.interface
-        self.channel.do_open(RING_PAGES)
+        if opens:
+            self.channel.do_open(RING_PAGES)
         self.transaction = 0
         self.completions: dict[int, bytes] = {}
         self.deliveries: list[tuple[int, int, list[tuple[int, int]]]] = []
@@ -635,88 +642,230 @@ def replaced(driver: Driver, state: dict[str, Any] | None = None) -> Network:
         bytes.fromhex("020000000099"),
         MTU,
         driver.notes.append,
+        lambda: driver.now,
     )
     server._installed = [(OFFER, device)]
-    driver.channel.close = lambda: None  # type: ignore[method-assign]
     saved = driver.device.save() if state is None else state
+    driver.device.on_closed = lambda channel: None
     device.restore(saved, server._channels[driver.channel.relid])
+    device.resumed()
     driver.world.guest.pump()
     return device
 
 
-def test_a_restored_machine_has_another_adapter(world: World, up: Driver) -> None:
-    """The old one completes what its driver sends until it lets go; then comes the new one."""
-    driver = up
+def offers(world: World) -> list[Channel]:
     offered: list[Channel] = []
     world.guest.on_offer = offered.append
-    replaced(driver)
-    assert driver.channel.rescinded
-    assert not offered, "one adapter at a time: the new one is to be eth0 again"
+    return offered
+
+
+def let_go(driver: Driver) -> None:
+    """As a driver does that is told to: the channel is closed, then taken away and forgotten."""
+    driver.world.guest.post(7, struct.pack("<I", driver.channel.relid))
+    driver.world.guest.pump()
+
+
+def test_a_restored_machine_has_another_adapter(world: World, up: Driver) -> None:
+    """The old one serves its driver until that lets go; then comes the new one."""
+    driver = up
+    offered = offers(world)
+    device = replaced(driver)
     for _ in range(3):
         assert driver.send_pages_direct(bytes(packet(FRAME)))[:2] == (108, SUCCESS)
-    assert driver.ask(b"\xff" * 40)[:2] == (108, SUCCESS)
-    driver.give_back(1)
-    Channel.close(driver.channel)
-    world.guest.pump()
+    assert driver.ask(b"\xff" * 40)[:2] == (108, FAILURE)
+    assert driver.control(request(4, 0x0101_0101))[-6:] == MAC
+    assert not driver.channel.rescinded
+    assert not offered, "one adapter at a time: the new one is to be eth0 again"
+    let_go(driver)
+    assert driver.channel.rescinded
     assert [channel.interface for channel in offered] == [OFFER.interface]
-    assert driver.frames() == []
+    assert device.deadline() is None
+    assert driver.frames() == driver.notes == []
 
 
-def test_what_the_driver_had_begun_is_completed(world: World, up: Driver) -> None:
+@pytest.mark.parametrize("steps", range(5))
+def test_a_driver_is_saved_at_any_step(world: World, driver: Driver, steps: int) -> None:
+    """Each machine in a row of copies serves the next step."""
+    device = driver.device
+    step: list[Callable[[], object]] = [
+        driver.begin,
+        driver.give_buffers,
+        lambda: driver.control(message(2, 1, 1, 0, 0x4000)),
+        lambda: driver.control(request(4, 0x0101_0101)),
+        lambda: driver.control(request(5, 0x0001_010E, struct.pack("<I", 0xB))),
+    ]
+    for number, each in enumerate(step):
+        if number >= steps:
+            device = replaced(driver, device.save())
+        each()
+    state = device.save()
+    assert state["mac"] == MAC
+    assert (state["initialized"], state["lent"], state["controls"]) == (True, {}, [])
+    assert replaced(driver, state).save() == state
+
+
+def test_answers_under_way_are_part_of_the_state(world: World, up: Driver) -> None:
+    """An answer that was not taken, one that waits for room, a packet that was not handled."""
     driver = up
-    first = driver.transaction
-    for number in range(1, 40):
-        raw = ring_packet(nvsp(107, 0, 1, 0), transaction=first + number, flags=number % 2)
-        driver.device._packets.append(
-            Packet(IN_BAND, number % 2, first + number, *2 * [memoryview(raw)])
-        )
+    driver.send_pages_direct(request(4, 0x0101_0101), channel=1)
+    ((transaction, _, _),) = driver.take()
+    driver.device._controls.append(message(0x8000_0004, 77))
+    raw = nvsp(107, 0, 1, 0)
+    driver.device._packets.append(Packet(IN_BAND, 1, 4711, memoryview(b""), memoryview(raw)))
     replaced(driver)
     world.server.doorbell(driver.channel.relid)
-    driver.turn()
-    assert sorted(driver.completions) == [first + number for number in range(1, 40, 2)]
+    ((other, _, ((offset, length),)),) = driver.take()
+    assert driver.received(offset, length) == message(0x8000_0004, 77)
+    assert other > transaction
+    assert 4711 in driver.completions
+    free = len(world.server._channels[driver.channel.relid].device._free)  # type: ignore[attr-defined]
+    assert free == driver.sections - 2
+    for each in (transaction, other):
+        driver.give_back(each)
+    assert not driver.world.rejected("nvsp.taken")
 
 
-def test_a_full_ring_delays_completions(world: World, up: Driver) -> None:
+def test_a_driver_that_keeps_the_old_adapter_loses_it(world: World, up: Driver) -> None:
     driver = up
-    count = 2 * driver.channel.inn.size // 64
-    replaced(driver, {"waiting": list(range(1000, 1000 + count))})
-    channel = world.server._channels[driver.channel.relid]
-    while world.server.doorbell(driver.channel.relid):
-        pass
-    assert len(channel.device._waiting) > 0  # type: ignore[attr-defined]
-    for _ in range(10):
-        driver.turn()
-    assert sorted(driver.completions) == list(range(1000, 1000 + count))
+    offered = offers(world)
+    device = replaced(driver)
+    assert device.deadline() == LET_GO_SECONDS
+    device.expire()
+    world.guest.pump()
+    assert not driver.channel.rescinded
+    driver.now = LET_GO_SECONDS
+    device.expire()
+    world.guest.pump()
+    assert driver.channel.rescinded
+    assert len(offered) == 1
+    assert device.deadline() is None
+
+
+def test_an_old_adapter_that_was_taken_away_stays_so(world: World, up: Driver) -> None:
+    """The machine is saved between the rescind and the driver's last word."""
+    driver = up
+    offered = offers(world)
+    driver.channel.close = lambda: None  # type: ignore[method-assign]
+    device = replaced(driver)
+    driver.now = LET_GO_SECONDS
+    device.expire()
+    world.guest.pump()
+    another = replaced(driver, device.save())
+    assert not offered
+    Channel.close(driver.channel)
+    world.guest.pump()
+    assert len(offered) == 1
+    assert another.deadline() is None
+
+
+def test_an_offer_that_was_not_taken_yet_is_one_of_the_new_adapter(world: World) -> None:
+    driver = Driver(world, opens=False)
+    offered = offers(world)
+    device = replaced(driver)
+    assert not offered
+    driver.channel.do_open(RING_PAGES)
+    driver.up()
+    assert device._adapter.mac == bytes.fromhex("020000000099")
+    driver.switch.close()
 
 
 def test_an_adapter_that_nobody_uses_is_replaced_at_once(world: World, up: Driver) -> None:
     driver = up
-    world.guest.post(7, struct.pack("<I", driver.channel.relid))
-    world.guest.pump()
-    state = driver.device.save()
-    assert state == {"waiting": []}
-    offered: list[Channel] = []
-    world.guest.on_offer = offered.append
-    driver.device.restore(state, None)
+    offered = offers(world)
+    let_go(driver)
+    assert not driver.channel.rescinded
+    replaced(driver)
+    assert driver.channel.rescinded
+    assert len(offered) == 1
+
+
+def test_a_guest_without_an_adapter_is_offered_one(world: World, up: Driver) -> None:
+    offered = offers(world)
+    state = up.device.save()
+    up.device.restore(state, None)
     world.guest.pump()
     assert len(offered) == 1
 
 
-def test_a_driver_that_is_busy_is_not_saved(driver: Driver) -> None:
-    for step in (driver.begin, driver.give_buffers):
-        with pytest.raises(OSError, match="busy"):
-            driver.device.save()
-        step()
-    driver.control(message(2, 1, 1, 0, 0x4000))
-    driver.device.save()
-    device = replaced(driver)
-    with pytest.raises(OSError, match="busy"):
-        device.save()
+def test_a_guest_that_begins_anew_finds_the_new_adapter(world: World, up: Driver) -> None:
+    device = replaced(up)
+    offered = offers(world)
+    assert world.guest.connect()
+    assert [channel.interface for channel in offered] == [OFFER.interface]
+    assert not offered[0].rescinded
+    offered[0].do_open(RING_PAGES)
+    assert device.deadline() is None
 
 
 @pytest.mark.parametrize(
-    "state", [{}, {"waiting": 1}, {"waiting": [-1]}, {"waiting": ["x"]}, {"waiting": [], "x": 1}]
+    "change",
+    [
+        {"mac": b"short"},
+        {"version": 7},
+        {"initialized": 1},
+        {"receive_buffer": -1},
+        {"lent": {1: [0], 2: [0]}},
+        {"lent": {1: [4096]}},
+        {"lent": {1: []}},
+        {"next_transaction": 0},
+        {"next_transaction": 1 << 63},
+        {"packets": [{"type": 1, "flags": 0, "transaction": 0, "header": b"", "payload": b""}]},
+        {"packets": [{"type": 6, "flags": 0, "transaction": -1, "header": b"", "payload": b""}]},
+        {"controls": [bytes(1025)]},
+        {"controls": [b""] * 17},
+        {"more": 1},
+    ],
 )
-def test_states_that_cannot_be_are_refused(world: World, up: Driver, state: dict[str, Any]) -> None:
-    with pytest.raises(msgspec.ValidationError):
-        up.device.restore(state, world.server._channels[up.channel.relid])
+def test_states_that_cannot_be_are_refused(
+    world: World, up: Driver, change: dict[str, Any]
+) -> None:
+    state = up.device.save()
+    with pytest.raises(ValueError, match=r".+"):
+        up.device.restore({**state, **change}, world.server._channels[up.channel.relid])
+
+
+def test_memory_that_was_taken_back_is_no_reason_to_refuse(world: World, up: Driver) -> None:
+    state = up.device.save()
+    device = replaced(up, {**state, "receive_buffer": 4711, "send_buffer": 4711, "lent": {1: [0]}})
+    assert device.save()["receive_buffer"] is None
+    assert device.save()["lent"] == {}
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "version": st.none() | st.integers(),
+            "initialized": st.booleans(),
+            "receive_buffer": st.none() | st.integers(0, 1 << 32),
+            "lent": st.dictionaries(st.integers(), st.lists(st.integers(0, 50), max_size=4)),
+            "packets": st.lists(
+                st.fixed_dictionaries(
+                    {
+                        "type": st.sampled_from([IN_BAND, GPA_DIRECT, COMPLETION, 7]),
+                        "flags": st.integers(0, 3),
+                        "transaction": st.integers(0, 1 << 63),
+                        "header": st.binary(max_size=64),
+                        "payload": st.binary(max_size=64),
+                    }
+                ),
+                max_size=4,
+            ),
+            "controls": st.lists(st.binary(max_size=1100), max_size=20),
+        },
+    )
+)
+def test_any_state_is_taken_or_refused(changes: dict[str, Any]) -> None:
+    world = World()
+    driver = Driver(world).up()
+    try:
+        state = {**driver.device.save(), **changes}
+        try:
+            device = replaced(driver, state)
+        except ValueError:
+            return
+        world.server.doorbell(driver.channel.relid)
+        device.save()
+    finally:
+        driver.switch.close()

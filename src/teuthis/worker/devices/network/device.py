@@ -7,12 +7,18 @@ into sections of the receive buffer, which are lent until the guest's completion
 Both directions hold each other to their pace: while the port takes nothing, no packet of the guest
 is handled, and its ring fills; while the guest has no section or no room in its ring, the port is
 not read, and the switch drops. Whatever a message says, it is completed.
+
+A machine may be saved at any step of its driver. The one that goes on from it has an adapter of its
+own, with another address and another cable, which is offered when the driver has let go of the old
+one. Until then the old one serves the driver from the saved state, so that no request stays without
+an answer; its cable is cut. Our agent makes the driver let go: a channel that is taken away while
+Linux waits for an answer on it stays for ever (`vmbus_onoffer_rescind` stops listening at once). An
+adapter whose driver knows only of the offer is no old one yet: it becomes the new one.
 """
 
-import errno
 from collections import deque
 from collections.abc import Callable
-from typing import Annotated, Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -21,7 +27,7 @@ from teuthis.flows import FLOWS, Counters
 from teuthis.worker.devices.network import nvsp, rndis
 from teuthis.worker.devices.network.port import Port
 from teuthis.worker.devices.network.rndis import RndisError
-from teuthis.worker.devices.network.unplugged import Unplugged
+from teuthis.worker.devices.network.saved import PacketState, State
 from teuthis.worker.memory import GuestMemory, PageRange
 from teuthis.worker.vmbus import gpa
 from teuthis.worker.vmbus.channel import Channel
@@ -52,14 +58,17 @@ _TURN = 64
 _FRAMES_AT_ONCE = 16
 """Frames that one packet to the guest announces."""
 _COMPLETION_BYTES = nvsp.MESSAGE_BYTES + OVERHEAD
+LET_GO_SECONDS: Final = 20.0
+"""How long a driver may take to let go of the adapter of a machine that was saved."""
 _DELIVERY_ROOM = nvsp.MESSAGE_BYTES + 8 + 8 * _FRAMES_AT_ONCE
 """Room in the ring that one delivery may take, as payload."""
 
 
-class _Saved(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The adapter in a saved machine: transactions that the guest has begun."""
+class _Buffer(NamedTuple):
+    """Memory that the guest shares with its adapter, and the handle that it named it by."""
 
-    waiting: list[Annotated[int, msgspec.Meta(ge=0)]]
+    handle: int
+    pages: PageRange
 
 
 class Network:
@@ -74,26 +83,36 @@ class Network:
         mac: bytes,
         mtu: int,
         note: Callable[[str], None],
+        clock: Callable[[], float],
     ) -> None:
-        """`mac`: 6 bytes; `mtu`: largest payload of a frame; `note` tells the user a line."""
+        """Takes what it serves, and its place on the network.
+
+        `mac`: 6 bytes; `mtu`: largest payload of a frame; `note` tells the user a line; `clock`:
+        seconds, monotonic.
+        """
         self._server = server
         self._memory = memory
         self._counters = counters
         self._port = port
         self._note = note
+        self._clock = clock
         self._adapter = rndis.Adapter(mac, mtu, counters)
         self._max_frame = mtu + rndis.ETHERNET_HEADER
         self._channel: Channel | None = None
-        self._replacing = False
-        """Whether the guest still has the adapter of the machine that was saved."""
+        self._old: Network | None = None
+        """The adapter of the machine that was saved, while the guest still has it."""
+        self._patience: float | None = None
+        """Until when its driver may keep it."""
+        self.on_closed: Callable[[Channel], None] = lambda channel: None
+        """Called when the guest has let go of the adapter."""
         self._reset()
         port.on_ready = self._on_port
 
     def _reset(self) -> None:
         self._adapter.reset()
         self._version: int | None = None
-        self._receive_buffer: PageRange | None = None
-        self._send_buffer: PageRange | None = None
+        self._receive_buffer: _Buffer | None = None
+        self._send_buffer: _Buffer | None = None
         self._section_bytes = 0
         self._free: list[int] = []
         """Sections of the receive buffer that the guest does not have."""
@@ -112,7 +131,7 @@ class Network:
 
     def opened(self, channel: Channel) -> None:
         """The guest has opened the channel: everything is negotiated anew."""
-        self._replacing = False
+        self._old = self._patience = None
         self._channel = channel
         self._reset()
 
@@ -129,39 +148,100 @@ class Network:
         self._channel = None
         self._reset()
         self._watch()
+        self.on_closed(channel)
 
     # ---- saved machines --------------------------------------------------------------------------
 
     def save(self) -> dict[str, Any]:
-        """Only what the driver waits for: another machine has another adapter.
-
-        Raises:
-            OSError: `EAGAIN`, while the driver sets its adapter up or lets go of an old one: it may
-                wait for an answer that nobody could give.
-        """
-        settled = self._adapter.initialized and not self._controls
-        if self._replacing or (self._channel is not None and not settled):
-            raise OSError(errno.EAGAIN, "the network driver is busy")
-        state = _Saved([p.transaction for p in self._packets if p.flags & WANTS_COMPLETION])
-        plain: dict[str, Any] = msgspec.to_builtins(state)
+        """That of the adapter that the guest has now."""
+        if self._old is not None:
+            return self._old.save()
+        state = State(
+            mac=self._adapter.mac,
+            version=self._version,
+            initialized=self._adapter.initialized,
+            receive_buffer=self._receive_buffer and self._receive_buffer.handle,
+            send_buffer=self._send_buffer and self._send_buffer.handle,
+            lent=self._lent,
+            next_transaction=self._next_transaction,
+            packets=[PacketState.of(packet) for packet in self._packets],
+            controls=list(self._controls),
+        )
+        plain: dict[str, Any] = msgspec.to_builtins(state, builtin_types=(bytes,))
         return plain
 
     def restore(self, state: dict[str, Any], channel: Channel | None) -> None:
-        """Takes the old adapter out of the guest, and when it has let go, puts this one in.
+        """Has the guest let go of the adapter that it has, and then puts this one in.
 
         Raises:
-            msgspec.ValidationError: no adapter can have that state.
+            ValueError: no adapter can have that state.
         """
-        saved = msgspec.convert(state, _Saved)
+        saved = msgspec.convert(state, State)
         if channel is None:
             self._server.offer(OFFER, self)
-            return
-        channel.device = Unplugged(self._server, self._counters, saved.waiting)
-        self._replacing = True
+        elif not channel.fresh:
+            old = Network(
+                self._server,
+                self._memory,
+                self._counters,
+                self._port.cut(),
+                saved.mac,
+                self._adapter.mtu,
+                self._note,
+                self._clock,
+            )
+            old._go_on(saved, channel)
+            old.on_closed = self._take_away
+            channel.device = self._old = old
+            if not channel.open or channel.rescinded:
+                self._take_away(channel)
+
+    def resumed(self) -> None:
+        """The guest goes on, or begins to: its driver has time from now on."""
+        if self._old is not None:
+            self._patience = self._clock() + LET_GO_SECONDS
+
+    def deadline(self) -> float | None:
+        """When `expire` has something to do next."""
+        return self._patience
+
+    def expire(self) -> None:
+        """Takes the old adapter away from a driver that keeps it."""
+        if self._patience is not None and self._patience <= self._clock():
+            self._patience = None
+            if self._old is not None and self._old._channel is not None:
+                self._take_away(self._old._channel)
+
+    def _take_away(self, channel: Channel) -> None:
         self._server.withdraw(channel, self._plug_in)
 
+    def _go_on(self, saved: State, channel: Channel) -> None:
+        """Serves the driver of a saved machine. Raises `ValueError`."""
+        self._adapter.connected = False
+        if channel.reader is None:
+            return
+        self._channel = channel
+        self._version = saved.version
+        self._adapter.initialized = saved.initialized
+        self._receive_buffer = self._shared(channel, saved.receive_buffer)
+        self._send_buffer = self._shared(channel, saved.send_buffer)
+        if self._divide_receive_buffer():
+            self._lent = dict(saved.lent)
+            lent = {section for sections in saved.lent.values() for section in sections}
+            if not lent <= set(self._free):
+                raise ValueError("sections that the receive buffer does not have")
+            self._free = [section for section in self._free if section not in lent]
+        self._next_transaction = saved.next_transaction
+        self._packets.extend(each.packet() for each in saved.packets)
+        self._controls.extend(saved.controls)
+
+    def _shared(self, channel: Channel, handle: int | None) -> _Buffer | None:
+        """What a guest shares under a handle; None: nothing."""
+        pages = None if handle is None else self._server.shared_memory(channel, handle)
+        return None if handle is None or pages is None else _Buffer(handle, pages)
+
     def _plug_in(self) -> None:
-        self._replacing = False
+        self._old = self._patience = None
         self._server.offer(OFFER, self)
 
     # ---- the port --------------------------------------------------------------------------------
@@ -284,12 +364,12 @@ class Network:
             case nvsp.NdisVersion() | nvsp.NdisConfig():
                 return None, None
             case nvsp.ReceiveBuffer(handle, nvsp.RECEIVE_BUFFER) if not self._receive_buffer:
-                self._receive_buffer = self._server.shared_memory(channel, handle)
+                self._receive_buffer = self._shared(channel, handle)
                 sections = self._divide_receive_buffer()
                 answer = nvsp.receive_buffer_complete(self._section_bytes, sections)
                 return None if sections else "buffer", answer
             case nvsp.SendBuffer(handle, nvsp.SEND_BUFFER) if not self._send_buffer:
-                self._send_buffer = self._server.shared_memory(channel, handle)
+                self._send_buffer = self._shared(channel, handle)
                 if self._send_buffer is not None:
                     return None, nvsp.send_buffer_complete(SEND_SECTION)
                 return "buffer", nvsp.send_buffer_complete(0)
@@ -310,7 +390,7 @@ class Network:
         """Divides the receive buffer, if there is one, into so many sections."""
         largest = rndis.PACKET_OVERHEAD + max(self._max_frame, rndis.MAX_CONTROL)
         self._section_bytes = -(-largest // 64) * 64
-        length = self._receive_buffer.length if self._receive_buffer else 0
+        length = self._receive_buffer.pages.length if self._receive_buffer else 0
         sections = min(length // self._section_bytes, _SECTIONS_MAX)
         self._free = list(range(sections - 1, -1, -1))
         if not sections:
@@ -341,10 +421,10 @@ class Network:
         size = 0
         if record.section != nvsp.NO_SECTION:
             buffer, size = self._send_buffer, record.section_bytes
-            sections = buffer.length // SEND_SECTION if buffer is not None else 0
+            sections = buffer.pages.length // SEND_SECTION if buffer is not None else 0
             if buffer is None or record.section >= sections or size > SEND_SECTION:
                 raise RndisError(refused, "section", "outside the send buffer")
-            pieces.append(buffer.read(record.section * SEND_SECTION, size))
+            pieces.append(buffer.pages.read(record.section * SEND_SECTION, size))
         if packet.type == GPA_DIRECT:
             try:
                 ranges = gpa.buffers(self._memory, packet.header, self._counters)
@@ -418,7 +498,7 @@ class Network:
         """Writes a message into a free section."""
         assert self._receive_buffer is not None
         offset = self._free.pop() * self._section_bytes
-        self._receive_buffer.write(offset, message)
+        self._receive_buffer.pages.write(offset, message)
         return offset, len(message)
 
     def _write(self, channel: Channel, kind: int, ranges: list[tuple[int, int]]) -> None:

@@ -13,15 +13,23 @@ from teuthis.worker.loop import READ, WRITE, Loop
 class Port:
     """The socket, watched for what the adapter can use now."""
 
-    def __init__(self, loop: Loop, descriptor: int, max_frame: int) -> None:
-        """`max_frame`: bytes of the largest frame; longer ones are dropped."""
-        os.set_blocking(descriptor, False)
+    def __init__(self, loop: Loop, descriptor: int | None, max_frame: int) -> None:
+        """`max_frame`: bytes of the largest frame; longer ones are dropped.
+
+        Without a descriptor the cable is cut: frames go nowhere.
+        """
         self.on_ready: Callable[[], None] = lambda: None
-        self.closed = False
-        """Whether the switch has ended: nothing comes or goes any more."""
+        self.closed = descriptor is None
+        """Whether nothing comes or goes: the switch has ended, or there never was one."""
         self._loop = loop
-        self._descriptor = descriptor
+        self._descriptor = -1 if descriptor is None else descriptor
         self._max_frame = max_frame
+        if descriptor is not None:
+            os.set_blocking(descriptor, False)
+
+    def cut(self) -> "Port":
+        """Another one, whose cable is cut."""
+        return Port(self._loop, None, self._max_frame)
 
     def want(self, *, read: bool, write: bool) -> None:
         """Has `on_ready` called when a frame is there, or when one can be sent again."""
