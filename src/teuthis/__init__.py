@@ -10,7 +10,6 @@ print(teuthis.run(["uname", "-a"]).stdout)
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 from teuthis.errors import (
     BootTimeout,
@@ -45,6 +44,7 @@ from teuthis.errors import (
     VMError,
 )
 
+TYPE_CHECKING = False  # as `typing` has it, which takes as long to load as Python to start
 if TYPE_CHECKING:
     from teuthis.protocol import Health
     from teuthis.root.disks import Disk

@@ -38,9 +38,11 @@ harmless for terminals, at the end of a message.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as `typing` has it, which takes as long to load as Python to start
 if TYPE_CHECKING:
+    from typing import Any
+
     from teuthis.root.result import Result
 
 

@@ -10,7 +10,6 @@ import select
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 from teuthis.errors import MissingWall
@@ -111,9 +110,9 @@ def of_switch(uid: int | None, answer: int) -> Cell:
 
     def after(epoll: int) -> Jail:
         calls = switch.system_calls(epoll, config.requests)
-        return replace(switch.switch(config, calls), descriptors=descriptors)
+        return switch.switch(config, calls)._replace(descriptors=descriptors)
 
-    return Cell(replace(switch.switch(config, {}), descriptors=descriptors), after)
+    return Cell(switch.switch(config, {})._replace(descriptors=descriptors), after)
 
 
 JAILS = {"worker": of_worker, "switch": of_switch}

@@ -2,6 +2,8 @@
 
 import os
 import re
+import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ import teuthis
 from teuthis.jail import identity
 from teuthis.root import zygote
 
-from ..guests.processes import alive, zygotes
+from ..guests.processes import CLI, alive, await_true, children, zygotes
 from .prison import PRISONS, Prison, call
 from .test_walls import limits, needs_root, status
 
@@ -78,6 +80,32 @@ def test_the_zygote_holds_one_socket_and_no_memory_of_anybody() -> None:
         assert Path(f"/proc/{mother}/cwd").readlink() == Path("/")
         # Tracing it, or reading its memory, takes more than its user's rights.
         assert Path(f"/proc/{mother}/mem").stat().st_uid == 0
+
+
+@needs_root
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_that_of_a_command_holds_no_more_and_ends_with_it(number: signal.Signals) -> None:
+    # A command starts it first of all, with whatever its shell has left open.
+    left, other = os.pipe()
+    command = [*CLI, "run", "--", "sh", "-c", "echo up; exec sleep 1000"]
+    owner = subprocess.Popen(command, stdout=subprocess.PIPE, pass_fds=[other], cwd="/tmp")
+    os.close(other)
+    with owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == b"up\n"
+        (mother,) = zygotes(owner.pid)
+        assert sorted(kind for kind, _ in open_files(mother)) == ["/dev/null", "socket:[]"]
+        assert len(list(Path(f"/proc/{mother}/fd").iterdir())) == 4
+        assert Path(f"/proc/{mother}/environ").read_bytes() == b""
+        assert Path(f"/proc/{mother}/cwd").readlink() == Path("/")
+        assert int(status(mother)["NSsid"].split()[0]) == mother
+        pids = {mother} | children(owner.pid)
+        assert len(pids) == 3
+        os.kill(mother, signal.SIGSTOP)
+        owner.send_signal(number)
+        await_true(lambda: not alive(pids))
+        assert os.read(left, 1) == b""  # nobody has the other end
+    os.close(left)
 
 
 @needs_root

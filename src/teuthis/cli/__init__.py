@@ -9,9 +9,9 @@ def main() -> None:
 
     words = sys.argv[1:]
     if (said := plain.parse(words)) is not None:
-        from teuthis.root import zygote
+        from teuthis.root import hatch
 
-        zygote.warm()  # it loads what it needs while we load what we need
+        hatch.start()  # it loads what it needs while we load what we need
 
         from teuthis.cli import run
 

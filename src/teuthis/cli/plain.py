@@ -4,7 +4,11 @@ Typer takes longer to be imported than a VM to start from its template. What is 
 looks wrong, is left to it, and `cli/run.py` remains the place that says which options there are.
 """
 
-from typing import Any, Final
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 _VALUES: Final = {
     "--memory": "memory",

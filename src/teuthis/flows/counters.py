@@ -8,7 +8,8 @@ byte 24 * i: count, bytes, rejected; behind them one for each kind of bad input,
 import mmap
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from teuthis.flows.register import FLOWS
 
@@ -18,14 +19,13 @@ _INDEX = {name: flow.index * _WORDS for name, flow in FLOWS.items()}
 _KIND_INDEX = {kind: at for at, kind in enumerate(_KINDS, start=len(FLOWS) * _WORDS)}
 
 
-@dataclass(frozen=True, slots=True)
-class Count:
+class Count(msgspec.Struct, frozen=True):
     """Counters of one flow."""
 
     count: int
     bytes: int
     rejected: int
-    kinds: Mapping[str, int] = field(default_factory=dict)
+    kinds: Mapping[str, int] = msgspec.field(default_factory=dict)
     """Of what was rejected, how much for which reason, as the register names it."""
 
     def __add__(self, other: "Count") -> "Count":

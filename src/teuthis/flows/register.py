@@ -11,21 +11,20 @@ import os
 import sys
 import zlib
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class Receiver:
+
+class Receiver(msgspec.Struct, frozen=True):
     """A process that parses flows, and what it could reach if it fell."""
 
     name: str
     reach: str
 
 
-@dataclass(frozen=True, slots=True)
-class Flow:
+class Flow(msgspec.Struct, frozen=True):
     """One entry of the register; the fields are described at the head of `flows.toml`."""
 
     index: int
@@ -40,11 +39,11 @@ class Flow:
     fuzz: str
     threat: str
     left: str = ""
-    rejects: dict[str, str] = field(default_factory=dict)
+    rejects: dict[str, str] = msgspec.field(default_factory=dict)
     """Kinds of bad input, in alphabetical order, and how each is answered."""
     min_bytes: int = 0
     opcode: int | None = None
-    values: dict[str, int] = field(default_factory=dict)
+    values: dict[str, int] = msgspec.field(default_factory=dict)
 
     @property
     def number(self) -> int:

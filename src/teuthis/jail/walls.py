@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from teuthis.errors import MissingWall
@@ -16,8 +15,7 @@ from teuthis.jail import capabilities, identity, landlock, limits, namespaces, s
 from teuthis.jail.bpf import AllowList
 
 
-@dataclass(frozen=True)
-class Jail:
+class Jail(NamedTuple):
     """What one process keeps.
 
     Attributes:
@@ -32,7 +30,7 @@ class Jail:
     limits: Mapping[int, int]
     descriptors: Iterable[int]
     uid: int | None = None
-    allow_missing: frozenset[str] = field(default_factory=frozenset)
+    allow_missing: frozenset[str] = frozenset()
 
 
 class Wall(NamedTuple):

@@ -12,7 +12,6 @@ import errno
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -20,9 +19,10 @@ from contextlib import suppress
 from typing import Final
 
 from teuthis.errors import HostError
+from teuthis.root import hatch
+from teuthis.root.hatch import PROGRAM
 from teuthis.root.spawn import Child
 
-PROGRAM: Final = (sys.executable, "-I", "-m", "teuthis.worker")
 _ANSWER_BYTES: Final = 4
 _PATIENCE: Final = 60.0
 """Seconds that a birth may take: milliseconds; the first one, until all modules are loaded."""
@@ -31,18 +31,25 @@ _PATIENCE: Final = 60.0
 class Zygote:
     """One such process, from its start to its end."""
 
-    def __init__(self, program: Sequence[str]) -> None:
-        """Starts it; does not wait for it."""
-        self._requests, given = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    def __init__(self, program: Sequence[str], hatched: tuple[int, int] | None = None) -> None:
+        """Starts it, or takes over what `hatch` has started; does not wait for it."""
         self._fate: Future[str] = Future()
+        if hatched is None:
+            self._requests, given = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        else:
+            self._requests = socket.socket(fileno=hatched[1])
 
         def live() -> None:
             # Zygote and workers are children of this thread, and the kernel kills them when it
-            # ends: so it lasts as long as this process does.
+            # ends: so it lasts as long as this process does. (Where `hatch` was first they are
+            # children of the main thread, which does too.)
             try:
-                with given:
-                    command = [*program, "--requests-fd", str(given.fileno())]
-                    child = Child.start(command, [given.fileno()])
+                if hatched is None:
+                    with given:
+                        command = [*program, "--requests-fd", str(given.fileno())]
+                        child = Child.start(command, [given.fileno()])
+                else:
+                    child = Child(hatched[0], os.pidfd_open(hatched[0]))
             except BaseException as error:
                 self._fate.set_result(str(error))
                 return
@@ -140,7 +147,7 @@ def warm() -> Zygote:
             _current.close()
             _current = None
         if _current is None:
-            _current = Zygote(PROGRAM)
+            _current = Zygote(PROGRAM, hatch.take())
         return _current
 
 

@@ -42,14 +42,15 @@ _libc.syscall.restype = ctypes.c_long
 
 def main(arguments: Sequence[str]) -> int:
     """Gives birth to workers until its owner has gone."""
-    # 1. What we were given: one socket. Nothing else is open, the environment is empty, and we die
-    #    with our owner.
+    # 1. What we were given: one socket. Nothing else is open, no directory is held, the environment
+    #    is empty, and we die with our owner.
     if len(arguments) != 2 or arguments[0] != "--requests-fd":
         return _USAGE
     requests = socket.socket(fileno=int(arguments[1]))
     os.closerange(3, requests.fileno())
     os.closerange(requests.fileno() + 1, 1 << 30)
     os.environ.clear()
+    os.chdir("/")
     capabilities.die_with_parent()
     capabilities.undumpable()
     _name(b"teuthis-zygote")
