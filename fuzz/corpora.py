@@ -25,6 +25,10 @@ _TRIAL_BYTES: Final = 400
 _INPUT: Final = 0x2000
 _SIGNAL_EVENT: Final = 0x1_005D
 _POST_MESSAGE_BYTES: Final = 256
+_RUNS_INTO: Final = 7
+"""The step of the partition's harness that is an intercept."""
+_CALL: Final = bytes((0, _RUNS_INTO, 0, 7))
+"""A hypercall, up to its parameters."""
 
 
 def plant(target: str, short: str, corpus: Path) -> None:
@@ -84,17 +88,19 @@ def _partition() -> Iterable[bytes]:
     begin = bytes((0, 0, 0, 1, 1))
     registers = ("partition", "time", "synic", "stimer", "crash")
     flows = [f"msr.{name}" for name in registers]
-    flows += ["intercept.cpuid", "intercept.halt", "port.cmos", "port.serial", "port.power"]
+    flows += ["intercept.cpuid", "intercept.halt", "port.serial", "port.power"]
     steps = [_intercept(Intercept.decode(seed)) for seed in _seeds(*flows)]
+    clock = Intercept("PortRead", 1, FLOWS["port.cmos"].values["data"])
+    steps += [_intercept(Intercept.decode(seed)) + _intercept(clock) for seed in kept("port.cmos")]
     yield from (begin + step for step in steps)
     yield begin + b"".join(steps)
     for seed in kept("hypercall.post-message"):
         page = b"\0\x05" + struct.pack("<I", _INPUT) + seed.ljust(_POST_MESSAGE_BYTES, b"\0")
-        call = b"\0\x06\0\x07" + b"\0" + b"\x01" + struct.pack("<I", _INPUT) + _value(0)
+        call = _CALL + b"\0" + b"\x01" + struct.pack("<I", _INPUT) + _value(0)
         yield begin + page + call
     for seed in kept("hypercall.signal-event"):
         (number,) = struct.unpack("<Q", seed)
-        yield begin + b"\0\x06\0\x07" + b"\x01" + b"\x02" + _value(number) + _value(0)
+        yield begin + _CALL + b"\x01" + b"\x02" + _value(number) + _value(0)
     for seed in kept("link.deliver-message"):
         yield begin + b"\0\0" + seed[16:].ljust(240, b"\0") + struct.pack("<BIB", 2, 1, 0)
     for seed in kept("doorbell.to-hypervisor"):
@@ -114,7 +120,7 @@ def _intercept(found: Intercept) -> bytes:
         "PortWrite": b"\x06" + port + value,
         "Halt": b"\x08\0",
     }[found.kind]
-    return bytes((0, 6, size)) + body
+    return bytes((0, _RUNS_INTO, size)) + body
 
 
 def _whole() -> Iterable[bytes]:

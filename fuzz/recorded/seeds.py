@@ -24,6 +24,7 @@ _TELLING: Final = {
     "network.": ((12, 2), (20, 4)),
     "intercept.": ((0, 6),),
     "msr.": ((0, 6),),
+    "port.cmos": ((0, 7),),
     "port.": ((0, 6),),
     "recording.entry": ((0, 1),),
 }

@@ -5,7 +5,7 @@ import struct
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from teuthis import protocol
@@ -106,7 +106,19 @@ packets = st.builds(
 )
 
 
-@given(packets | st.binary(max_size=100), st.integers(0, 3))
+REQUESTS: list[protocol.Request] = [
+    protocol.Exec(id=1, argv=["x"], env={"A": "b"}, cwd="/"),
+    protocol.ReadFile(id=2, path="/x"),
+    protocol.Facts(id=3),
+    protocol.Stop(),
+]
+real = st.sampled_from([protocol.encode_request(each) for each in REQUESTS])
+
+
+@example(bytes(protocol.MAX_REQUEST + 1), 0)
+@example(protocol.encode_request(REQUESTS[0]), 3)
+@example(protocol.encode_request(REQUESTS[0]), 2)
+@given(st.one_of(packets, st.binary(max_size=100), real), st.integers(0, 3))
 def test_any_request_is_decoded_or_refused(packet: bytes, descriptors: int) -> None:
     with contextlib.suppress(ProtocolError):
         request = protocol.decode_request(packet, descriptors)

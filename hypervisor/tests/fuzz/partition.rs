@@ -124,8 +124,11 @@ pub fn run(data: &[u8]) {
                 let (at, content) = (bytes.below(0x10_0000) & !7, bytes.take(256));
                 let _ = memory.write_bytes(at, content);
             }
-            _ => {
-                let intercept = intercept(&mut bytes);
+            action => {
+                let intercept = match action {
+                    6 => post(&mut bytes, &memory),
+                    _ => intercept(&mut bytes),
+                };
                 match partition.handle(vp, intercept, &memory, &mut worker) {
                     Outcome::Complete(_) => answers += 1,
                     // One that halts for ever; another one may run.
@@ -146,6 +149,30 @@ pub fn run(data: &[u8]) {
     let completed = counters.get(Flow::CompletionInstruction).count;
     assert_eq!(completed, answers, "every answer is counted");
     assert!(partition.take_notes().len() <= 32, "notes are bounded");
+}
+
+/// A message that is posted; some fields are wrong.
+fn post(bytes: &mut Bytes, memory: &GuestMemory) -> Intercept {
+    let at = 0x2000 + bytes.below(512) * 8;
+    let connection = [1, 1, 4, 7][bytes.below(4) as usize];
+    let reserved = u32::from(bytes.byte() == 255);
+    let kind = [1, 1, 0, 1 << 31][bytes.below(4) as usize];
+    let size = bytes.below(256) as u32;
+    for (place, word) in (at..).step_by(4).zip([connection, reserved, kind, size]) {
+        memory.write(place, word).unwrap();
+    }
+    Intercept::Hypercall {
+        control: match bytes.byte() % 16 {
+            15 => 0x5C | 1 << bytes.below(64),
+            _ => 0x5C,
+        },
+        input: match bytes.byte() % 16 {
+            15 => at + bytes.number(1),
+            14 => bytes.value(),
+            _ => at,
+        },
+        output: 0,
+    }
 }
 
 fn intercept(bytes: &mut Bytes) -> Intercept {

@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.unit.root.archives import END, member
 
@@ -139,6 +139,16 @@ def test_what_is_there_is_replaced_and_never_written_through(into: Path) -> None
         unpack(member(b"top", b"x") + END, into)
 
 
+def changed(archive: bytes, at: int, content: bytes) -> bytes:
+    """With other bytes in its first header, whose checksum fits."""
+    header = bytearray(archive[:512])
+    header[at : at + len(content)] = content
+    del header[512:]
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + archive[512:]
+
+
 NAMES = st.sampled_from(
     [b"top", b"top/a", b"top/b", b"top/a/c", b"top/a/b/c", b"secret", b"top/.."]
 )
@@ -159,11 +169,18 @@ TARGETS = st.sampled_from(
         max_size=8,
     ),
     first=st.booleans(),
+    head=st.none() | st.tuples(st.integers(0, 500), st.binary(min_size=1, max_size=12)),
 )
+@example([], True, (124, b"\xff" * 12))
 def test_any_archive_is_unpacked_inside_or_refused(
-    members: list[tuple[bytes, bytes, bytes, int]], first: bool
+    members: list[tuple[bytes, bytes, bytes, int]],
+    first: bool,
+    head: tuple[int, bytes] | None,
 ) -> None:
+    """`head`: what the first header holds somewhere, its checksum made to fit."""
     archive = member(b"top", kind=b"5") if first else b""
+    if head is not None and archive:
+        archive = changed(archive, *head)
     for name, kind, target, size in members:
         archive += member(name, bytes(size) if kind in b"0Lx" else b"", kind, target=target)
     with TemporaryDirectory() as path:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from teuthis import data
@@ -378,15 +378,23 @@ members = st.fixed_dictionaries(
 
 
 @settings(max_examples=30)
-@given(st.binary(max_size=300) | members.map(msgspec.json.encode), st.booleans())
-def test_any_request_is_answered(request_: bytes, taken: bool) -> None:
+@example(b"", False, 0)
+@given(
+    st.binary(max_size=300) | members.map(msgspec.json.encode),
+    st.booleans(),
+    st.sampled_from([2, 2, 2, 0, 1, 3]),
+)
+def test_any_request_is_answered(request_: bytes, taken: bool, given_: int) -> None:
     world = World()
     if taken:
         world.plug(MAC_A, address=A)
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     requests = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     entrance = Entrance(world.switch, requests.detach(), None)
-    answer = entrance._join(request_, [near.detach(), counters_page()])
+    descriptors = [near.detach(), counters_page(), counters_page()]
+    for descriptor in descriptors[given_:]:
+        os.close(descriptor)
+    answer = entrance._join(request_, descriptors[:given_])
     assert answer.outcome is not Outcome.FULL
     far.close()
     entrance.close()

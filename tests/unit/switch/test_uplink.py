@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from teuthis.flows import FLOWS, Counters
@@ -132,9 +132,16 @@ packets = st.builds(
 )
 
 
-@given(st.one_of(st.binary(max_size=120), packets, recorded("network.to-uplink")))
-def test_any_frame_goes_or_stays(raw: bytes) -> None:
+@example(out("10.126.7.1", 40, source=40), 40)
+@example(f.ipv4(GUEST, GATEWAY, fragment=1), 40)
+@example(out("10.126.7.1", 8080), 40)
+@given(
+    st.one_of(st.binary(max_size=120), packets, recorded("network.to-uplink")),
+    st.sampled_from([67, 68, 80]),
+)
+def test_any_frame_goes_or_stays(raw: bytes, calling: int) -> None:
     destinations = make(8080)
+    destinations.called(back("10.126.7.1", calling, target=calling))
     for frame in (raw, f.ethernet(0x0800, raw)):
         try:
             destinations.called(frame)
@@ -295,7 +302,19 @@ def test_a_slow_vm_stops_passt_and_loses_nothing(world: World) -> None:
     assert len(world.frames()) == 1 + bool(left)
 
 
-@given(st.lists(st.binary(max_size=80) | recorded("network.to-uplink"), max_size=8))
+FRAGMENT = f.ipv4(ip("1.1.1.1"), GUEST, bytes(20), fragment=1, mac=f.MAC_B, to=MAC_A)
+FRAMES = st.builds(
+    lambda frame, cut: (struct.pack(">I", len(frame)) + frame)[: cut or None],
+    st.sampled_from([FRAGMENT, back("1.1.1.1", 80), f.ipv4(mac=f.MAC_B)]),
+    st.integers(0, 60),
+)
+
+
+@example([struct.pack(">I", len(FRAGMENT)) + FRAGMENT])
+@example([struct.pack(">I", 60) + bytes(20), bytes(40)])
+@given(
+    st.lists(st.one_of(st.binary(max_size=80), FRAMES, recorded("network.to-uplink")), max_size=8)
+)
 def test_any_stream_is_taken_or_ends(pieces: list[bytes]) -> None:
     world = World()
     try:

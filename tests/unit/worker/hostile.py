@@ -30,7 +30,8 @@ from teuthis.worker.vmbus.server import MAX_CHANNELS
 from .agent_guest import frame, u32
 from .conftest import MEMORY_SIZE, World
 from .simulator import DESCRIPTOR, HEADER, Channel, Half, packet, service
-from .storage.conftest import memory_disk
+from .storage.conftest import SIZE as DISK_SIZE
+from .storage.conftest import memory_disk, srb
 
 PORT = 0x7E07
 MTU = 1500
@@ -61,7 +62,7 @@ _STORAGE = [
         *("scsi.mode-sense", "scsi.read", "scsi.write", "scsi.synchronize", "scsi.unmap"),
     )
     for seed in kept(flow)
-]
+] + [srb(bytes((0x28, 0, 0, 0, 0, 0, 0, 4, 0, 0)), 1, 512 << 10)]  # a read of 512 KiB
 _ADAPTER = [
     seed
     for flow in (
@@ -139,9 +140,9 @@ class Hostile:
         self.integration = Integration(
             self.loop, world.server, world.counters, world.clock, self.statuses.append
         )
-        disks = [held.enter_context(memory_disk(content)) for content in (b"first", b"second")]
+        self.files = [held.enter_context(memory_disk(content)) for content in (b"first", b"second")]
         self.disks = storvsp.Storvsp(
-            world.server, world.memory, world.counters, disks, lambda text: None
+            world.server, world.memory, world.counters, self.files, lambda text: None
         )
         world.server.install(storvsp.OFFER, self.disks)
         near, self.switch = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -258,7 +259,7 @@ class Hostile:
     def page_list(self, size: int) -> bytes:
         """Of one range that holds so many bytes."""
         first = DATA_PAGE + self.choices.below(64)
-        pages = range(first, first + min(-(-size // 4096), 80))
+        pages = range(first, first + min(-(-size // 4096), 256))
         return struct.pack(f"<IIII{len(pages)}Q", 0, 1, size, 0, *pages)
 
     def storage(self) -> None:
@@ -270,6 +271,10 @@ class Hostile:
             for flow in _HANDSHAKE:
                 self.put(channel, packet(kept(flow)[0], flags=1, transaction=1))
                 self.world.transport.settle()
+        for _ in range(self.choices.one((1, 1, 1, 3, 20))):
+            self.request_data(channel)
+
+    def request_data(self, channel: Channel) -> None:
         seed = self.damaged(self.choices.one(_STORAGE)[:64])
         (size,) = struct.unpack_from("<I", seed, 24)
         header = self.damaged(self.page_list(min(size, 1 << 20))) if size else b""
@@ -421,6 +426,11 @@ class Hostile:
         else:
             self.agent.handle(ReadFile(id=self.request, path="/x"), null[:1])
 
+    def shrink(self) -> None:
+        """The host loses the disks' data: reading fails; or gets some back."""
+        for disk in self.files:
+            os.ftruncate(disk._descriptor, self.choices.one((0, DISK_SIZE)))
+
     def frames(self) -> None:
         """The switch sends frames, and takes some."""
         for _ in range(1 + self.choices.below(3)):
@@ -445,7 +455,7 @@ class Hostile:
     ACTIONS: tuple[Callable[["Hostile"], None], ...] = (
         *(any_message, right_message, dial, open, open, stream, stream, stream, garbage, index),
         *(drain, drain, doorbell, ask, time, storage, storage, storage, network, network, network),
-        *(service, service, service, frames),
+        *(service, service, service, frames, shrink),
     )
 
     def begin(self) -> None:

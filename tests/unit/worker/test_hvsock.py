@@ -4,7 +4,7 @@ import os
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from teuthis.worker.devices.hvsock import (
@@ -15,6 +15,7 @@ from teuthis.worker.devices.hvsock import (
     service_id,
     service_port,
 )
+from teuthis.worker.memory import PAGE_SIZE
 
 from ..recorded import recorded
 from .conftest import World
@@ -275,19 +276,44 @@ RAW_PACKETS = st.builds(
 )
 
 
+@example([wrap(1, 4, b"more")], 20, 0, 0)
+@example([wrap(1, 4, b"full"), wrap(1, 4, b"still")], 0, 200, 0)
+@example([wrap(1, 40, bytes(40))], 0, 0, 7 * PAGE_SIZE - PAGE_SIZE - 8)
+@example([wrap(1, 0, b"")], 0, 0, 0)
 @given(
     st.lists(
         st.one_of(st.binary(max_size=80), RAW_PACKETS, recorded("hvsock.data").map(packet)),
         max_size=6,
-    )
+    ),
+    st.integers(0, 20),
+    st.integers(0, 200),
+    st.integers(0, 7 * PAGE_SIZE),
 )
-def test_any_packets_are_read_or_end_the_stream(packets: list[bytes]) -> None:
+def test_any_packets_are_read_or_end_the_stream(
+    packets: list[bytes], meanwhile: int, unread: int, pending: int
+) -> None:
+    """Also of a guest that writes while it is read, does not read, or waits for room.
+
+    These are `meanwhile`, in packets; `unread`, in packets of the host's; `pending`, in bytes.
+    """
     world = World()
     assert world.guest.connect()
     pair = Pair(world)
+    received, left = pair.host.received, [meanwhile]
+
+    def busy(data: bytes) -> None:
+        received(data)
+        if left[0]:
+            left[0] -= 1
+            pair.guest.write(wrap(1, 4, b"more"), signal=False)
+
+    pair.host.received = busy  # type: ignore[method-assign]
+    pair.guest.out.words[3] = pending
+    for _ in range(unread):
+        pair.host.connection.send(bytes(400))
     for raw in packets:
         if pair.guest.gone:
             break
         pair.guest.write(raw + bytes(-len(raw) % 8), signal=True)
         world.guest.pump()
-    assert len(pair.host.data) <= sum(map(len, packets))
+    assert len(pair.host.data) <= sum(map(len, packets)) + 4 * meanwhile

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from teuthis.protocol import Facts, Health, Shutdown, Status, StatusKind
@@ -23,6 +23,7 @@ from teuthis.worker.devices.integration.pipe import Service
 from teuthis.worker.devices.integration.shutdown import Shutdown as ShutdownService
 from teuthis.worker.devices.integration.timesync import JUMP_SECONDS, SAMPLE_SECONDS, TimeSync
 from teuthis.worker.loop import Loop
+from teuthis.worker.memory import PAGE_SIZE
 
 from ..recorded import recorded
 from .conftest import World
@@ -317,18 +318,30 @@ BODIES = recorded(
         ),
         max_size=40,
     ),
+    st.integers(0, 3 * PAGE_SIZE),
 )
+@example("kvp", True, [(None, 0, 5, 0, None), (None, ALL_DONE, 5, 0, None)], 0)
+@example("kvp", True, [(None, 0x8000_4005, 5, 0, None)], 0)
+@example("kvp", True, [(None, 0, 5, 0, None)] * FACTS_MAX, 0)
+@example("heartbeat", True, [(None, 0, 5, 0, 39)], 0)
+@example("heartbeat", True, [(bytes(8), 0, 5, 0, None)], 0)
+@example("heartbeat", True, [(None, 0, 5, 0, None)], 3 * PAGE_SIZE - 8)
+@example("timesync", True, [(None, 0, 5, 0, 0)], 0)
+@example("shutdown", True, [(None, 1, 5, 0, None)], 0)
 def test_any_answer_is_taken_or_ends_the_channel(
     name: str,
     negotiated: bool,
     answers: list[tuple[bytes | None, int, int, int, int | None]],
+    pending: int,
 ) -> None:
+    """`pending`: the room in its ring that the guest waits for."""
     world, seen = World(), Recorder()
     if negotiated:
         module, question = busy(world, seen, name)
     else:
         module = make(world, seen, name)
         question = module.question()
+    module.channel.out.words[3] = pending
     for body, status, flags, kind, size in answers:
         if body is not None:
             whole = body + question.body[len(body) :]

@@ -3,7 +3,7 @@
 import struct
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from teuthis.flows import FLOWS
@@ -434,7 +434,7 @@ MESSAGES: st.SearchStrategy[Step] = st.tuples(
     st.lists(SMALL, max_size=58),
 )
 RELIDS = st.integers(0, 3)
-HANDLES = st.integers(1, 4)
+HANDLES = st.integers(1, 4) | st.integers(1, 40)
 
 
 def described(relid: int, handle: int, first: int, count: int, announced: int) -> list[int]:
@@ -468,7 +468,18 @@ SENT = recorded(*(shape.flow for shape in m.INBOUND.values()))
 STEPS = MESSAGES | SENSIBLE | SENT | st.sampled_from(["connect", "offer", "offer", "rescind"])
 
 
+TOO_MANY: list[Step | str | bytes] = [
+    (1, 8, described(1, handle, 99, 1, 1)) for handle in range(1, MAX_PER_CHANNEL + 2)
+]
+TOO_LARGE: list[Step | str | bytes] = [
+    "offer",
+    *((1, 8, described(1 + handle % 2, handle, 99, 1, 8000)) for handle in range(1, 20)),
+]
+
+
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(True, TOO_MANY)
+@example(True, TOO_LARGE)
 @given(st.booleans(), st.lists(STEPS, max_size=40) | st.lists(STEPS, min_size=20, max_size=60))
 def test_any_series_of_messages_is_survived(begun: bool, steps: list[Step | str | bytes]) -> None:
     world = World(MEMORY_SIZE)

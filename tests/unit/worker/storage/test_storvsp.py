@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from teuthis.worker.devices.storage.backend import SECTOR
@@ -367,12 +367,30 @@ def sensible_requests() -> st.SearchStrategy[tuple[bytes, bytes]]:
     )
 
 
+def reading(sectors: int, direction: int = IN, **lies: int) -> tuple[bytes, bytes]:
+    """READ (10) from the disk's start."""
+    cdb, size = struct.pack(">BBIBHB", 0x28, 0, 0, 0, sectors, 0), sectors * SECTOR
+    pages = list(range(1024, 1024 + -(-size // PAGE_SIZE)))
+    return srb(cdb, direction, size, **lies), page_list(pages, size)
+
+
 @settings(max_examples=200, deadline=None)
-@given(st.lists(requests(), max_size=6))
-def test_any_request_is_answered(series: list[tuple[bytes, bytes]]) -> None:
+@example([reading(2048), reading(8)], False)
+@example([reading(8)] * 3, True)
+@example([reading(8, cdb_length=6), reading(8, OUT)], False)
+@given(st.lists(requests(), max_size=6), st.booleans())
+def test_any_request_is_answered(series: list[tuple[bytes, bytes]], full: bool) -> None:
+    """`full`: the guest claims to have left no room for an answer, for a while."""
     with memory_disk(b"first") as first, memory_disk(b"second") as second:
         driver = Driver(World(), [first, second]).initialize()
+        half = driver.channel.inn
+        if full:
+            half.words[1] = (half.words[0] + 8) % half.size
         sent = {driver.raw(payload, header) for payload, header in series}
+        driver.world.transport.settle()
+        if full:
+            assert half.words[3] or not series
+            half.words[1] = half.words[0]
         found: set[int] = set()
         for _ in range(3):
             found |= driver.answers().keys()
