@@ -1,6 +1,7 @@
 //! A running program: its pipes, its credits, its end.
 
 use std::{
+    collections::BTreeMap,
     env,
     ffi::{OsStr, OsString},
     fs::File,
@@ -11,7 +12,7 @@ use std::{
         unix::{ffi::OsStrExt, process::CommandExt},
     },
     path::{Path, PathBuf},
-    process::{self, Child, Stdio},
+    process,
 };
 
 use nix::{
@@ -49,6 +50,24 @@ pub struct Command {
     end: Option<WaitStatus>,
 }
 
+/// Both ends of what a program reads and writes.
+struct Streams {
+    program: [OwnedFd; 3],
+    stdin: OwnedFd,
+    stdout: OwnedFd,
+    stderr: Option<OwnedFd>,
+    terminal: Option<File>,
+}
+
+/// What a program finds when it begins. No text in it holds a zero.
+pub struct Setting<'a> {
+    pub environment: BTreeMap<&'a OsStr, &'a OsStr>,
+    pub directory: &'a Path,
+    pub streams: &'a [OwnedFd; 3],
+    /// They are one terminal.
+    pub has_terminal: bool,
+}
+
 /// The program's standard input and what waits for it: never more than the credit given.
 struct Input {
     pipe: Option<File>,
@@ -72,39 +91,33 @@ impl Command {
         let Some((name, arguments)) = exec.argv.split_first() else {
             return Err(Errno::EINVAL.into());
         };
+        let streams = match exec.terminal {
+            Some(size) => Streams::terminal(size)?,
+            None => Streams::pipes()?,
+        };
+        let setting = Setting::of(exec, &streams.program)?;
         let program = find(name, &exec.environment);
-        let (mut child, terminal) = match spawn(exec, &program, name, arguments) {
+        let pid = match setting.spawn(&program, name, arguments) {
             // A script that names no interpreter is the shell's, as `execvp` has it.
             Err(error) if error.raw_os_error() == Some(Errno::ENOEXEC as i32) => {
                 let script = iter::once(program.into_os_string());
                 let words: Vec<_> = script.chain(arguments.iter().cloned()).collect();
-                spawn(exec, Path::new(SHELL), OsStr::new(SHELL), &words)?
+                setting.spawn(Path::new(SHELL), OsStr::new(SHELL), &words)?
             }
             spawned => spawned?,
         };
-        let (stdin, stdout) = match &terminal {
-            Some(ours) => (
-                Some(ours.try_clone()?.into()),
-                Some(ours.try_clone()?.into()),
-            ),
-            None => (
-                child.stdin.take().map(Into::into),
-                child.stdout.take().map(Into::into),
-            ),
-        };
-        let stderr = child.stderr.take().map(Into::into);
         Ok(Self {
-            pid: Pid::from_raw(child.id() as i32),
+            pid,
             input: Input {
-                pipe: stdin.map(non_blocking).transpose()?,
+                pipe: Some(non_blocking(streams.stdin)?),
                 waiting: Vec::new(),
                 credit: INITIAL_CREDIT,
                 consumed: 0,
                 ends: false,
             },
-            stdout: Output::new(Stream::Stdout, stdout)?,
-            stderr: Output::new(Stream::Stderr, stderr)?,
-            terminal,
+            stdout: Output::new(Stream::Stdout, Some(streams.stdout))?,
+            stderr: Output::new(Stream::Stderr, streams.stderr)?,
+            terminal: streams.terminal,
             end: None,
         })
     }
@@ -214,49 +227,86 @@ impl Command {
     }
 }
 
-/// Starts `program`, which calls itself `name`; with a terminal, if it is to have one.
-fn spawn(
-    exec: &Exec,
-    program: &Path,
-    name: &OsStr,
-    arguments: &[OsString],
-) -> io::Result<(Child, Option<File>)> {
-    let directory = match exec.directory.as_os_str() {
-        path if path.is_empty() => OsStr::new("/"),
-        path => path,
-    };
-    // A missing directory must not look like a missing program.
-    if !Path::new(directory).is_dir() {
-        return Err(Errno::ENOTDIR.into());
+impl Streams {
+    fn pipes() -> io::Result<Self> {
+        let ((input, stdin), (stdout, output), (stderr, errors)) =
+            (io::pipe()?, io::pipe()?, io::pipe()?);
+        Ok(Self {
+            program: [input.into(), output.into(), errors.into()],
+            stdin: stdin.into(),
+            stdout: stdout.into(),
+            stderr: Some(stderr.into()),
+            terminal: None,
+        })
     }
-    let mut command = process::Command::new(program);
-    command.arg0(name).args(arguments);
-    // A process that needs nothing done before its program begins is born without a copy of our
-    // memory (`posix_spawn`), which would be a third of what it costs to run a short one.
-    if env::current_dir().map_or(true, |ours| ours != directory) {
-        command.current_dir(directory);
+
+    fn terminal(size: Size) -> io::Result<Self> {
+        let (ours, program) = terminal::open(size)?;
+        Ok(Self {
+            program: [program.try_clone()?, program.try_clone()?, program],
+            stdin: ours.try_clone()?.into(),
+            stdout: ours.try_clone()?.into(),
+            stderr: None,
+            terminal: Some(ours),
+        })
     }
-    command.env_clear().envs(DEFAULT_ENVIRONMENT);
-    for variable in &exec.environment {
-        let bytes = variable.as_bytes();
-        let Some(split) = bytes.iter().position(|&byte| byte == b'=') else {
-            return Err(Errno::EINVAL.into());
+}
+
+impl<'a> Setting<'a> {
+    fn of(exec: &'a Exec, streams: &'a [OwnedFd; 3]) -> io::Result<Self> {
+        let directory = match exec.directory.as_path() {
+            path if path.as_os_str().is_empty() => Path::new("/"),
+            path => path,
         };
-        let (key, value) = (&bytes[..split], &bytes[split + 1..]);
-        command.env(OsStr::from_bytes(key), OsStr::from_bytes(value));
-    }
-    let terminal = match exec.terminal {
-        Some(size) => Some(terminal::attach(&mut command, size)?),
-        None => {
-            command.process_group(0);
-            command
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped());
-            None
+        // A missing directory must not look like a missing program.
+        if !directory.is_dir() {
+            return Err(Errno::ENOTDIR.into());
         }
-    };
-    Ok((command.spawn()?, terminal))
+        let mut texts = exec.argv.iter().chain(&exec.environment);
+        if texts.any(|text| text.as_bytes().contains(&0)) {
+            return Err(Errno::EINVAL.into());
+        }
+        let mut environment: BTreeMap<_, _> = DEFAULT_ENVIRONMENT
+            .map(|(key, value)| (OsStr::new(key), OsStr::new(value)))
+            .into();
+        for variable in &exec.environment {
+            let bytes = variable.as_bytes();
+            let Some(split) = bytes.iter().position(|&byte| byte == b'=') else {
+                return Err(Errno::EINVAL.into());
+            };
+            let (key, value) = (&bytes[..split], &bytes[split + 1..]);
+            environment.insert(OsStr::from_bytes(key), OsStr::from_bytes(value));
+        }
+        Ok(Self {
+            environment,
+            directory,
+            streams,
+            has_terminal: exec.terminal.is_some(),
+        })
+    }
+
+    /// Starts `program`, which calls itself `name`.
+    fn spawn(&self, program: &Path, name: &OsStr, arguments: &[OsString]) -> io::Result<Pid> {
+        let mut command = process::Command::new(program);
+        command.arg0(name).args(arguments);
+        // A process that needs nothing done before its program begins is born without a copy of our
+        // memory (`posix_spawn`), which would be a third of what it costs to run a short one.
+        if env::current_dir().map_or(true, |ours| ours != self.directory) {
+            command.current_dir(self.directory);
+        }
+        command.env_clear().envs(&self.environment);
+        if self.has_terminal {
+            terminal::lead(&mut command);
+        } else {
+            command.process_group(0);
+        }
+        let [stdin, stdout, stderr] = self.streams;
+        command
+            .stdin(stdin.try_clone()?)
+            .stdout(stdout.try_clone()?)
+            .stderr(stderr.try_clone()?);
+        Ok(Pid::from_raw(command.spawn()?.id() as i32))
+    }
 }
 
 /// Where `program` is, as its environment's PATH says; as it was named if nowhere.

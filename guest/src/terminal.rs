@@ -4,11 +4,15 @@
 use std::{
     fs::File,
     io,
-    os::{fd::AsRawFd, unix::process::CommandExt},
-    process::{Command, Stdio},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::process::CommandExt,
+    },
+    process::Command,
 };
 
 use nix::{
+    fcntl::{FcntlArg, FdFlag, fcntl},
     pty::{Winsize, openpty},
     unistd::setsid,
 };
@@ -35,13 +39,18 @@ impl From<Size> for Winsize {
     }
 }
 
-/// Gives `command` a new terminal, in a session of its own; returns our end.
-pub fn attach(command: &mut Command, size: Size) -> io::Result<File> {
+/// A new terminal: our end, and the program's.
+pub fn open(size: Size) -> io::Result<(File, OwnedFd)> {
     let ends = openpty(&Winsize::from(size), None)?;
-    command
-        .stdin(Stdio::from(ends.slave.try_clone()?))
-        .stdout(Stdio::from(ends.slave.try_clone()?))
-        .stderr(Stdio::from(ends.slave));
+    // No other program may inherit them.
+    for end in [&ends.master, &ends.slave] {
+        fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    }
+    Ok((ends.master.into(), ends.slave))
+}
+
+/// Lets `command` lead a session of its own, with the terminal that is its stdin.
+pub fn lead(command: &mut Command) {
     let lead = || {
         setsid()?;
         // SAFETY: the call takes a descriptor, here stdin, and no memory.
@@ -50,7 +59,6 @@ pub fn attach(command: &mut Command, size: Size) -> io::Result<File> {
     };
     // SAFETY: between fork and exec, `lead` makes two system calls and allocates nothing.
     unsafe { command.pre_exec(lead) };
-    Ok(ends.master.into())
 }
 
 /// Changes the size; the kernel tells the programs (SIGWINCH).

@@ -115,6 +115,16 @@ def test_end_of_input_on_a_terminal(vm: teuthis.VM) -> None:
         assert process.wait() == 0
 
 
+def test_nobody_else_has_a_programs_terminal(vm: teuthis.VM) -> None:
+    with vm.popen(["cat"], stdin=teuthis.PIPE, tty=(24, 80)) as process:
+        assert process.stdin is not None
+        process.stdin.write(b"words\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"words\r\n"
+        descriptors = vm.run(["ls", "/proc/self/fd"]).stdout.split()
+        assert descriptors == [b"0", b"1", b"2", b"3"]  # the last one is the directory
+
+
 def test_a_shell(shell: Screen) -> None:
     shell.type(b"tty; stty size; echo $TERM; pwd\r")
     shown = shell.expect(rb"/dev/pts/\d+\r\n30 100\r\nxterm-256color\r\n/root\r\n")
