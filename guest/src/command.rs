@@ -29,6 +29,7 @@ use crate::{
     frames::{Exec, INITIAL_CREDIT, MAX_DATA_BYTES, Reply, Stream},
     outgoing::Outgoing,
     terminal::{self, Size},
+    warm,
 };
 
 /// What a program finds in its environment unless the host says otherwise.
@@ -96,15 +97,20 @@ impl Command {
             None => Streams::pipes()?,
         };
         let setting = Setting::of(exec, &streams.program)?;
-        let program = find(name, &exec.environment);
-        let pid = match setting.spawn(&program, name, arguments) {
-            // A script that names no interpreter is the shell's, as `execvp` has it.
-            Err(error) if error.raw_os_error() == Some(Errno::ENOEXEC as i32) => {
-                let script = iter::once(program.into_os_string());
-                let words: Vec<_> = script.chain(arguments.iter().cloned()).collect();
-                setting.spawn(Path::new(SHELL), OsStr::new(SHELL), &words)?
+        let pid = match warm::start(&exec.argv, &setting) {
+            Some(started) => started?,
+            None => {
+                let program = find(name, &exec.environment);
+                match setting.spawn(&program, name, arguments) {
+                    // A script that names no interpreter is the shell's, as `execvp` has it.
+                    Err(error) if error.raw_os_error() == Some(Errno::ENOEXEC as i32) => {
+                        let script = iter::once(program.into_os_string());
+                        let words: Vec<_> = script.chain(arguments.iter().cloned()).collect();
+                        setting.spawn(Path::new(SHELL), OsStr::new(SHELL), &words)?
+                    }
+                    spawned => spawned?,
+                }
             }
-            spawned => spawned?,
         };
         Ok(Self {
             pid,

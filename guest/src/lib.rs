@@ -21,3 +21,4 @@ mod session;
 pub mod system;
 mod terminal;
 pub mod transport;
+mod warm;

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
-from teuthis.cli import attach
+from teuthis.cli import attach, options
 from teuthis.errors import ConfigurationError, ImageError, TeuthisError
 from teuthis.images import debian, importing, make, store
 from teuthis.images.store import Image
@@ -42,6 +42,7 @@ def build(
     update: Annotated[
         bool, typer.Option("--update", help="Build it anew even if it is there.")
     ] = False,
+    warm: options.Warm = None,
 ) -> None:
     """Build a Debian image, unless it is there.
 
@@ -61,17 +62,19 @@ def build(
             say=say,
         )
         _keep_template(image, say)
+        if warm is not None:
+            _keep_template(image, say, warm)
     _show([image])
 
 
-def _keep_template(image: Image, say: debian.Say) -> None:
+def _keep_template(image: Image, say: debian.Say, warm: str | None = None) -> None:
     """Boots it once, so that no `teuthis run` has to."""
     from teuthis.root.processor import choose
     from teuthis.root.vm import VM
 
     if image.initrd is None and choose("auto") == "soft":
-        say("a template: it boots once")
-        VM(image=image.name).close()
+        say("a template: it boots once" if warm is None else f"a template with a warm {warm}")
+        VM(image=image.name, warm=warm).close()
 
 
 @app.command("import")

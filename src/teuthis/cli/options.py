@@ -63,6 +63,12 @@ AllowMissingWall = Annotated[
 Cold = Annotated[
     bool, typer.Option("--cold", help="Boot, where a VM would start from one that booted before.")
 ]
+Warm = Annotated[
+    str | None,
+    typer.Option(
+        metavar="python", help="Have an interpreter started already, for programs in Python."
+    ),
+]
 Processor = Annotated[
     str,
     typer.Option(

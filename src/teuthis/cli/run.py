@@ -57,6 +57,7 @@ def main(
         typer.Option(metavar="FILE", help="Write all that the run depends on, for `replay`."),
     ] = None,
     cold: options.Cold = False,
+    warm: options.Warm = None,
     cpus: options.Cpus = 1,
     restore: Annotated[
         Path | None,
@@ -91,6 +92,7 @@ def main(
         teuthis run --net user --publish 8080:80 -- httpd -f
         teuthis run --kernel ./vmlinuz --console -- dmesg
         teuthis run --image debian --keep work.layer -- apt-get clean
+        teuthis run --image debian --warm python -- python3 -c 'print(1)'
         teuthis run --disk data.img --disk more.img,ro -- cat /proc/partitions
     """
     from teuthis.images import store
@@ -119,7 +121,9 @@ def main(
         walls = allow_missing_wall or ()
         if restore is not None and (
             image != store.TINY
-            or any((keep, disks, net, publish, host_port, mac, mtu, net_rate, kernel, record, cold))
+            or any((keep, disks, net, publish, host_port, mac, mtu, net_rate, kernel, record))
+            or cold
+            or warm
             or on_hang == "kill"
             or processor == "kvm"
             or cpus != 1
@@ -151,6 +155,7 @@ def main(
                 processor=processor,
                 record=record,
                 cold=cold,
+                warm=warm,
                 cpus=cpus,
             )
 

@@ -21,6 +21,7 @@ def main(
     disk: options.Disks = None,
     net: options.Net = None,
     publish: options.Publish = None,
+    warm: options.Warm = None,
 ) -> None:
     """Open a shell in a virtual machine, on this terminal.
 
@@ -55,6 +56,7 @@ def main(
                 disks=[attach.disk(text) for text in disk or ()],
                 network=net,
                 publish=publish or (),
+                warm=warm,
             )
         with guest:
             try:

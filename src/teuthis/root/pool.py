@@ -15,6 +15,7 @@ from teuthis.errors import ConfigurationError, TeuthisError, VMClosed
 from teuthis.images import store
 from teuthis.root import settings
 from teuthis.root.vm import DEFAULT_MEMORY, VM
+from teuthis.warm import interpreters
 
 MAX_SIZE: Final = 10_000
 
@@ -33,6 +34,7 @@ class Pool(Closing):
         memory: int | str = DEFAULT_MEMORY,
         image: str = store.TINY,
         env: Mapping[str, str] | None = None,
+        warm: str | None = None,
         allow_missing_walls: Collection[str] = (),
     ) -> None:
         """Begins to start VMs, and returns at once.
@@ -42,6 +44,7 @@ class Pool(Closing):
             memory: guest memory, as of `VM`.
             image: the image that they boot, as of `VM`.
             env: environment variables of all programs, as of `VM`.
+            warm: an interpreter that has started already, as of `VM`.
             allow_missing_walls: as of `VM`.
 
         Raises:
@@ -53,6 +56,7 @@ class Pool(Closing):
         self._memory = settings.memory_size(memory)
         self._image = store.find(image).name
         self._env = env
+        self._warm = interpreters.kind(warm)
         self._walls = tuple(allow_missing_walls)
         self._changed = threading.Condition()
         self._ready: deque[VM] = deque()
@@ -146,6 +150,7 @@ class Pool(Closing):
             self._memory,
             image=self._image,
             env=self._env,
+            warm=self._warm,
             allow_missing_walls=self._walls,
             processor="soft" if self._image == store.TINY else "auto",
         )

@@ -1,10 +1,10 @@
 """Ready templates: a VM that booted once and is kept for others to start from.
 
-They live in the cache, as snapshots: one for each image, amount of memory and state of the programs
-that made it. Its guest has all drivers and no device but its image's own disk, so that a VM that
-starts from it can be given others. A template's memory is hashed when it is made; afterwards it is
-enough that the file is the same one, unchanged (inode, size, time of its last change, which nobody
-can set).
+They live in the cache, as snapshots: one for each image, amount of memory, interpreter that waits
+in it, if any, and state of the programs that made it. Its guest has all drivers and no device but
+its image's own disk, so that a VM that starts from it can be given others. A template's memory is
+hashed when it is made; afterwards it is enough that the file is the same one, unchanged (inode,
+size, time of its last change, which nobody can set).
 """
 
 import fcntl
@@ -35,15 +35,18 @@ _CHECKED: Final = "checked.json"
 _log = logging.getLogger(__name__)
 
 
-def open_template(image: Image, memory: int, make: Callable[[Path], None]) -> Saved | None:
+def open_template(
+    image: Image, memory: int, warm: str | None, make: Callable[[Path], None]
+) -> Saved | None:
     """The template of an image with so many bytes of memory, made if there is none or it is bad.
 
-    `make` boots a VM and saves it to the directory it is given; what it raises is raised here. None
-    if this host cannot keep a template: its disk is full, for instance.
+    `warm` names the interpreter that waits in it. `make` starts a VM and saves it to the directory
+    it is given; what it raises is raised here. None if this host cannot keep a template: its disk
+    is full, for instance.
     """
     directory = None
     try:
-        directory = cache.directory("templates") / _key(image, memory)
+        directory = cache.directory("templates") / _key(image, memory, warm)
         with _alone(directory):
             try:
                 if directory.exists():
@@ -66,10 +69,10 @@ def forget(image: str) -> None:
             _remove(each)
 
 
-def _key(image: Image, memory: int) -> str:
+def _key(image: Image, memory: int, warm: str | None) -> str:
     """Names all that the state of a VM after its boot follows from."""
     files = [image.kernel, *_programs(), *([image.disk] if image.disk else [])]
-    made_from = [memory, *map(_stamp, files), *_package()]
+    made_from = [memory, warm, *map(_stamp, files), *_package()]
     return f"{image.name}@{hashlib.sha256(repr(made_from).encode()).hexdigest()[:32]}"
 
 

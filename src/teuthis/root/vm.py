@@ -28,6 +28,7 @@ from teuthis.root.processor import DEVICE, Processor, choose, kvm
 from teuthis.root.result import Result
 from teuthis.root.saved import Saved, seal
 from teuthis.root.streams import MAX_OUTPUT
+from teuthis.warm import interpreters
 
 if TYPE_CHECKING:
     from teuthis.root.disks import Disk
@@ -78,6 +79,7 @@ class VM(Guest):
         processor: str = "auto",
         record: str | os.PathLike[str] | None = None,
         cold: bool = False,
+        warm: str | None = None,
         cpus: int = 1,
     ) -> None:
         """Starts a VM and waits until its agent is ready, or without one its kernel.
@@ -122,6 +124,8 @@ class VM(Guest):
                 its whole memory, and everything that is sent into it. Such a VM runs on the
                 software processor and cannot be saved or copied.
             cold: boot, where a VM would start from a template.
+            warm: "python" to have an interpreter of the guest's own started already, of which each
+                Python program is a fork. It is in the template; a VM that boots starts it then.
             cpus: virtual processors. More than one need the host's own ("kvm").
 
         Raises:
@@ -144,6 +148,8 @@ class VM(Guest):
         variables = settings.environment(DEFAULT_ENVIRONMENT, chosen.defaults.env, env)
         if on_hang not in ("report", "kill"):
             raise ConfigurationError(f"on_hang={on_hang!r}: say 'report' or 'kill'")
+        if interpreters.kind(warm) is not None and not agent:
+            raise ConfigurationError("without an agent nothing can be kept warm: leave out `warm`")
         if record is not None and (processor not in ("auto", "soft") or cpus != 1):
             raise ConfigurationError(
                 "`record` needs the software processor: leave out `processor` and `cpus`"
@@ -152,10 +158,12 @@ class VM(Guest):
         saved = None
         boots = cold or console or keep or kernel or record
         if self.processor == "soft" and agent and not boots:
+            make = _make_template if warm is None else _make_warm_template
             saved = templates.open_template(
                 chosen,
                 size,
-                lambda path: _make_template(path, chosen, size, boot_timeout, allow_missing_walls),
+                warm,
+                lambda path: make(path, chosen, size, boot_timeout, allow_missing_walls),
             )
         start: Start
         if saved is None:
@@ -187,6 +195,12 @@ class VM(Guest):
                 cpus=cpus,
             )
         self._begin(machine, variables, boot_timeout)
+        if warm is not None and saved is None:
+            try:
+                interpreters.start(self, chosen)
+            except BaseException:
+                self.close()
+                raise
 
     def _begin(self, machine: Machine, env: Mapping[str, str], timeout: float) -> None:
         """Takes a machine over and waits until its agent is ready."""
@@ -362,6 +376,21 @@ def _make_template(
     vm._begin(Machine(size, start, None, allow_missing_walls, root), {}, timeout)
     with vm:
         _settle(vm)
+        vm.snapshot(directory)
+
+
+def _make_warm_template(
+    directory: Path, image: Image, size: int, timeout: float, allow_missing_walls: Collection[str]
+) -> None:
+    """The same with an interpreter that waits: made of a VM that others start from."""
+    with VM(
+        size,
+        image=image.name,
+        boot_timeout=timeout,
+        allow_missing_walls=allow_missing_walls,
+        processor="soft",
+    ) as vm:
+        interpreters.start(vm, image)
         vm.snapshot(directory)
 
 
