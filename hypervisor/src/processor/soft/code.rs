@@ -14,8 +14,10 @@ use crate::memory::{GuestMemory, PAGE_SIZE};
 /// Bounds: when either is reached, everything is dropped.
 const MAX_BLOCKS: usize = 1 << 18;
 const MAX_OPS: usize = 1 << 21;
-/// As many as short programs need.
+/// As much as short programs need, of ops, bytes and blocks.
 const USUAL_OPS: usize = 1 << 18;
+const USUAL_BYTES: usize = 1 << 20;
+const USUAL_BLOCKS: usize = 1 << 14;
 /// Lists by address, and how far one is followed: a guest that makes all its code fall into one
 /// list has it decoded again and again.
 const LISTS: usize = 1 << 15;
@@ -133,10 +135,11 @@ impl Blocks {
     pub fn new(memory_size: u64) -> Self {
         let pages = usize::try_from(memory_size.div_ceil(PAGE_SIZE)).unwrap_or(0);
         Self {
-            // The host gives what is used of it; growing would copy.
+            // The host gives what is used of it. Growing would copy, and leave in the heap, which
+            // never shrinks, what was too small.
             ops: Vec::with_capacity(USUAL_OPS),
-            bytes: Vec::new(),
-            all: Vec::new(),
+            bytes: Vec::with_capacity(USUAL_BYTES),
+            all: Vec::with_capacity(USUAL_BLOCKS),
             lists: vec![NONE; LISTS],
             pages: vec![NONE; pages],
         }

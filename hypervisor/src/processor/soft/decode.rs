@@ -66,7 +66,8 @@ pub fn decode(bytes: &[u8], long_code: bool, limit: usize, ops: &mut Vec<Op>) ->
 pub fn name(bytes: &[u8], long_code: bool) -> String {
     let bitness = if long_code { 64 } else { 32 };
     let instruction = Decoder::with_ip(bitness, bytes, 0, DecoderOptions::NONE).decode();
-    format!("{:?}", instruction.code())
+    // Names of all forms would be the largest table of the program, relocated in each process.
+    format!("{:?}", instruction.mnemonic())
 }
 
 fn handler(instruction: &Instruction) -> Handler {
