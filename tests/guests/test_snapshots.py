@@ -354,7 +354,8 @@ def test_a_disk_that_is_written_to_itself_cannot_be_saved(tmp_path: Path) -> Non
 
 
 def _reaches(vm: teuthis.VM, address: str | None) -> bool:
-    return vm.run(["ping", "-c", "3", "-W", "20", str(address)]).exit_code == 0
+    once = f"ping -c 1 -W 20 {address}"  # a frame may get lost, of whoever has much to do
+    return vm.run(["sh", "-c", f"{once} || {once} || {once}"]).exit_code == 0
 
 
 def test_each_copy_has_an_address_of_its_own(tmp_path: Path) -> None:
