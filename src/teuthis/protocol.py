@@ -9,7 +9,7 @@ over, can tell the root side. Neither side ever finds guest text here.
 import enum
 import struct
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Final, NamedTuple, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -310,12 +310,25 @@ class Save(msgspec.Struct, tag="save", frozen=True, forbid_unknown_fields=True):
     id: RequestId
 
 
+class Snapshot(msgspec.Struct, tag="snapshot", frozen=True, forbid_unknown_fields=True):
+    """Save the whole VM to a new directory of the host: asked of a keeper, never of a worker.
+
+    Descriptor: sink for the error (`teuthis.root.failure`). Answer: DONE or FAILED.
+    """
+
+    id: RequestId
+    path: Annotated[str, msgspec.Meta(pattern="^/[^\0]*$", max_length=4096)]
+
+
 ForGuest = Exec | Signal | Resize | WriteFile | ReadFile | Shutdown | Facts
 """What a guest is asked for."""
 
 Request = ForGuest | Stop | Pause | Resume | Save
 
-DESCRIPTORS: Final[dict[type[Request], int]] = {
+KeeperRequest = Request | Snapshot
+"""What a keeper is asked for."""
+
+DESCRIPTORS: Final[dict[type[msgspec.Struct], int]] = {
     Exec: 3,
     Signal: 0,
     Resize: 0,
@@ -327,14 +340,17 @@ DESCRIPTORS: Final[dict[type[Request], int]] = {
     Pause: 0,
     Resume: 0,
     Save: 2,
+    Snapshot: 1,
 }
 """How many descriptors travel with each request."""
 
+_T = TypeVar("_T", bound=KeeperRequest)
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+_keeper_decoder: msgspec.msgpack.Decoder[KeeperRequest] = msgspec.msgpack.Decoder(KeeperRequest)
 
 
-def encode_request(request: Request) -> bytes:
+def encode_request(request: KeeperRequest) -> bytes:
     """The packet for `request`. Raises `ProtocolError` when it is larger than `MAX_REQUEST`."""
     packet = _encoder.encode(request)
     if len(packet) > MAX_REQUEST:
@@ -347,10 +363,19 @@ def encode_request(request: Request) -> bytes:
 
 def decode_request(packet: bytes, descriptors: int) -> Request:
     """The request in `packet`, which came with that many descriptors. Raises `ProtocolError`."""
+    return _decode(_decoder, packet, descriptors)
+
+
+def decode_keeper_request(packet: bytes, descriptors: int) -> KeeperRequest:
+    """As `decode_request`, of what a keeper is asked."""
+    return _decode(_keeper_decoder, packet, descriptors)
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[_T], packet: bytes, descriptors: int) -> _T:
     if len(packet) > MAX_REQUEST:
         raise ProtocolError("request too large")
     try:
-        request = _decoder.decode(packet)
+        request = decoder.decode(packet)
     except msgspec.DecodeError as error:
         raise ProtocolError(f"malformed request: {error}") from error
     if descriptors != DESCRIPTORS[type(request)]:

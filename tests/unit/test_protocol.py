@@ -18,6 +18,7 @@ from teuthis.protocol import (
     NetworkConfig,
     ProtocolError,
     SavedMachine,
+    Snapshot,
     Status,
     StatusKind,
     Stop,
@@ -30,6 +31,23 @@ def test_requests_survive_the_round_trip() -> None:
     request = Exec(id=7, argv=["sh", "-c", "true"], env={"A": "b"}, cwd="/")
     assert protocol.decode_request(protocol.encode_request(request), 3) == request
     assert protocol.decode_request(protocol.encode_request(Stop()), 0) == Stop()
+
+
+def test_a_keeper_is_asked_for_more_than_a_worker() -> None:
+    packet = protocol.encode_request(Snapshot(7, "/tmp/saved"))
+    assert protocol.decode_keeper_request(packet, 1) == Snapshot(7, "/tmp/saved")
+    assert protocol.decode_keeper_request(protocol.encode_request(Stop()), 0) == Stop()
+    with pytest.raises(ProtocolError, match="0 descriptors with Snapshot"):
+        protocol.decode_keeper_request(packet, 0)
+    with pytest.raises(ProtocolError):
+        protocol.decode_request(packet, 1)
+
+
+@pytest.mark.parametrize("path", ["", "relative", "../up", "/nul\0", "/" + 4096 * "x"])
+def test_paths_that_mean_nothing_to_a_keeper_are_refused(path: str) -> None:
+    packet = protocol.encode_request(Snapshot(7, path))
+    with pytest.raises(ProtocolError, match="malformed"):
+        protocol.decode_keeper_request(packet, 1)
 
 
 def test_request_with_wrong_descriptors_is_refused() -> None:
@@ -123,6 +141,9 @@ def test_any_request_is_decoded_or_refused(packet: bytes, descriptors: int) -> N
     with contextlib.suppress(ProtocolError):
         request = protocol.decode_request(packet, descriptors)
         assert protocol.DESCRIPTORS[type(request)] == descriptors
+    with contextlib.suppress(ProtocolError):
+        asked = protocol.decode_keeper_request(packet, descriptors)
+        assert protocol.DESCRIPTORS[type(asked)] == descriptors
 
 
 def test_a_configuration_is_renumbered_as_a_whole() -> None:

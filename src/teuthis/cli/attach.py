@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from teuthis.root.disks import Disk
+    from teuthis.root.named import NamedVM
 
 TIMED_OUT: Final = 124
 OWN_ERROR: Final = 125
@@ -73,6 +74,17 @@ def disk(text: str) -> "Disk":
     if not comma or mode not in ("ro", "cow"):
         return Disk(text)
     return Disk(path, read_only=mode == "ro", copy_on_write=mode == "cow")
+
+
+def connect(name: str) -> "NamedVM":
+    """A VM with a name that can be asked for programs and files now."""
+    from teuthis.root import named
+
+    vm = named.connect(name)
+    if vm.paused:
+        vm.close()
+        raise VMError(f"the VM {name!r} is paused: `teuthis resume {name}` lets it go on")
+    return vm
 
 
 def say(text: str) -> None:

@@ -30,7 +30,7 @@ def main(
     """
     from pathlib import Path
 
-    from teuthis.root import named, settings
+    from teuthis.root import settings
 
     with attach.verb():
         there, back = _PLACE.fullmatch(target), _PLACE.fullmatch(source)
@@ -39,12 +39,12 @@ def main(
                 "say NAME:PATH for one of both, and a path of this host for the other"
             )
         if there is not None:
-            with named.connect(there[1]) as vm:
+            with attach.connect(there[1]) as vm:
                 vm.copy_in(source, there[2])
             return
         assert back is not None
         limit = settings.byte_count(max_size)
-        with named.connect(back[1]) as vm:
+        with attach.connect(back[1]) as vm:
             left_out = vm.copy_out(back[2], Path(target), max_size=limit)
         for name in left_out[:_SHOWN]:
             attach.say(f"left out, as it has no place on this host: {attach.shown(name)}")

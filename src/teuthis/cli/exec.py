@@ -33,14 +33,14 @@ def main(
         teuthis exec web -- ps
         tar c . | teuthis exec web -- tar x -C /tmp
     """
-    from teuthis.root import named, settings
+    from teuthis.root import settings
 
     if command[0] == "--":  # behind the VM's name the parser takes it for a word
         del command[0]
     with attach.verb():
         limit = None if timeout is None else settings.duration(timeout)
         variables = dict(attach.variable(text) for text in env or ())
-        with named.connect(name) as vm:
+        with attach.connect(name) as vm:
             if tty:
                 code = terminal.run(vm, command, workdir, limit, Counters(), variables)
             else:

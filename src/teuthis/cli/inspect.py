@@ -22,11 +22,11 @@ def main(
     with attach.verb():
         record = store.find(name)
         known = description(record)
-        if record.state == "running":
+        if record.state in ("running", "paused"):
             with named.connect(name) as vm:
                 known["processes"] = vm.processes
                 known["health"] = vm.health.name.lower()
-                if not record.plan.agent:  # our agent tells no facts
+                if not record.plan.agent and not vm.paused:  # our agent tells no facts
                     with suppress(NoFacts):
                         known["facts"] = vm.facts()
         if as_json:

@@ -17,8 +17,8 @@ def main(
 ) -> None:
     """List the virtual machines that were started by name.
 
-    A VM is starting, running, stopped (on request), ended (by itself), or dead: its keeper was
-    killed, or the host restarted. Those that are stopped or ended are shown with `-a`.
+    A VM is starting, running, paused, stopped (on request), ended (by itself), or dead: its keeper
+    was killed, or the host restarted. Those that are stopped or ended are shown with `-a`.
     """
     from teuthis.root import store
 
@@ -26,7 +26,7 @@ def main(
         found = [
             record
             for record in store.records()
-            if every or record.state in ("starting", "running", "dead")
+            if every or record.state in ("starting", "running", "paused", "dead")
         ]
         if as_json:
             attach.print_json([description(record) for record in found])
@@ -63,13 +63,19 @@ def _print(records: list["Record"]) -> None:
             record.name,
             record.state,
             _age(time.time() - since),
-            record.plan.image,
+            _origin(record),
             str(record.plan.memory),
             " ".join(record.plan.command)[:40],
             record.reason,
         )
         table.add_row(*(Text(attach.shown(cell)) for cell in cells))
     attach.print_table(table)
+
+
+def _origin(record: "Record") -> str:
+    """What the VM goes on from, or boots."""
+    restored = record.plan.restore is not None and not record.plan.forked
+    return f"snapshot {record.plan.restore}" if restored else record.plan.image
 
 
 def _age(seconds: float) -> str:

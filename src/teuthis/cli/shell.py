@@ -43,9 +43,7 @@ def main(
         variables = dict(attach.variable(text) for text in env or ())
         guest: Guest
         if name is not None:
-            from teuthis.root import named
-
-            guest = named.connect(name)
+            guest = attach.connect(name)
         else:
             from teuthis.root.vm import VM
 

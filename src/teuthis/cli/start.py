@@ -37,6 +37,14 @@ def main(
         bool,
         typer.Option("--no-agent", help="For an image that boots by itself, without our agent."),
     ] = False,
+    restore: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIRECTORY",
+            help="Go on from a snapshot (`teuthis snapshot`), with memory, disks and network of "
+            "the VM that was saved. What the guest writes to disks goes with the VM's end.",
+        ),
+    ] = None,
     allow_missing_wall: options.AllowMissingWall = None,
 ) -> None:
     """Start a virtual machine that goes on when this command ends.
@@ -52,6 +60,7 @@ def main(
         teuthis start --name site --image debian --net user --publish 8080:80
         teuthis start --name job --memory 1G -- sh -c 'sleep 60; echo done'
         teuthis start --name stock --image debian-stock --memory 512M --no-agent
+        teuthis start --name web-2 --restore prepared
         teuthis start web
     """
     from teuthis.root import named
@@ -81,6 +90,7 @@ def main(
                 processor=processor,
                 cpus=cpus,
                 agent=not no_agent,
+                restore=restore,
                 allow_missing_walls=allow_missing_wall or (),
             ).close()
         elif len(words) == 1:

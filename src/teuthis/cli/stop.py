@@ -16,7 +16,8 @@ def main(
 ) -> None:
     """Stop virtual machines: each guest is asked to end in order, and ended if it does not.
 
-    They keep their names and disks: `teuthis start NAME` starts one again, `teuthis rm` forgets it.
+    One that is paused goes on for that. They keep their names and disks: `teuthis start NAME`
+    starts one again, `teuthis rm` forgets it.
     """
     from teuthis.root import named, settings
 

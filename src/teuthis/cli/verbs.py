@@ -40,6 +40,7 @@ _PROGRAMS: Final = ("run", "start", "exec")
 _VERBS: Final = (
     *_PROGRAMS,
     *("cp", "shell", "ls", "inspect", "logs", "console", "stop", "rm", "replay"),
+    *("pause", "resume", "snapshot", "fork"),
     *("flows", "squid", "doctor", "surface", "image", "version"),
 )
 

@@ -25,6 +25,7 @@ from teuthis.errors import (
 from teuthis.flows import Count, Counters
 from teuthis.protocol import (
     Health,
+    KeeperRequest,
     Pause,
     ProtocolError,
     Request,
@@ -60,7 +61,9 @@ class Caller:
         self._control = control
         _callers.add(self)
 
-    def submit(self, make: Callable[[int], Request], descriptors: Sequence[int] = ()) -> Answer:
+    def submit(
+        self, make: Callable[[int], KeeperRequest], descriptors: Sequence[int] = ()
+    ) -> Answer:
         """Sends the request that `make(number)` gives, with descriptors; answers come by futures.
 
         Raises:
@@ -100,7 +103,7 @@ class Caller:
         """
         done(self.submit(lambda number: Resume(number)), "resumed")
 
-    def _send(self, request: Request, descriptors: Sequence[int]) -> None:
+    def _send(self, request: KeeperRequest, descriptors: Sequence[int]) -> None:
         try:
             packet = encode_request(request)
         except ProtocolError as error:
@@ -147,6 +150,11 @@ class Caller:
     def ended(self) -> bool:
         """Whether the VM is no more."""
         return self._over or os.getpid() != self._owner
+
+    @property
+    def standing(self) -> bool:
+        """Whether the guest stands still, as its user asked."""
+        return self._requests.standing
 
     @property
     def health(self) -> Health:

@@ -269,6 +269,11 @@ class Guest(Closing):
         """
         self._machine.resume()
 
+    @property
+    def paused(self) -> bool:
+        """Whether it stands still, as `pause` asked."""
+        return self._machine.standing
+
     def flows(self) -> dict[str, Count]:
         """How often each flow of the register ran so far, its bytes, and what was refused.
 

@@ -8,6 +8,7 @@ dies, the VM's processes die with it.
 Started by `start` as `python -m teuthis.root.keeper --run RUN --report-fd N`.
 """
 
+import errno
 import os
 import select
 import signal
@@ -18,6 +19,7 @@ import threading
 import time
 from concurrent.futures import Future
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import Final, Self
 
@@ -31,20 +33,21 @@ from teuthis.protocol import (
     Exec,
     Facts,
     Health,
+    KeeperRequest,
     Pause,
     ProtocolError,
     ReadFile,
-    Request,
     Resize,
     Resume,
     Save,
     Shutdown,
     Signal,
+    Snapshot,
     Status,
     StatusKind,
     Stop,
     WriteFile,
-    decode_request,
+    decode_keeper_request,
 )
 from teuthis.root import logs, remote, store
 from teuthis.root.descriptors import Descriptors
@@ -152,7 +155,9 @@ class Keeper:
             HostError: the socket or the log cannot be made.
         """
         self.machine = vm.machine
+        self._record = record
         self._vm = vm
+        self._saving = threading.Lock()
         self.environment = vm.environment
         self._asked = False
         self._exit_code: int | None = None
@@ -200,11 +205,22 @@ class Keeper:
     def stop(self, patience: float) -> None:
         """Ends the VM on request; its guest has `patience` seconds to do so in order."""
         if patience:
+            with suppress(TeuthisError):
+                self.machine.submit(Resume)  # one that stands still could not end in order
             self.shut_down()
             with suppress(TeuthisError):
                 self.machine.raise_end(patience)
         self._asked = True
         self.machine.close()
+
+    def snapshot(self, path: Path) -> None:
+        """Saves the VM, one client after the other. Raises as `VM.snapshot`."""
+        with self._saving:
+            self._vm.snapshot(path)
+
+    def stands(self, still: bool) -> None:
+        """The guest stands still, or goes on, as somebody asked."""
+        self._record.mark_paused(still)
 
     def leave(self, connection: "Connection") -> None:
         """A connection is over."""
@@ -323,7 +339,7 @@ class Connection:
         counters = self._keeper.counters
         try:
             if packet:
-                self._handle(decode_request(packet, len(descriptors)), descriptors)
+                self._handle(decode_keeper_request(packet, len(descriptors)), descriptors)
                 counters.accept("keeper.request", len(packet))
             return bool(packet)
         except ProtocolError:
@@ -333,10 +349,12 @@ class Connection:
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    def _handle(self, request: Request, descriptors: list[int]) -> None:
+    def _handle(self, request: KeeperRequest, descriptors: list[int]) -> None:
         match request:
             case Stop():
                 self._keeper.stop(0)
+            case Snapshot():
+                self._snapshot(request, descriptors[0])
             case Signal() | Resize():
                 if (number := self._numbers.get(request.id)) is not None:
                     self._machine.tell(msgspec.structs.replace(request, id=number))
@@ -344,6 +362,16 @@ class Connection:
                 if isinstance(request, Shutdown):
                     self._keeper.asked_to_end()
                 self._submit(request, descriptors)
+
+    def _snapshot(self, request: Snapshot, sink: int) -> None:
+        try:
+            self._keeper.snapshot(Path(request.path))
+        except TeuthisError as error:
+            with suppress(OSError):
+                os.write(sink, msgspec.msgpack.encode(Failure.of(error)))
+            self._send(Status(StatusKind.FAILED, request.id, errno.EIO))
+        else:
+            self._send(Status(StatusKind.DONE, request.id))
 
     def _submit(self, request: Numbered, descriptors: list[int]) -> None:
         own = request.id
@@ -361,6 +389,8 @@ class Connection:
         def finished(future: Future[Status]) -> None:
             self._numbers.pop(own, None)
             if future.exception() is None:
+                if future.result().kind is StatusKind.DONE and isinstance(request, Pause | Resume):
+                    self._keeper.stands(isinstance(request, Pause))
                 self._send(future.result()._replace(id=own))
 
         answer.started.add_done_callback(started)

@@ -140,7 +140,9 @@ class Machine(Caller):
     # ---- saving --------------------------------------------------------------------------------
 
     def save(self, target: int) -> Saved:
-        """Saves the machine, which goes on, with its memory in the file `target`, taken over.
+        """Saves the machine with its memory in the file `target`, taken over.
+
+        It goes on, unless it is paused.
 
         Raises:
             SnapshotError: it cannot be saved now.
@@ -155,7 +157,9 @@ class Machine(Caller):
                 )
             for disk in self._processes.disks:
                 disk.check_saveable()
-            self.pause()
+            stood = self.standing
+            if not stood:
+                self.pause()
             try:
                 hypervisor, worker = self._state()
                 with self._lock:
@@ -168,8 +172,9 @@ class Machine(Caller):
             except OSError as error:
                 raise SnapshotError(f"the machine could not be saved: {error}") from error
             finally:
-                with suppress(VMError):
-                    self.resume()
+                if not stood:
+                    with suppress(VMError):
+                        self.resume()
             undo.pop_all()
         return Saved(
             memory.size,

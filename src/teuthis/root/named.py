@@ -1,24 +1,29 @@
 """VMs with names, which outlive the program that starts them: started, found, stopped, removed."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import weakref
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from teuthis import data
-from teuthis.errors import HostError, TeuthisError
-from teuthis.protocol import Shutdown, Stop
-from teuthis.root import settings, store
+from teuthis.errors import ConfigurationError, HostError, TeuthisError
+from teuthis.protocol import Resume, Shutdown, Snapshot, StatusKind, Stop
+from teuthis.root import settings, snapshot, store
 from teuthis.root.disks import Disk
+from teuthis.root.failure import Failure
 from teuthis.root.guest import Guest
 from teuthis.root.keeper import Report
-from teuthis.root.plan import Plan, PlannedDisk, host_path
+from teuthis.root.plan import ORIGIN, Plan, PlannedDisk, host_path
 from teuthis.root.record import Ending, Record
 from teuthis.root.remote import Remote
 
@@ -68,11 +73,43 @@ class NamedVM(Guest):
         """
         if not now:
             with suppress(TeuthisError):
+                self._machine.submit(Resume)  # one that stands still could not end in order
                 self._machine.submit(Shutdown)
             self._await_end(timeout)
         self._machine.tell(Stop())
         self._await_end(_STOP_PATIENCE)
         kill(self._record)
+
+    def snapshot(self, path: str | os.PathLike[str]) -> None:
+        """Saves the VM to a new directory, as `VM.snapshot`; `start(restore=…)` goes on from it.
+
+        Raises:
+            SnapshotError: the directory exists, or the VM cannot be saved now.
+            VMError: the VM is no more.
+        """
+        source, sink = os.pipe2(os.O_CLOEXEC)
+        with os.fdopen(source, "rb") as said:
+            directory = host_path(path) or ""
+            try:
+                answer = self._machine.submit(lambda number: Snapshot(number, directory), [sink])
+            finally:
+                os.close(sink)
+            if answer.finished.result().kind is StatusKind.DONE:
+                return
+            error = said.read(_MAX_REPORT)
+        raise msgspec.msgpack.decode(error, type=Failure).error()
+
+    def fork(self, *names: str) -> Sequence["NamedVM"]:
+        """Running copies of the VM under new names, as `VM.fork`. They outlive this program, too.
+
+        A copy that has ended and is started again goes on from the same moment once more.
+
+        Raises:
+            ConfigurationError: a name is taken, or cannot be one.
+            SnapshotError: the VM cannot be copied now.
+            HostError: this host lacks something.
+        """
+        return _fork(self, self._record, names)
 
     def _await_end(self, timeout: float) -> None:
         with suppress(TeuthisError):
@@ -100,6 +137,7 @@ def start(
     allow_missing_walls: Collection[str] = (),
     processor: str = "auto",
     cpus: int = 1,
+    restore: str | os.PathLike[str] | None = None,
 ) -> NamedVM:
     """Starts a VM that outlives this program, and connects to it.
 
@@ -124,9 +162,13 @@ def start(
         cpus: see `VM`.
         agent: see `VM`.
         allow_missing_walls: see `VM`.
+        restore: the directory of a snapshot that the VM goes on from. Its memory, image, disks,
+            network and processor are those of the VM that was saved; what the guest writes to its
+            disks goes with the VM's end. Started again it goes on from the snapshot once more.
 
     Raises:
         ConfigurationError: the name is taken, or an argument cannot be.
+        SnapshotError: the snapshot is damaged, cut off, newer, or none at all.
         KernelError, HostError, BootTimeout, GuestPanic, …: see `VM`.
         CommandNotFound, CommandNotExecutable: the guest cannot run the command.
         VMClosed: the command has ended already, before this program could connect.
@@ -151,7 +193,12 @@ def start(
         processor=processor,
         cpus=cpus,
     )
-    record = store.add(name, plan)
+    if restore is not None:
+        plan = _from_snapshot(plan, Path(restore).absolute())
+    return _start(store.add(name, plan))
+
+
+def _start(record: Record) -> NamedVM:
     try:
         _keep(record)
     except BaseException:
@@ -160,6 +207,52 @@ def start(
         store.forget(record)
         raise
     return NamedVM(store.find_run(record.run))
+
+
+def _from_snapshot(plan: Plan, directory: Path) -> Plan:
+    """The plan of a VM that goes on from a snapshot, of which the user said `plan` besides."""
+    beside = replace(plan, env={}, command=(), workdir="/", allow_missing_walls=())
+    if beside != Plan():
+        raise ConfigurationError(
+            "a VM that goes on from a snapshot has memory, image, disks, network, processor and "
+            "agent from there: say only its program, variables and missing walls"
+        )
+    found = snapshot.describe(directory)
+    memory = f"{found.memory_size >> 20}M"
+    return replace(plan, restore=str(directory), memory=memory, agent=found.agent)
+
+
+def _fork(vm: NamedVM, record: Record, names: Sequence[str]) -> Sequence[NamedVM]:
+    if not names or len(set(names)) != len(names):
+        raise ConfigurationError("say a name of its own for each copy, for one at least")
+    taken = {each.name for each in store.records()}
+    for name in names:
+        if store.check_name(name) in taken:
+            raise ConfigurationError(f"there is a VM {name!r} already: choose another name")
+    plan = replace(record.plan, forked=True, command=(), workdir="/", publish=())
+    copies: dict[str, NamedVM] = {}
+    with tempfile.TemporaryDirectory(dir=record.directory, prefix="fork-") as place:
+        saved = Path(place) / ORIGIN
+        vm.snapshot(saved)
+        try:
+            for name in names:
+                copies[name] = _start(_copy(store.add(name, plan), saved))
+        except BaseException:
+            for name in copies:
+                with suppress(TeuthisError):
+                    remove(name, force=True)
+            raise
+    return [*copies.values()]
+
+
+def _copy(record: Record, saved: Path) -> Record:
+    """Gives a VM what it goes on from: the files of all copies are one, gone with the last copy."""
+    try:
+        shutil.copytree(saved, record.directory / ORIGIN, copy_function=os.link)
+    except (OSError, shutil.Error) as error:
+        store.forget(record)
+        raise HostError(f"could not give the VM {record.name!r} its files: {error}") from error
+    return record
 
 
 def start_again(name: str) -> NamedVM:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from teuthis.root.console import Sink
     from teuthis.root.disks import Disk
     from teuthis.root.vm import VM
+
+
+ORIGIN: Final = "origin"
+"""In a VM's directory: the snapshot of the VM that it is a copy of."""
 
 
 class PlannedDisk(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -48,6 +52,8 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     Attributes:
         command: the VM ends when this program does; empty: it goes on until it is stopped.
         workdir: where the program starts.
+        restore: a snapshot that it goes on from; all else but what may be said beside it is there.
+        forked: it goes on from a copy of another VM, which lies in its directory (`ORIGIN`).
     """
 
     memory: int | str = "256M"
@@ -68,9 +74,11 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     on_hang: Literal["report", "kill"] = "report"
     processor: str = "auto"
     cpus: int = 1
+    restore: str | None = None
+    forked: bool = False
 
     def start(self, directory: Path, console: Sink) -> VM:
-        """Boots the VM; raises what `VM` raises.
+        """Starts the VM; raises what `VM` and `VM.restore` raise.
 
         Args:
             directory: where the layers of its disks are kept from one start to the next.
@@ -79,6 +87,14 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
         from teuthis.images import store
         from teuthis.root.vm import VM
 
+        if self.forked or self.restore is not None:
+            return VM.restore(
+                directory / ORIGIN if self.forked else Path(self.restore or ""),
+                console=console,
+                env=self.env,
+                publish=not self.forked,
+                allow_missing_walls=self.allow_missing_walls,
+            )
         return VM(
             self.memory,
             image=self.image,

@@ -2,6 +2,7 @@
 
 import stat
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -75,17 +76,39 @@ class Record(msgspec.Struct, frozen=True):
 
     @property
     def state(self) -> str:
-        """One of "starting", "running", "stopped" (on request), "ended" (by itself), "dead"."""
+        """What it is doing.
+
+        One of "starting", "running", "paused", "stopped" (on request), "ended" (by itself), "dead".
+        """
         if self.ending is not None:
             return "stopped" if self.ending.asked else "ended"
         if not self.live:
             return "dead"
-        return "starting" if self.ready is None else "running"
+        if self.ready is None:
+            return "starting"
+        return "paused" if self.paused else "running"
 
     @property
     def live(self) -> bool:
         """Whether it starts or runs."""
         return self.ending is None and self._owner.alive
+
+    @property
+    def paused(self) -> bool:
+        """Whether its keeper has it stand still."""
+        return self._paused.exists()
+
+    def mark_paused(self, paused: bool) -> None:
+        """Said by its keeper. A file, as it is no news of a VM that has ended or starts again."""
+        with suppress(OSError):
+            if paused:
+                self._paused.touch(mode=0o600)
+            else:
+                self._paused.unlink(missing_ok=True)
+
+    @property
+    def _paused(self) -> Path:
+        return self.directory / f"{self.run}.paused"
 
     @property
     def _owner(self) -> ProcessId:

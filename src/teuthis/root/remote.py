@@ -24,7 +24,7 @@ from teuthis.root import store
 from teuthis.root.caller import Caller, total
 from teuthis.root.record import Record
 
-VERSION: Final = 1
+VERSION: Final = 2
 MAX_PAGES: Final = 16
 _MAX_WELCOME: Final = MAX_REQUEST
 _PATIENCE: Final = 10.0
@@ -72,6 +72,7 @@ class Remote(Caller):
             HostError: its keeper does not answer, or is of another version.
         """
         super().__init__()
+        self._record = record
         self._run = record.run
         self._name = record.name
         self._closing = False
@@ -86,6 +87,11 @@ class Remote(Caller):
             raise
         self._thread = threading.Thread(target=self._listen, name="teuthis-remote", daemon=True)
         self._thread.start()
+
+    @property
+    def standing(self) -> bool:
+        """Whether the guest stands still, whoever asked."""
+        return self._record.paused
 
     def flows(self) -> dict[str, Count]:
         """Counters of all the VM's processes, by flow."""

@@ -12,7 +12,17 @@ from typing import Final
 
 from teuthis.errors import TeuthisError, VMError
 from teuthis.flows import FLOWS
-from teuthis.protocol import Ended, Exec, Health, ProtocolError, Request, Status, StatusKind
+from teuthis.protocol import (
+    Ended,
+    Exec,
+    Health,
+    KeeperRequest,
+    Pause,
+    ProtocolError,
+    Resume,
+    Status,
+    StatusKind,
+)
 
 MAX_OUTSTANDING: Final = FLOWS["control.request"].values["outstanding_max"]
 _HEALTH_BURST: Final = 16
@@ -27,15 +37,17 @@ class Answer:
 
     Attributes:
         id: the request's number.
+        request: what was asked for.
         started: process id in the guest, for an `Exec`; 0 when it finished without one.
         finished: EXITED, DONE or FAILED; or the error that ended the VM.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, request: KeeperRequest, number: int) -> None:
         self.id = number
+        self.request = request
         self.started: Future[int] = Future()
         self.finished: Future[Status] = Future()
-        self.ends = _OTHER_ENDS
+        self.ends = _EXEC_ENDS if isinstance(request, Exec) else _OTHER_ENDS
 
     def fail(self, error: TeuthisError) -> None:
         """Ends the waiting: the VM is no more."""
@@ -50,6 +62,8 @@ class Requests:
     def __init__(self) -> None:
         self.ready: Future[None] = Future()
         self.health = Health.UNKNOWN
+        self.standing = False
+        """Whether the guest stands still, as was asked."""
         self.on_health: Callable[[], None] = lambda: None
         """Called after each change of `health`."""
         self._health_changes = 0
@@ -59,7 +73,7 @@ class Requests:
         self._number = 0
         self._error: Callable[[], TeuthisError] | None = None
 
-    def open(self, make: Callable[[int], Request]) -> tuple[Answer, Request]:
+    def open(self, make: Callable[[int], KeeperRequest]) -> tuple[Answer, KeeperRequest]:
         """Numbers the request that `make(number)` gives, and awaits its answer.
 
         Raises:
@@ -71,10 +85,8 @@ class Requests:
             if len(self._outstanding) >= MAX_OUTSTANDING:
                 raise VMError(f"{MAX_OUTSTANDING} requests are under way in this VM: wait for some")
             self._number += 1
-            answer = Answer(self._number)
-            request = make(answer.id)
-            if isinstance(request, Exec):
-                answer.ends = _EXEC_ENDS
+            request = make(self._number)
+            answer = Answer(request, self._number)
             self._outstanding[answer.id] = answer
             return answer, request
 
@@ -113,6 +125,8 @@ class Requests:
         if status.kind is StatusKind.STARTED:
             answer.started.set_result(status.value)
         else:
+            if status.kind is StatusKind.DONE and isinstance(answer.request, Pause | Resume):
+                self.standing = isinstance(answer.request, Pause)
             answer.finished.set_result(status)
             if not answer.started.done():
                 answer.started.set_result(0)

@@ -240,6 +240,16 @@ def read(
     return saved, manifest
 
 
+def describe(directory: Path) -> Manifest:
+    """What a snapshot says of itself; nothing else of it is looked at. Raises `SnapshotError`."""
+    try:
+        return _manifest((directory / _MANIFEST).read_bytes(), directory)
+    except OSError as error:
+        raise SnapshotError(
+            f"{directory} cannot be read as a snapshot: {error.strerror}"
+        ) from error
+
+
 def _layer_digest(file: int, size: int) -> str:
     from teuthis.root import layers
 

@@ -111,12 +111,12 @@ def records() -> list[Record]:
 
 
 def running() -> list[Record]:
-    """The VMs that run, by name; `remote.connect` reaches them.
+    """The VMs that run or are paused, by name; `remote.connect` reaches them.
 
     Raises:
         HostError: the database cannot be used.
     """
-    return [record for record in records() if record.state == "running"]
+    return [record for record in records() if record.state in ("running", "paused")]
 
 
 def add(name: str, plan: Plan) -> Record:

@@ -224,7 +224,9 @@ class VM(Guest):
     # ---- saved machines ------------------------------------------------------------------------
 
     def snapshot(self, path: str | os.PathLike[str]) -> None:
-        """Saves the VM, which goes on, to a new directory; `VM.restore` starts others from it.
+        """Saves the VM to a new directory; `VM.restore` starts others from it.
+
+        It goes on, unless it is paused.
 
         Programs that run are part of it, but nobody can talk to them in a restored VM.
 
@@ -243,6 +245,7 @@ class VM(Guest):
         *,
         console: Sink | None = None,
         env: Mapping[str, str] | None = None,
+        publish: bool = True,
         allow_missing_walls: Collection[str] = (),
     ) -> Self:
         """Starts a VM that goes on where a snapshot was made; all else is as it was there.
@@ -251,6 +254,7 @@ class VM(Guest):
             path: the snapshot's directory.
             console: a binary file that the kernel's log is written to from now on.
             env: environment variables of all programs, beside those that the VM had.
+            publish: whether the ports of this host that led to the VM lead to this one.
             allow_missing_walls: as of `VM`.
 
         Raises:
@@ -260,7 +264,7 @@ class VM(Guest):
         saved, manifest = snapshot.read(Path(path))
         with saved:
             variables = settings.environment(manifest.env, env)
-            machine = _restored(saved, console, allow_missing_walls, publish=True)
+            machine = _restored(saved, console, allow_missing_walls, publish=publish)
         return cls._ready_with(machine, variables)
 
     def fork(self, count: int = 1) -> list[Self]:
