@@ -20,6 +20,8 @@ from teuthis.flows import FLOWS
 
 ROOT: Final = Path(__file__).parents[1]
 _TRIALS: Final = 1500
+_RANDOM_INPUTS: Final = 60
+_RANDOM_BYTES: Final = 12_000
 _HOPELESS: Final = 100
 _TRIAL_BYTES: Final = 400
 _INPUT: Final = 0x2000
@@ -33,12 +35,17 @@ _CALL: Final = bytes((0, _RUNS_INTO, 0, 7))
 
 def plant(target: str, short: str, corpus: Path) -> None:
     """Puts what is recorded for a target into its corpus, unless it is there."""
-    if corpus.exists() and any(corpus.glob("seed-*")):
+    if corpus.exists() and any(corpus.iterdir()):
         return
     corpus.mkdir(parents=True, exist_ok=True)
     if short in _HARNESSES:
         for number, data in enumerate(_HARNESSES[short]()):
             (corpus / f"seed-{number:03}").write_bytes(data)
+        # As `make test` does: where nothing is known, anything.
+        source = random.Random(short)  # noqa: S311 (the same bytes each time)
+        for number in range(_RANDOM_INPUTS):
+            data = source.randbytes(source.randrange(_RANDOM_BYTES))
+            (corpus / f"random-{number:03}").write_bytes(data)
     elif "::" in target:
         command = [sys.executable, "-m", "fuzz.corpora", target, str(corpus)]
         subprocess.run(command, cwd=ROOT, check=True)
@@ -57,7 +64,7 @@ def _seeds(*flows: str) -> Iterable[bytes]:
 
 
 def _code() -> Iterable[bytes]:
-    registers, handlers = bytes((4, 0, 1)) * 16, bytes(5) * 32
+    registers, handlers = bytes((4, 0, 1)) * 16, bytes(6) * 32
     for seed in kept("instruction.decode"):
         # A quarter of what is left is not taken for code.
         yield bytes(4) + registers + bytes(1) + handlers + seed + bytes(len(seed) // 3 + 1)
@@ -117,7 +124,7 @@ def _intercept(found: Intercept) -> bytes:
         "MsrRead": b"\x01\x03" + number,
         "MsrWrite": b"\x02\x03" + number + value,
         "PortRead": b"\x05" + port,
-        "PortWrite": b"\x06" + port + value,
+        "PortWrite": b"\x06" + port + b"\x01" + value,
         "Halt": b"\x08\0",
     }[found.kind]
     return bytes((0, _RUNS_INTO, size)) + body
@@ -159,6 +166,7 @@ _HARNESSES: Final[dict[str, Callable[[], Iterable[bytes]]]] = {
     "doorbells": _doorbells,
     "link": _link,
     "partition": _partition,
+    "record": lambda: (),
     "replay": _replay,
     "whole": _whole,
 }

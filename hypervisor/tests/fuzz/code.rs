@@ -42,18 +42,50 @@ const DESCRIPTORS: [u64; 7] = [
 ];
 /// Instead of the fuzzer's code: out 0x80, al; wrmsr; rdmsr; and again. Faults come back to it.
 const REGISTERS: [u8; 8] = [0xE6, 0x80, 0x0F, 0x30, 0x0F, 0x32, 0xEB, 0xF8];
-/// Registers that the processor has, beside those in ranges.
-const KNOWN: [u64; 10] = [
-    0x10, 0x1B, 0xFE, 0x174, 0x1A0, 0x200, 0x250, 0x26F, 0x277, 0x2FF,
+/// The same with stores, near and into this code: out 0x80, al; mov [rcx], rax; mov [rcx + 8], rax;
+/// and again.
+const STORES: [u8; 11] = [
+    0xE6, 0x80, 0x48, 0x89, 0x01, 0x48, 0x89, 0x41, 8, 0xEB, 0xF5,
 ];
+/// Registers that the processor has, beside those in ranges.
+const KNOWN: [u64; 18] = [
+    0x10,
+    0x1B,
+    0xFE,
+    0x174,
+    0x175,
+    0x176,
+    0x1A0,
+    0x200,
+    0x250,
+    0x26F,
+    0x277,
+    0x2FF,
+    0xC000_0084,
+    0xC000_0100,
+    0xC000_0101,
+    0xC000_0102,
+    0xC000_0103,
+    0xC000_0080,
+];
+/// What some of them hold: memory types, SCE with LME and LMA, where the APIC is.
+const HELD: [u64; 4] = [0x0606_0606_0606_0606, 0xD01, 0xFEE0_0900, 0];
+/// Pages, and entries of tables, that are used whatever the code does.
+const USED: [u64; 12] = [0, 1, 2, 3, 4, 6, 7, 8, 0x10, 0x3F, 0x40, 0x50];
 /// Slices, and instructions of each: enough to leave the code and come back by an exception.
 const SLICES: usize = 10;
+/// With code of ours: as many steps as there are bytes.
+const MOST_STEPS: usize = 400;
 const SLICE: u32 = 100;
 
 pub fn run(data: &[u8]) {
     let mut bytes = Bytes(data);
-    let mut processor = processor(&mut bytes);
-    for _ in 0..SLICES {
+    let program = Program::of(data.first().copied().unwrap_or(0));
+    let mut processor = processor(&mut bytes, program);
+    for slice in 0..MOST_STEPS {
+        if slice >= SLICES && (program == Program::Any || bytes.0.is_empty()) {
+            break;
+        }
         match processor.run(SLICE) {
             Intercept::SliceEnd => {}
             Intercept::Shutdown => break,
@@ -62,9 +94,17 @@ pub fn run(data: &[u8]) {
                 processor.complete(Completion::Cpuid([bytes.number(4) as u32; 4]));
             }
             Intercept::PortWrite { port: 0x80, .. } => {
-                let (register, value) = (model_specific_register(&mut bytes), bytes.value());
+                let place = match program {
+                    Program::Stores => CODE + bytes.number(1),
+                    _ => model_specific_register(&mut bytes),
+                };
+                let value = match bytes.byte() % 4 {
+                    0 => HELD[bytes.below(HELD.len() as u64) as usize],
+                    1 => bytes.number(2),
+                    _ => bytes.value(),
+                };
                 let cpu = processor.cpu_mut();
-                cpu.gpr[1] = register;
+                cpu.gpr[1] = place;
                 cpu.gpr[0] = value & 0xFFFF_FFFF;
                 cpu.gpr[2] = value >> 32;
                 processor.complete(Completion::Done);
@@ -77,8 +117,27 @@ pub fn run(data: &[u8]) {
     processor.merge_counts(&Counters::anonymous().unwrap());
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Program {
+    /// The fuzzer's bytes.
+    Any,
+    Registers,
+    Stores,
+}
+
+impl Program {
+    /// As the first byte chooses.
+    fn of(mode: u8) -> Self {
+        match mode & 12 {
+            4 => Program::Registers,
+            12 => Program::Stores,
+            _ => Program::Any,
+        }
+    }
+}
+
 /// A processor whose next instruction is the first of the fuzzer's.
-fn processor(bytes: &mut Bytes) -> SoftProcessor {
+fn processor(bytes: &mut Bytes, program: Program) -> SoftProcessor {
     let memory = GuestMemory::anonymous(MEMORY).unwrap();
     let put = |place, value: u64| memory.write(place, value).unwrap();
     put(PML4, PDPT | PRESENT_WRITABLE_USER);
@@ -106,22 +165,36 @@ fn processor(bytes: &mut Bytes) -> SoftProcessor {
     // Some entries of the tables are the fuzzer's: other pages, other rights, other descriptors.
     for _ in 0..bytes.below(8) {
         let table = [PML4, PDPT, DIRECTORY, PAGES, GDT][bytes.below(5) as usize];
-        put(table + 8 * bytes.below(512), bytes.value());
-    }
-    let registers = mode & 4 != 0;
-    for vector in 0..32 {
-        let handler = if registers {
-            CODE
-        } else {
-            CODE + bytes.below(CODE_SIZE as u64)
+        let index = match bytes.byte() % 2 {
+            0 => USED[bytes.below(USED.len() as u64) as usize],
+            _ => bytes.below(512),
         };
-        let low = handler & 0xFFFF | 0x10 << 16 | bytes.below(3) << 32 | 0x8F << 40;
+        // What was there, with other rights or a bit that must be zero; or anything.
+        let value = match bytes.byte() % 3 {
+            0 => index << 12 | bytes.number(1),
+            1 => index << 12 | 7 | 1 << (bytes.byte() % 64),
+            _ => bytes.value(),
+        };
+        put(table + 8 * index, value);
+    }
+    for vector in 0..32 {
+        let handler = match program {
+            Program::Any => CODE + bytes.below(CODE_SIZE as u64),
+            _ => CODE,
+        };
+        let (selector, attributes) = match bytes.byte() % 8 {
+            7 => (bytes.number(1), bytes.number(1)),
+            6 => (0x10, 0x8F ^ 1 << (bytes.byte() % 8)),
+            5 => (bytes.byte() as u64 % 7 * 8, 0x8E),
+            _ => (0x10, 0x8F),
+        };
+        let low = handler & 0xFFFF | selector << 16 | bytes.below(3) << 32 | attributes << 40;
         put(IDT + vector * 16, low | (handler >> 16 & 0xFFFF) << 48);
     }
-    let code = if registers {
-        &REGISTERS
-    } else {
-        bytes.take(CODE_SIZE.min(bytes.0.len() - bytes.0.len() / 4))
+    let code = match program {
+        Program::Any => bytes.take(CODE_SIZE.min(bytes.0.len() - bytes.0.len() / 4)),
+        Program::Registers => &REGISTERS,
+        Program::Stores => &STORES,
     };
     memory.write_bytes(CODE, code).unwrap();
 

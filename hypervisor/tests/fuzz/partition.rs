@@ -32,6 +32,8 @@ const KNOWN: [u64; 17] = [
     values::MSR_CRASH_P0,
     values::MSR_CRASH_CONTROL,
 ];
+/// Registers of the clock; also, on the serial port, the divisor's access, and loopback.
+const CLOCK: [u32; 14] = [0, 2, 4, 6, 7, 8, 9, 0x32, 0xA, 0xB, 0xD, 0x80, 0x10, 0xC0];
 /// As Linux sets its synthetic interrupt controller up.
 const SYNIC: [(u64, u64); 4] = [
     (values::MSR_SYNIC_SIMP, 0x6001),
@@ -126,6 +128,7 @@ pub fn run(data: &[u8]) {
             }
             action => {
                 let intercept = match action {
+                    6 if bytes.byte().is_multiple_of(4) => signal(&mut bytes),
                     6 => post(&mut bytes, &memory),
                     _ => intercept(&mut bytes),
                 };
@@ -175,8 +178,25 @@ fn post(bytes: &mut Bytes, memory: &GuestMemory) -> Intercept {
     }
 }
 
+/// A signal, of a channel that may be open; some fields are wrong.
+fn signal(bytes: &mut Bytes) -> Intercept {
+    let channel = bytes.below(5);
+    let input = values::HYPERCALL_SIGNAL_EVENT_FIRST_CONNECTION | channel;
+    Intercept::Hypercall {
+        control: match bytes.byte() % 16 {
+            15 => 0x1_005D ^ 1 << bytes.below(64),
+            _ => 0x1_005D,
+        },
+        input: match bytes.byte() % 16 {
+            15 => input | 1 << bytes.below(64),
+            _ => input,
+        },
+        output: 0,
+    }
+}
+
 fn intercept(bytes: &mut Bytes) -> Intercept {
-    let size = [1, 2, 4][bytes.below(3) as usize];
+    let size = [1, 2, 4, 1][bytes.below(4) as usize];
     match bytes.byte() % 10 {
         8 => Intercept::Halt {
             interruptible: bytes.byte().is_multiple_of(2),
@@ -198,7 +218,10 @@ fn intercept(bytes: &mut Bytes) -> Intercept {
         6 => Intercept::PortWrite {
             port: port(bytes),
             size,
-            value: bytes.value() as u32,
+            value: match bytes.byte() % 2 {
+                0 => CLOCK[bytes.below(CLOCK.len() as u64) as usize],
+                _ => bytes.value() as u32,
+            },
         },
         _ => Intercept::Hypercall {
             control: match bytes.byte() % 3 {
