@@ -5,17 +5,21 @@
 
 import json
 import sys
+import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.register import report
+from tests.register import measure, report
 
 from fuzz.target import ROOT, WORK, Target, all_targets
 from teuthis.flows import FLOWS
 
 PROSE = ROOT / "docs/fuzzing.in.md"
 PATH = ROOT / "docs/fuzzing.md"
+REASONS = ROOT / "fuzz/unreached.toml"
+"""By handler, by line of code: why no fuzzer gets there."""
+_WIDTH = 70
 _AIM = 0.85
 
 
@@ -23,7 +27,6 @@ def text(work: Path) -> str:
     """The whole page."""
     done = json.loads((work / "report.json").read_text())
     shares = handlers()
-    below = {name: share for name, share in shares.items() if share < _AIM}
     parts = {
         "runs": f"{sum(each['runs'] for each in done.values()):,}",
         "targets": str(len(all_targets())),
@@ -31,8 +34,9 @@ def text(work: Path) -> str:
         "processor": f"{sum(each['processor_seconds'] for each in done.values()) / 60:.0f}",
         "table": "\n".join(_targets(done, work)),
         "handlers": str(len(shares)),
-        "reached": str(len(shares) - len(below)),
-        "below": "\n".join(_below(below)),
+        "reached": str(sum(share >= _AIM for share in shares.values())),
+        "whole": str(sum(share == 1 for share in shares.values())),
+        "left": "\n".join(_left({name: share for name, share in shares.items() if share < 1})),
     }
     page = PROSE.read_text(encoding="utf-8")
     for name, value in parts.items():
@@ -72,11 +76,31 @@ def _kept(work: Path, target: Target) -> int:
     return len(list(directory.iterdir())) if directory.exists() else 0
 
 
-def _below(shares: Mapping[str, float]) -> Iterable[str]:
-    yield "| handler | taken |"
-    yield "|---|--:|"
+def _left(shares: Mapping[str, float]) -> Iterable[str]:
+    """Of each handler that is not taken as a whole: the lines where something is not."""
+    hits = report.coverage(report.COVERAGE)
+    reasons: dict[str, dict[str, str]] = tomllib.loads(REASONS.read_text(encoding="utf-8"))
+    yield "| handler | taken | line | not taken there | why not |"
+    yield "|---|--:|--:|---|---|"
+    flows = {flow.handler: flow for flow in FLOWS.values()}
     for name, share in sorted(shares.items(), key=lambda each: each[1]):
-        yield f"| `{name}` | {share:.0%} |"
+        known = dict(reasons.get(name, {}))
+        first = True
+        for span in measure.spans(flows[name]):
+            lines = span.path.read_text(encoding="utf-8").splitlines()
+            for number in report.untaken(span, hits):
+                code = lines[number - 1].strip()
+                why = known.pop(code, "")
+                head = f"`{name}` | {share:.0%}" if first else " | "
+                yield f"| {head} | {number} | `{_cell(code)}` | {why} |"
+                first = False
+        for code in known:
+            print(f"{REASONS.name}: {name} does not leave {code!r} any more")
+
+
+def _cell(code: str) -> str:
+    """Code inside a table."""
+    return code.replace("|", "\\|") if len(code) <= _WIDTH else _cell(code[: _WIDTH - 1]) + "…"
 
 
 def main() -> int:

@@ -109,6 +109,20 @@ def share(flow: Flow, hits: Mapping[Path, Hits]) -> float | None:
     return sum(map(bool, counts)) / len(counts) if counts else None
 
 
+def untaken(span: measure.Span, hits: Mapping[Path, Hits]) -> list[int]:
+    """The lines of some code where a branch was not taken, or which were not reached."""
+    found = hits.get(span.path, Hits())
+    return [
+        line
+        for line in range(span.first, span.last + 1)
+        if (
+            not all(branches)
+            if (branches := found.branches.get(line))
+            else found.lines.get(line) == 0
+        )
+    ]
+
+
 def covered(flow: Flow, hits: Mapping[Path, Hits]) -> str:
     """The same in words, of flows that are fuzzed."""
     found = share(flow, hits) if flow.fuzz else None

@@ -379,6 +379,7 @@ members = st.fixed_dictionaries(
 
 @settings(max_examples=30)
 @example(b"", False, 0)
+@example(msgspec.json.encode(member(MAC_A)), False, 2)
 @given(
     st.binary(max_size=300) | members.map(msgspec.json.encode),
     st.booleans(),

@@ -162,9 +162,9 @@ class Hostile:
 
     # ---- messages --------------------------------------------------------------------------------
 
-    def post(self, kind: int, body: bytes, connection: int = 1) -> None:
+    def post(self, kind: int, body: bytes, connection: int = 1, kind_of_message: int = 1) -> None:
         self.posted += 1
-        self.world.server.receive(connection, 1, HEADER.pack(kind, 0) + body)
+        self.world.server.receive(connection, kind_of_message, HEADER.pack(kind, 0) + body)
 
     def any_message(self) -> None:
         kind = self.choices.one((*INBOUND, self.choices.bits(8)))
@@ -173,7 +173,9 @@ class Hostile:
         words = [self.choices.word() for _ in range(self.choices.below(12))]
         filled = words + [0] * self.choices.one((0, 8, 46))
         connection = self.choices.one((1, 1, 1, 4))
-        self.post(kind, struct.pack(f"<{len(filled)}I", *filled), connection)
+        kind_of_message = 2 if self.choices.rarely(16) else 1
+        body = struct.pack(f"<{len(filled)}I", *filled)
+        self.post(kind, body, connection, kind_of_message)
 
     def right_message(self) -> None:
         """One that makes sense, about a channel that is there."""
@@ -298,7 +300,7 @@ class Hostile:
         """An RNDIS message, by a page list or in a section of the send buffer."""
         raw = self.damaged(seed)
         kind = self.choices.one((int(seed[0] != 1), int(seed[0] != 1), self.choices.bits(8)))
-        header = self.page_list(len(raw))
+        header = self.page_list(1 << 20 if self.choices.rarely(16) else len(raw))
         (page,) = struct.unpack_from("<Q", header, 16)
         self.world.memory.bytes[page << 12 : (page << 12) + len(raw)] = raw
         section, size, packet_kind = 2**32 - 1, 0, GPA_DIRECT

@@ -3,7 +3,7 @@
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from teuthis.flows import Counters
@@ -343,6 +343,10 @@ messages = st.one_of(
 )
 
 
+@example((message(8, 1) + bytes(4)) * (MAX_BATCH + 1), False)
+@example(message(3, 1), False)
+@example(bytes(packet(information=ppi(9))), True)
+@example(bytes(packet(information=ppi(9), information_at=20)), True)
 @given(st.lists(messages, min_size=1, max_size=3).map(b"".join), st.booleans())
 def test_any_message_is_taken_or_refused(raw: bytes, data: bool) -> None:
     adapter = Adapter(MAC, MTU, Counters())
