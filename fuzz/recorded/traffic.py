@@ -33,6 +33,7 @@ _SIGNAL: Final = struct.Struct("<IHH")
 _CHANNEL: Final = struct.Struct("<H")
 _DESCRIPTOR: Final = struct.Struct("<HHHHQ")
 _OFFER: Final = FLOWS["vmbus.offer-channel"].number
+_RESCIND: Final = FLOWS["vmbus.rescind-channel-offer"].number
 _TO_HYPERVISOR: Final = {
     flow.number: flow.id
     for flow in FLOWS.values()
@@ -136,6 +137,9 @@ class Traffic:
             if kind == _OFFER:
                 (relid,) = struct.unpack_from("<I", payload, 8 + 176)
                 self._channels[relid] = _Channel(payload[8:24])
+            elif kind == _RESCIND:
+                (relid,) = struct.unpack_from("<I", payload, 8)
+                self._channels[relid].ring = None  # nobody reads it any more
 
     # ---- VMBus -----------------------------------------------------------------------------------
 
