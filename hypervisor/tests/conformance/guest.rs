@@ -134,25 +134,31 @@ impl Guest {
     /// Runs until the guest ends or sleeps with nothing to wake it. A sleeping guest may be run
     /// again, after something was delivered to it.
     pub fn run(&mut self) -> Stop {
+        self.run_for(MOST_STEPS)
+            .expect("the guest does not come to an end")
+    }
+
+    /// The same for so many steps at most.
+    pub fn run_for(&mut self, steps: usize) -> Option<Stop> {
         let mut kicks = 0;
-        for _ in 0..MOST_STEPS {
+        for _ in 0..steps {
             let next_event = self.partition.next_event(0);
             self.processor.wake_at(next_event);
             let (intercept, stop) = self.advance();
-            if let Some(stop) = stop {
+            if stop.is_some() {
                 return stop;
             }
             let halted = !self.processor.has_deliverable_interrupt();
             if intercept == Intercept::Kicked && next_event.is_none() && halted {
                 kicks += 1;
                 if kicks == KICKS_ASLEEP {
-                    return Stop::Asleep;
+                    return Some(Stop::Asleep);
                 }
             } else {
                 kicks = 0;
             }
         }
-        panic!("the guest does not come to an end");
+        None
     }
 
     pub fn kind(&self) -> Kind {
@@ -213,25 +219,33 @@ impl Guest {
 
     /// The state of processor and partition, and a copy of the memory.
     pub fn save(&mut self) -> (Vec<u8>, Vec<u8>) {
+        self.clock.pause();
         let mut record = Record::saving(MEMORY);
         self.processor.state(&mut record).unwrap();
         let memory = self.processor.memory();
         self.partition.state(&mut record, memory).unwrap();
         let mut bytes = vec![0; MEMORY as usize];
         memory.read_bytes(0, &mut bytes).unwrap();
+        self.let_time_go_on();
         (record.finish(), bytes)
     }
 
+    fn let_time_go_on(&mut self) {
+        self.clock.resume();
+        self.processor.set_clock();
+    }
+
     /// Another guest with the state of one that was saved.
-    pub fn restore(state: &[u8], bytes: &[u8]) -> Result<Self, Malformed> {
+    pub fn restore(kind: Kind, state: &[u8], bytes: &[u8]) -> Result<Self, Malformed> {
         let mut record = Record::restoring(state, MEMORY)?;
         let memory = GuestMemory::anonymous(MEMORY).unwrap();
         memory.write_bytes(0, bytes).unwrap();
-        let mut guest = Self::of(memory, BootState::default(), Kind::Soft);
+        let mut guest = Self::of(memory, BootState::default(), kind);
         guest.processor.state(&mut record)?;
         let memory = guest.processor.memory();
         guest.partition.state(&mut record, memory)?;
         record.end()?;
+        guest.let_time_go_on();
         Ok(guest)
     }
 
