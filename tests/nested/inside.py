@@ -54,7 +54,24 @@ def main() -> None:
             seen[name] = type(error).__name__
     seen["several"] = _several(2)
     seen["four"] = _several(4)["processors"]
+    seen["debian"] = _in_debian()
     print(json.dumps(seen))
+
+
+def _in_debian() -> list[str]:
+    """A Python program in Debian on two processors, a thread of work on each."""
+    with teuthis.VM("512M", image="debian", cpus=2) as vm:
+        result = vm.run(["python3", "-c", HELLO], timeout=300)
+        return [vm.processor, result.stdout.decode(), result.stderr.decode()]
+
+
+HELLO = """
+import hashlib, os, platform
+from concurrent.futures import ThreadPoolExecutor
+print("hello from", platform.freedesktop_os_release()["ID"], "on", os.cpu_count(), "processors")
+with ThreadPoolExecutor(2) as pool:
+    print(*{hash.hexdigest() for hash in pool.map(hashlib.sha256, [bytes(1 << 20)] * 2)})
+"""
 
 
 def _several(cpus: int) -> dict[str, object]:

@@ -2,8 +2,8 @@
 
 QEMU emulates AMD's SVM with nested paging, so neither root nor virtualization hardware is needed.
 L1 boots Debian's ordinary kernel with an initrd made here; its programs are this host's own `/usr`,
-this checkout and the cache, all shared read-only through virtio-9p. Kernel code of an L2 guest runs
-at some 200 MIPS; an exit to user space costs 100 to 500 µs.
+this checkout, the cache and the images, all shared read-only through virtio-9p. Kernel code of an
+L2 guest runs at some 200 MIPS; an exit to user space costs 100 to 500 µs.
 """
 
 import os
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from teuthis.images import cache, packages
+from teuthis.images import cache, packages, store
 from teuthis.images.cpio import Archive
 from teuthis.images.modules import ModuleTree
 from teuthis.root.loader.kernel import open_kernel
@@ -55,6 +55,8 @@ done < /shares
 /busybox ip link set lo up
 /busybox stty -opost
 /busybox ln -s "$TEUTHIS_HOST_CACHE/packages" /tmp/cache/
+/busybox mkdir /tmp/data
+/busybox ln -s "$TEUTHIS_HOST_IMAGES" /tmp/data/images
 echo "$TEUTHIS_MARK begin"
 { /bin/sh /command < /dev/null; echo "$TEUTHIS_MARK end $?"; } 2>&1 | /busybox cat
 /busybox poweroff -f
@@ -151,6 +153,7 @@ def _watch(
 def _shares() -> dict[str, Path]:
     """What L1 sees of this host, by 9p tag; each under the same path."""
     paths = [Path("/usr"), ROOT, Path(sys.base_prefix), cache.directory("packages").parent]
+    paths.append(store.directory())
     target = os.environ.get("CARGO_TARGET_DIR")
     if target:
         paths.append(Path(target))
@@ -195,6 +198,7 @@ def _initrd(modules: Path, shares: Mapping[str, Path], script: str, mark: str) -
     archive.file("etc/group", b"root:x:0:\nnogroup:x:65534:\n")
     init = _INIT.replace("$TEUTHIS_MARK", mark)
     init = init.replace("$TEUTHIS_HOST_CACHE", str(cache.directory("packages").parent.resolve()))
+    init = init.replace("$TEUTHIS_HOST_IMAGES", str(store.directory().resolve()))
     archive.file("init", _FIRST_INIT.encode(), 0o755)
     archive.file("init.second", init.encode(), 0o755)
     archive.file("command", script.encode())
@@ -209,6 +213,7 @@ def _script(command: Sequence[str], environment: Mapping[str, str], mark: str) -
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
         "TEUTHIS_CACHE": "/tmp/cache",
+        "TEUTHIS_DATA": "/tmp/data",
         **environment,
     }
     lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]

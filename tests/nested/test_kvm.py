@@ -41,6 +41,18 @@ def test_the_tiny_guests_behave_as_on_the_software_processor() -> None:
     assert " 0 failed" in result.output
 
 
+def test_any_saved_machine_is_taken_or_refused() -> None:
+    """The fuzz target of saved states, with a processor whose state the kernel takes as well."""
+    program = built("test", "fuzz")
+    result = machine.run(
+        [str(program), "--exact", "any_saved_machine_is_taken_or_refused"],
+        timeout=600,
+        environment={"TEUTHIS_TEST_PROCESSOR": "kvm"},
+    )
+    assert result.exit_code == 0, result.output
+    assert " 1 passed" in result.output
+
+
 @pytest.fixture(scope="module")
 def seen() -> dict[str, Any]:
     """What VMs did on KVM; see `inside`."""
@@ -101,6 +113,12 @@ def test_two_processors_work_and_share_the_interrupts(seen: dict[str, Any]) -> N
     assert several["spread"][1] > 0
     assert several["walls"] == {"Seccomp": "2", "CapEff": f"{0:016x}", "Threads": "2"}
     assert several["closed in"] == ["2", "2"]
+
+
+def test_a_python_program_runs_in_debian_on_two_processors(seen: dict[str, Any]) -> None:
+    digest = hashlib.sha256(bytes(inside.SHARED)).hexdigest()
+    expected = f"hello from debian on 2 processors\n{digest}\n"
+    assert seen["debian"] == ["kvm", expected, ""]
 
 
 def test_a_machine_is_saved_and_goes_on(seen: dict[str, Any]) -> None:
