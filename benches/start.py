@@ -23,7 +23,7 @@ from teuthis.root.loader.kernel import open_kernel
 _RUN = [str(Path(sys.executable).with_name("teuthis")), "run"]
 _COPIES = 100
 _SUSTAINED_SECONDS = 10.0
-_PYTHON = ["--image", "debian", "--", "python3", "-c", "print(1)"]
+_PYTHON = ["--", "python3", "-c", "print(1)"]
 
 
 def seconds(work: Callable[[], object], rounds: int) -> float:
@@ -135,7 +135,7 @@ def main() -> None:
     teuthis.VM(processor="soft").close()
 
     def say(what: str, figure: float, unit: str = "s") -> None:
-        print(f"{what:52}{figure:10.3f} {unit}", flush=True)
+        print(f"{what:62}{figure:10.3f} {unit}", flush=True)
 
     print(f"medians of {rounds} rounds; load average {os.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory() as name:
@@ -147,7 +147,10 @@ def main() -> None:
         say("QEMU TCG: restored (-incoming) to a program's end", statistics.median(restored))
     say("teuthis run --cold -- true", seconds(lambda: shell("--cold", "--", "true"), rounds))
     say("teuthis run -- true", seconds(lambda: shell("--", "true"), rounds))
-    say("teuthis run --image debian -- python3 -c 'print(1)'", seconds(lambda: shell(*_PYTHON), 3))
+    for options in (["--image", "debian"], ["--image", "debian", "--warm", "python"]):
+        shell(*options, *_PYTHON)  # its template is there from now on
+        name = " ".join(["... run", *options, "-- python3 -c 'print(1)'"])
+        say(name, seconds(lambda options=options: shell(*options, *_PYTHON), rounds))
     say("VM(cold=True) and a program", seconds(lambda: first_output(_boot), rounds))
     say("VM() and a program", seconds(lambda: first_output(_start), 4 * rounds))
     say("Pool.take() and a program", taken())

@@ -5,7 +5,6 @@ directory: the hypervisor in `release`, the statically linked guest agent under 
 `TEUTHIS_PROGRAMS` names another directory (a debug build, a packager's layout).
 """
 
-import mmap
 import os
 import sysconfig
 from functools import cache
@@ -18,6 +17,7 @@ HYPERVISOR = "teuthis-hypervisor"
 HYPERVISOR_KVM = "teuthis-hypervisor-kvm"
 """The same without a software processor, which is a fifth of the code."""
 GUEST_AGENT = "teuthis-guest"
+_PIECE = 1 << 18
 
 
 def find(name: str) -> Path:
@@ -52,9 +52,13 @@ def _places(name: str) -> list[Path]:
 @cache
 def _check(program: Path, _changed: int) -> None:
     """Looks for our register's fingerprint in a program: otherwise numbers and limits differ."""
-    with program.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        if text.find(FINGERPRINT.encode()) < 0:
-            raise ConfigurationError(
-                f"{program} was made from another register of flows (flows.toml) than this "
-                "package: rebuild it with `make programs`"
-            )
+    looked_for, end = FINGERPRINT.encode(), b""
+    with program.open("rb") as file:
+        while piece := file.read(_PIECE):
+            if looked_for in end + piece:
+                return
+            end = piece[-len(looked_for) :]
+    raise ConfigurationError(
+        f"{program} was made from another register of flows (flows.toml) than this "
+        "package: rebuild it with `make programs`"
+    )

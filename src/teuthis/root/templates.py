@@ -86,12 +86,22 @@ def _programs() -> Iterator[Path]:
 @functools.cache
 def _package() -> list[tuple[str, int, int, int]]:
     """This package, as this process has loaded it."""
-    return [_stamp(path) for path in sorted(Path(teuthis.__file__).parent.rglob("*.py"))]
+    return sorted(map(_stamp, _sources(str(Path(teuthis.__file__).parent))))
 
 
-def _stamp(path: Path) -> tuple[str, int, int, int]:
+def _sources(directory: str) -> Iterator[os.DirEntry[str]]:
+    """All modules below a directory; each command that starts a VM looks for them."""
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _sources(entry.path)
+            elif entry.name.endswith(".py"):
+                yield entry
+
+
+def _stamp(path: Path | os.DirEntry[str]) -> tuple[str, int, int, int]:
     found = path.stat()
-    return str(path), found.st_size, found.st_mtime_ns, found.st_ino
+    return os.fspath(path), found.st_size, found.st_mtime_ns, found.st_ino
 
 
 @contextmanager
