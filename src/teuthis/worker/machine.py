@@ -28,7 +28,12 @@ from teuthis.worker.console import Console
 from teuthis.worker.control import Control, LifelineCut
 from teuthis.worker.devices.hvsock import HvSock
 from teuthis.worker.devices.integration import Integration
-from teuthis.worker.devices.network.device import OFFER, Network
+from teuthis.worker.devices.network.device import (
+    LET_GO_SECONDS,
+    OFFER,
+    SETTLE_SECONDS,
+    Network,
+)
 from teuthis.worker.devices.network.port import Port
 from teuthis.worker.devices.network.rndis import ETHERNET_HEADER
 from teuthis.worker.devices.storage import storvsp
@@ -106,6 +111,7 @@ class Machine:
         self._server = Server(memory, counters, processors)
         self._sockets = HvSock(self._server, counters, time.monotonic)
         self._agent = Agent(loop, self._sockets, counters, control.send, self._agent_text, news)
+        self._has_agent = agent
         if agent:
             self._agent.listen()
         self._integration = Integration(
@@ -147,6 +153,7 @@ class Machine:
             config.mtu,
             self._console.note,
             time.monotonic,
+            LET_GO_SECONDS if self._has_agent else SETTLE_SECONDS,
         )
         self._server.install(OFFER, adapter)
         self._timed.append(adapter)

@@ -60,6 +60,8 @@ _FRAMES_AT_ONCE = 16
 _COMPLETION_BYTES = nvsp.MESSAGE_BYTES + OVERHEAD
 LET_GO_SECONDS: Final = 20.0
 """How long a driver may take to let go of the adapter of a machine that was saved."""
+SETTLE_SECONDS: Final = 2.0
+"""The same where nobody tells it to: time to end what it has begun, mostly."""
 _DELIVERY_ROOM = nvsp.MESSAGE_BYTES + 8 + 8 * _FRAMES_AT_ONCE
 """Room in the ring that one delivery may take, as payload."""
 
@@ -84,11 +86,12 @@ class Network:
         mtu: int,
         note: Callable[[str], None],
         clock: Callable[[], float],
+        let_go_seconds: float = LET_GO_SECONDS,
     ) -> None:
         """Takes what it serves, and its place on the network.
 
         `mac`: 6 bytes; `mtu`: largest payload of a frame; `note` tells the user a line; `clock`:
-        seconds, monotonic.
+        seconds, monotonic; `let_go_seconds`: how long a driver may keep an old adapter.
         """
         self._server = server
         self._memory = memory
@@ -103,6 +106,7 @@ class Network:
         """The adapter of the machine that was saved, while the guest still has it."""
         self._patience: float | None = None
         """Until when its driver may keep it."""
+        self._let_go_seconds = let_go_seconds
         self.on_closed: Callable[[Channel], None] = lambda channel: None
         """Called when the guest has let go of the adapter."""
         self._reset()
@@ -199,7 +203,7 @@ class Network:
     def resumed(self) -> None:
         """The guest goes on, or begins to: its driver has time from now on."""
         if self._old is not None:
-            self._patience = self._clock() + LET_GO_SECONDS
+            self._patience = self._clock() + self._let_go_seconds
 
     def deadline(self) -> float | None:
         """When `expire` has something to do next."""
