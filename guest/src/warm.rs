@@ -29,8 +29,8 @@ use crate::command::Setting;
 
 /// Where it waits. Only root can put something there.
 const SOCKET: &str = "/run/teuthis-python";
-/// How long it may take for each answer; a new Python takes about as long to start.
-const PATIENCE: TimeVal = TimeVal::new(2, 0);
+/// How long each answer may take, on a host that has much else to do.
+const PATIENCE: TimeVal = TimeVal::new(5, 0);
 
 /// Lets it begin the program with these words. None: that is not for it, or it is not there.
 pub fn start(argv: &[OsString], setting: &Setting) -> Option<io::Result<Pid>> {
