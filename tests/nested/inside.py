@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import time
 from pathlib import Path
 
@@ -60,6 +61,7 @@ def main() -> None:
 
 def _in_debian() -> list[str]:
     """A Python program in Debian on two processors, a thread of work on each."""
+    os.environ["TEUTHIS_DATA"] = "/tmp/data"
     with teuthis.VM("512M", image="debian", cpus=2) as vm:
         result = vm.run(["python3", "-c", HELLO], timeout=300)
         return [vm.processor, result.stdout.decode(), result.stderr.decode()]

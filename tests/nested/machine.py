@@ -55,7 +55,7 @@ done < /shares
 /busybox ip link set lo up
 /busybox stty -opost
 /busybox ln -s "$TEUTHIS_HOST_CACHE/packages" /tmp/cache/
-/busybox mkdir /tmp/data
+/busybox mkdir /tmp/data # for TEUTHIS_DATA
 /busybox ln -s "$TEUTHIS_HOST_IMAGES" /tmp/data/images
 echo "$TEUTHIS_MARK begin"
 { /bin/sh /command < /dev/null; echo "$TEUTHIS_MARK end $?"; } 2>&1 | /busybox cat
@@ -213,7 +213,6 @@ def _script(command: Sequence[str], environment: Mapping[str, str], mark: str) -
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
         "TEUTHIS_CACHE": "/tmp/cache",
-        "TEUTHIS_DATA": "/tmp/data",
         **environment,
     }
     lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
