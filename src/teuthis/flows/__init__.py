@@ -1,6 +1,6 @@
 """The register of flows (`flows.toml`) and the counters of a running VM."""
 
-from teuthis.flows.counters import Count, Counters, counters_size
+from teuthis.flows.counters import Count, Counters, by_flow, counters_size, total
 from teuthis.flows.register import FLOWS, RECEIVERS, REGISTER_PATH, Flow, Receiver
 
 __all__ = [
@@ -11,5 +11,7 @@ __all__ = [
     "Counters",
     "Flow",
     "Receiver",
+    "by_flow",
     "counters_size",
+    "total",
 ]

@@ -7,7 +7,7 @@ byte 24 * i: count, bytes, rejected; behind them one for each kind of bad input,
 
 import mmap
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -67,19 +67,32 @@ class Counters:
         self._words[_KIND_INDEX[flow, kind]] += 1
         self._words[_INDEX[flow] + 2] += 1
 
+    def words(self) -> list[int]:
+        """The numbers as they lie in the page."""
+        return self._words.tolist()
+
     def snapshot(self) -> dict[str, Count]:
         """Counters of all flows, by id."""
-        words = self._words.tolist()
-        found = {}
-        for name, flow in FLOWS.items():
-            at = _INDEX[name]
-            kinds = {kind: words[_KIND_INDEX[name, kind]] for kind in flow.rejects}
-            happened = {kind: number for kind, number in kinds.items() if number}
-            count, size, rejected = words[at : at + _WORDS]
-            found[name] = Count(count, size, rejected, happened)
-        return found
+        return by_flow(self.words())
 
     def close(self) -> None:
         """Unmaps the page."""
         self._words.release()
         self._map.close()
+
+
+def total(pages: Iterable[Counters]) -> list[int]:
+    """The sum of several pages, number by number."""
+    return list(map(sum, zip(*(page.words() for page in pages), strict=True)))
+
+
+def by_flow(words: Sequence[int]) -> dict[str, Count]:
+    """What the numbers of a page mean, by the flows' ids. Takes as long as ending a VM may."""
+    found = {}
+    for name, flow in FLOWS.items():
+        at = _INDEX[name]
+        kinds = {kind: words[_KIND_INDEX[name, kind]] for kind in flow.rejects}
+        happened = {kind: number for kind, number in kinds.items() if number}
+        count, size, rejected = words[at : at + _WORDS]
+        found[name] = Count(count, size, rejected, happened)
+    return found

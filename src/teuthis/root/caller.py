@@ -193,15 +193,6 @@ def done(answer: Answer, what: str) -> None:
     raise SnapshotError(f"the machine could not be {what}: {why}")
 
 
-def total(pages: Sequence[Counters]) -> dict[str, Count]:
-    """The sum of several counter pages, by flow."""
-    snapshots = [page.snapshot() for page in pages]
-    return {
-        flow: sum((snapshot[flow] for snapshot in snapshots), start=Count(0, 0, 0))
-        for flow in snapshots[0]
-    }
-
-
 _callers: weakref.WeakSet[Caller] = weakref.WeakSet()
 
 

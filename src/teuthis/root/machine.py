@@ -19,11 +19,11 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
 from teuthis.errors import HostError, SnapshotError, TeuthisError, VMClosed, VMError
-from teuthis.flows import Count
+from teuthis.flows import Count, by_flow, total
 from teuthis.jail import host
 from teuthis.protocol import STATUS_SIZE, Ended, Health, ProtocolError, Save, Stop, encode_request
 from teuthis.root import zygote
-from teuthis.root.caller import Caller, done, total
+from teuthis.root.caller import Caller, done
 from teuthis.root.console import Console, Sink
 from teuthis.root.ending import ending
 from teuthis.root.launch import Start, launch
@@ -68,7 +68,7 @@ class Machine(Caller):
         super().__init__()
         zygote.warm()
         self.ready = self._requests.ready
-        self._final: dict[str, Count] = {}
+        self._final: list[int] = []
         self._closing = False
         self._end_when_hung = end_when_hung
         self._recorded = record is not None
@@ -221,7 +221,8 @@ class Machine(Caller):
     def flows(self) -> dict[str, Count]:
         """Counters of both processes and of ours, by flow; the last ones once the VM has ended."""
         with self._lock:
-            return self._final if self._over else total(self._processes.counters)
+            words = self._final if self._over else total(self._processes.counters)
+        return by_flow(words)
 
     # ---- ending --------------------------------------------------------------------------------
 

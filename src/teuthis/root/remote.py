@@ -18,10 +18,10 @@ from typing import Final
 import msgspec
 
 from teuthis.errors import HostError, TeuthisError, VMClosed, VMError
-from teuthis.flows import FLOWS, Count, Counters, counters_size
+from teuthis.flows import FLOWS, Count, Counters, by_flow, counters_size, total
 from teuthis.protocol import MAX_REQUEST, STATUS_SIZE, Health, ProtocolError
 from teuthis.root import store
-from teuthis.root.caller import Caller, total
+from teuthis.root.caller import Caller
 from teuthis.root.record import Record
 
 VERSION: Final = 2
@@ -95,7 +95,7 @@ class Remote(Caller):
 
     def flows(self) -> dict[str, Count]:
         """Counters of all the VM's processes, by flow."""
-        return total([self._counters, *self._pages])
+        return by_flow(total([self._counters, *self._pages]))
 
     def close(self) -> None:
         """Ends the connection, and with it the programs that were started over it."""

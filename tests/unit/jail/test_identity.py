@@ -39,7 +39,7 @@ def test_a_pair_is_not_reused_while_a_process_of_a_former_vm_lives(
             ["setpriv", f"--reuid={first.worker}", "--clear-groups", "sleep", "60"],
         )
     try:
-        while first.worker not in identity._living():
+        while not identity._lives(first.worker):
             pass
         with pytest.raises(HostError, match="taken"), identity.lease(tmp_path):
             pass
