@@ -1,4 +1,4 @@
-"""Many idle VMs at once: that all answer, and the memory they take.
+"""Many idle VMs at once: that all answer, and the memory and processor time they take.
 
 .venv/bin/python -m benches.many [NUMBER]
 """
@@ -7,17 +7,27 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 import teuthis
 
+IDLE = 30
+"""Seconds over which the processor time of VMs that idle is taken."""
+
 
 def available() -> int:
     """Bytes of memory that the host has left."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+
+
+def processor_time(vms: Sequence[teuthis.VM]) -> float:
+    """Seconds that the processes of these VMs have run so far."""
+    pids = [pid for vm in vms for pid in vm.machine.processes.values()]
+    return sum(int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) for pid in pids) / 1e9
 
 
 def main() -> None:
@@ -36,6 +46,10 @@ def main() -> None:
         time.sleep(15)  # until they rest
         size = (before - available()) / (number - 1)
         print(f"{size / 2**20:.1f} MiB of the host's memory for each", flush=True)
+        used = -processor_time(started)
+        time.sleep(IDLE)
+        used += processor_time(started)
+        print(f"{1000 * used / IDLE / len(started):.2f} ms of processor time a second", flush=True)
         start = time.monotonic()
         answers = pool.map(
             lambda each: each[1].run(["echo", str(each[0])], timeout=300).stdout,

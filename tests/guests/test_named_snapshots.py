@@ -10,10 +10,11 @@ import pytest
 import teuthis
 from tests.guests.named import home, listed
 from tests.guests.processes import run
+from teuthis.worker.devices.integration.heartbeat import MISSED_MAX, PATIENCE, PERIOD
 
 pytestmark = pytest.mark.timeout(300)  # many commands, on hosts that have much to do
 
-HANG_SECONDS = 15
+HANG_SECONDS = PERIOD + (MISSED_MAX + 1) * PATIENCE
 """After so long without a heartbeat a guest is hung."""
 
 

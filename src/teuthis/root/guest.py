@@ -196,7 +196,7 @@ class Guest(Closing):
 
     @property
     def health(self) -> Health:
-        """Whether the guest's kernel answers heartbeats; a hung one is noticed within 15 s."""
+        """Whether the guest's kernel answers heartbeats; a hung one is noticed within 25 s."""
         return self._machine.health
 
     def copy_in(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from teuthis.protocol import Facts, Health, Shutdown, Status, StatusKind
 from teuthis.worker.devices.integration import Integration
-from teuthis.worker.devices.integration.heartbeat import MISSED_MAX, PERIOD, Heartbeat
+from teuthis.worker.devices.integration.heartbeat import MISSED_MAX, PATIENCE, PERIOD, Heartbeat
 from teuthis.worker.devices.integration.kvp import (
     ANSWER_SECONDS,
     FACTS_MAX,
@@ -368,13 +368,16 @@ def test_a_heart_beats(world: World, seen: Recorder) -> None:
     for _ in range(10):
         assert len(question.body) == 40
         sent.append(int.from_bytes(question.body[:8], "little"))
+        later(world, module.service, PATIENCE / 2)
         module.answer(question, _beat(question))
-        assert module.questions() == []
-        later(world, module.service, PERIOD)
+        assert module.service.deadline() == world.clock.now + PERIOD
+        later(world, module.service, PERIOD - 0.1)
+        assert module.questions() == []  # nobody is woken in between
+        later(world, module.service, 0.1)
         question = module.question()
     assert sent == sorted(set(sent))
     assert seen.health == [Health.ALIVE]
-    assert module.service.deadline() == world.clock.now + PERIOD
+    assert module.service.deadline() == world.clock.now + PATIENCE
 
 
 def test_a_guest_that_does_not_answer_is_hung_and_may_come_back(
@@ -385,9 +388,10 @@ def test_a_guest_that_does_not_answer_is_hung_and_may_come_back(
     later(world, module.service, PERIOD)
     question = module.question()
     for _ in range(MISSED_MAX - 1):
-        later(world, module.service, PERIOD)
+        assert module.service.deadline() == world.clock.now + PATIENCE
+        later(world, module.service, PATIENCE)
     assert seen.health == [Health.ALIVE]
-    later(world, module.service, PERIOD)
+    later(world, module.service, PATIENCE)
     assert seen.health == [Health.ALIVE, Health.HUNG]
     assert module.questions() == []  # one beat is outstanding, not many
     later(world, module.service, 10 * PERIOD)
@@ -400,8 +404,9 @@ def test_a_guest_whose_channel_is_gone_is_hung(world: World, seen: Recorder) -> 
     module.answer(question, _beat(question))
     world.guest.post(16)
     world.guest.expect(17)
-    for _ in range(MISSED_MAX + 1):
-        later(world, module.service, PERIOD)
+    later(world, module.service, PERIOD)
+    for _ in range(MISSED_MAX - 1):
+        later(world, module.service, PATIENCE)
     assert seen.health == [Health.ALIVE, Health.HUNG]
 
 

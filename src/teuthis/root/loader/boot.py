@@ -32,6 +32,9 @@ _OPTIONS = (
     "pci=off 8250.nr_uarts=0",
     # A panic ends the VM at once, by the reset register.
     "panic=-1 reboot=acpi",
+    # A guest that has nothing to do sleeps. Its kernel does not look for memory to compact before
+    # anybody wants a large piece, nor for a stuck processor, nor average how long tasks wait.
+    "sysctl.vm.compaction_proactiveness=0 nowatchdog psi=0",
 )
 _OPTIONS_OF: Final[dict[Processor, str]] = {
     # An interpreter does not speculate on the guest's branches.

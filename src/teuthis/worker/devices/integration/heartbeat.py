@@ -11,15 +11,17 @@ from teuthis.worker.vmbus.messages import guid
 from teuthis.worker.vmbus.server import Server
 
 _BODY: Final = struct.Struct("<Q32x")
-PERIOD: Final = 2.0
-"""Seconds between beats."""
+PERIOD: Final = 10.0
+"""Seconds from an answer to the next beat: each wakes an idle guest and its two processes."""
+PATIENCE: Final = 2.0
+"""Seconds without an answer that count as a miss."""
 MISSED_MAX: Final = FLOWS["integration.heartbeat"].values["missed_max"]
-"""Beats that may pass without an answer. Beats are counted, not seconds: when this process was
-stopped together with the guest, the guest has missed one beat at most."""
+"""Misses one after the other that make a guest hung. They are counted, not timed: when this process
+was stopped together with the guest, the guest has missed once at most."""
 
 
 class Heartbeat(Service):
-    """Asks for a sign of life every `PERIOD`, one question at a time."""
+    """Asks for a sign of life every `PERIOD`, one question at a time; waits for it less long."""
 
     flow = "integration.heartbeat"
     versions = ((3, 0), (1, 0))
@@ -39,11 +41,10 @@ class Heartbeat(Service):
         self._health = Health.UNKNOWN
         self._missed = 0
         self._next: float | None = None
-        """When the next beat is due; None before the first."""
+        """When the next beat is due, or the answer to the last one late; None before the first."""
 
     def negotiated(self) -> None:
         """The first beat."""
-        self._next = self._clock() + PERIOD
         self._beat()
 
     def answered(self, answer: Answer) -> None:
@@ -53,30 +54,32 @@ class Heartbeat(Service):
         if answer.status or _BODY.unpack_from(answer.body)[0] != self.sequence + 1:
             raise Malformed("number", "another beat's number")
         self._missed = 0
+        self._next = self._clock() + PERIOD
         self._change(Health.ALIVE)
 
     def resumed(self) -> None:
-        """The beats begin anew."""
+        """The beats begin anew, soon."""
         self._missed = 0
-        self._next = self._clock() + PERIOD
+        self._next = self._clock() + PATIENCE
 
     def deadline(self) -> float | None:
-        """When the next beat is due."""
+        """When there is something to do: a beat, or a miss."""
         return self._next
 
     def expire(self) -> None:
-        """Beats, or counts a beat that the guest has missed: it is silent, or its channel gone."""
+        """Beats, or counts what the guest has missed: it is silent, or its channel gone."""
         if self._next is None or self._next > self._clock():
             return
-        self._next = self._clock() + PERIOD
         if self.idle:
             self._beat()
             return
+        self._next = self._clock() + PATIENCE
         self._missed += 1
         if self._missed >= MISSED_MAX:
             self._change(Health.HUNG)
 
     def _beat(self) -> None:
+        self._next = self._clock() + PATIENCE
         self.sequence += 1
         self.ask(_BODY.pack(self.sequence))
 
