@@ -4,18 +4,22 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import platformdirs
-
 from teuthis.errors import HostError
 
 
 def directory(name: str = "") -> Path:
     """The data directory or its subdirectory `name`, made if missing; `TEUTHIS_DATA` moves it."""
     chosen = os.environ.get("TEUTHIS_DATA")
-    top = Path(chosen).absolute() if chosen else platformdirs.user_data_path("teuthis")
+    top = Path(chosen).absolute() if chosen else user_path("XDG_DATA_HOME", ".local/share")
     path = top / name
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
+
+
+def user_path(variable: str, default: str) -> Path:
+    """Ours of the user's directories (XDG Base Directory Specification)."""
+    named = Path(os.environ.get(variable, ""))
+    return (named if named.is_absolute() else Path.home() / default) / "teuthis"
 
 
 def see_private(path: Path, is_kind: Callable[[int], bool]) -> None:

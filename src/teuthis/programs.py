@@ -6,7 +6,6 @@ directory: the hypervisor in `release`, the statically linked guest agent under 
 """
 
 import os
-import sysconfig
 from functools import cache
 from pathlib import Path
 
@@ -46,7 +45,11 @@ def _places(name: str) -> list[Path]:
     """Where it can be, of an installed package and of a checkout."""
     target = Path(__file__).resolve().parents[2] / "target"
     built = target / "x86_64-unknown-linux-gnu" if name == GUEST_AGENT else target
-    return [Path(sysconfig.get_path("scripts")), built / "release"]
+    if target.exists():
+        return [built / "release"]
+    import sysconfig
+
+    return [Path(sysconfig.get_path("scripts"))]
 
 
 @cache

@@ -1,5 +1,6 @@
 """The command line: one file per verb."""
 
+import os
 import sys
 
 
@@ -13,9 +14,19 @@ def main() -> None:
 
         hatch.start()  # it loads what it needs while we load what we need
 
+        # As in `teuthis.worker`: msgspec asks for it first, then for `typing`, which has all of it.
+        sys.modules["typing_extensions"] = None  # type: ignore[assignment]
+
         from teuthis.cli import run
 
-        run.main(**said)
+        try:
+            run.main(**said)
+        except SystemExit as end:
+            # The VM is closed and nothing is left unwritten: to take the interpreter down piece by
+            # piece as well would only make somebody wait.
+            if isinstance(end.code, int):
+                os._exit(end.code)
+            raise
     else:
         from teuthis.cli.verbs import app
 

@@ -1,15 +1,15 @@
 """What a virtual machine boots: the distribution's kernel and an initrd made around our agent."""
 
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from teuthis.images import initrd
 from teuthis.images.kernel import GuestKernel, default_kernel
 from teuthis.images.modules import TRANSPORT
 
 
-@dataclass(frozen=True, slots=True)
-class BootFiles:
+class BootFiles(msgspec.Struct, frozen=True):
     """The two files that the loader puts into guest RAM."""
 
     kernel: Path

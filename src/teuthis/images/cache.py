@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-import platformdirs
+from teuthis import data
 
 
 def directory(name: str) -> Path:
     """The cache's subdirectory `name`, made if it is missing; `TEUTHIS_CACHE` moves the cache."""
     chosen = os.environ.get("TEUTHIS_CACHE")
-    top = Path(chosen) if chosen else platformdirs.user_cache_path("teuthis")
+    top = Path(chosen) if chosen else data.user_path("XDG_CACHE_HOME", ".cache")
     path = top / name
     path.mkdir(parents=True, exist_ok=True)
     return path

@@ -1,18 +1,18 @@
 """Guest kernels: the distribution's cloud kernel, or a file that the user names."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from teuthis.errors import KernelError
-from teuthis.images import cache, packages
+from teuthis.images import cache
 
 PACKAGE = "linux-image-cloud-amd64"
 _RELEASE = re.compile(rb"(?:Linux version )?(\d+\.\d+\.[\w.+~-]+)")
 
 
-@dataclass(frozen=True, slots=True)
-class GuestKernel:
+class GuestKernel(msgspec.Struct, frozen=True):
     """A kernel file and its modules (`kernel/…`, `modules.builtin`); None if all is built in."""
 
     file: Path
@@ -29,6 +29,8 @@ def default_kernel(*, update: bool = False) -> GuestKernel:
         HostError: apt is missing, or the download failed.
         KernelError: the package holds no kernel.
     """
+    from teuthis.images import packages
+
     name = cache.directory("packages") / f"{PACKAGE}.name"
     if update:
         packages.refresh_lists()

@@ -15,11 +15,9 @@ needs the lock for itself alone.
 import fcntl
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
@@ -81,8 +79,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     defaults: Defaults = Defaults()
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(msgspec.Struct, frozen=True):
     """An image that a VM can boot.
 
     Attributes:
@@ -211,6 +208,8 @@ def remove(name: str) -> None:
 
 def _discard(home: Path) -> None:
     """Out of sight in one step, so that no half of it is ever found."""
+    import shutil
+
     grave = home.with_name(f".removed-{home.name}-{os.getpid()}")
     try:
         home.rename(grave)
@@ -234,6 +233,8 @@ def claim(work: Path) -> Iterator[None]:
 
 def sweep() -> None:
     """Removes what builds and removals left behind that were killed, an hour after that."""
+    import shutil
+
     for path in directory().glob(".*"):
         with suppress(OSError):  # claimed, or another process does the same
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

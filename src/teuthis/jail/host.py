@@ -5,12 +5,15 @@ from collections.abc import Iterable
 
 from teuthis.errors import ConfigurationError, MissingWall
 from teuthis.jail import identity
-from teuthis.jail.walls import FIRST_STATUS, NAMES
 
 
 def check_names(names: Iterable[str]) -> frozenset[str]:
     """The names of walls in `names`. Raises `ConfigurationError` for any other."""
     wanted = frozenset(names)
+    if not wanted:
+        return wanted
+    from teuthis.jail.walls import NAMES  # not for every VM: the root side builds no walls
+
     if unknown := wanted - set(NAMES):
         raise ConfigurationError(
             f"{min(unknown)!r} is not the name of a wall: the walls are {', '.join(NAMES)}"
@@ -35,6 +38,10 @@ def missing() -> dict[str, str]:
 
 def missing_wall(status: int) -> MissingWall | None:
     """The error that such an exit status means, if it is one."""
+    if status <= 0:
+        return None
+    from teuthis.jail.walls import FIRST_STATUS, NAMES
+
     if FIRST_STATUS <= status < FIRST_STATUS + len(NAMES):
         name = NAMES[status - FIRST_STATUS]
         return MissingWall(name, missing().get(name, "the kernel refused it"))

@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from teuthis.errors import HostError
-from teuthis.jail.capabilities import raise_permitted
-from teuthis.jail.kernel import prctl
 
 FIRST: Final = 0x7E07_0000
 PAIRS: Final = 0x8000
@@ -108,6 +106,10 @@ def assume(uid: int | None) -> None:
     Raises:
         OSError: this cannot be; also when root gave no user id.
     """
+    # Loaded here: a process that reserves user ids builds no walls.
+    from teuthis.jail.capabilities import raise_permitted
+    from teuthis.jail.kernel import prctl
+
     if uid is None:
         if os.geteuid() == 0:
             raise OSError("started by root without a user id of its own")

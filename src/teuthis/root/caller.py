@@ -64,7 +64,7 @@ class Caller:
     def submit(
         self, make: Callable[[int], KeeperRequest], descriptors: Sequence[int] = ()
     ) -> Answer:
-        """Sends the request that `make(number)` gives, with descriptors; answers come by futures.
+        """Sends the request that `make(number)` gives, with descriptors; answers come by promises.
 
         Raises:
             VMError: the VM is no more.

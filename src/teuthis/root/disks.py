@@ -9,9 +9,10 @@ import os
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from teuthis import layer
 from teuthis.errors import ConfigurationError, HostError, SnapshotError
@@ -27,8 +28,7 @@ _SECTOR: Final = 512
 _MAX_DISKS: Final = FLOWS["storvsp.execute-srb"].values["luns_max"]
 
 
-@dataclass(frozen=True, slots=True)
-class Disk:
+class Disk(msgspec.Struct, frozen=True):
     """A disk of a VM: a raw disk image or a block device of this host.
 
     Attributes:
@@ -49,8 +49,7 @@ class Disk:
     layer_limit: int | str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class OpenDisk:
+class OpenDisk(msgspec.Struct, frozen=True):
     """A disk of a running VM: what its worker is given, and what saving it takes.
 
     Attributes:

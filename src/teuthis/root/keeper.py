@@ -17,7 +17,6 @@ import struct
 import sys
 import threading
 import time
-from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -53,6 +52,7 @@ from teuthis.root import logs, remote, store
 from teuthis.root.descriptors import Descriptors
 from teuthis.root.failure import Failure
 from teuthis.root.process import STDOUT, Process
+from teuthis.root.promise import Promise
 from teuthis.root.record import Ending, Record
 from teuthis.root.remote import Welcome
 from teuthis.root.vm import VM
@@ -382,16 +382,16 @@ class Connection:
         )
         self._numbers[own] = answer.id
 
-        def started(future: Future[int]) -> None:
-            if future.exception() is None and (pid := future.result()):
+        def started(promise: Promise[int]) -> None:
+            if promise.exception() is None and (pid := promise.result()):
                 self._send(Status(StatusKind.STARTED, own, pid))
 
-        def finished(future: Future[Status]) -> None:
+        def finished(promise: Promise[Status]) -> None:
             self._numbers.pop(own, None)
-            if future.exception() is None:
-                if future.result().kind is StatusKind.DONE and isinstance(request, Pause | Resume):
+            if promise.exception() is None:
+                if promise.result().kind is StatusKind.DONE and isinstance(request, Pause | Resume):
                     self._keeper.stands(isinstance(request, Pause))
-                self._send(future.result()._replace(id=own))
+                self._send(promise.result()._replace(id=own))
 
         answer.started.add_done_callback(started)
         answer.finished.add_done_callback(finished)

@@ -14,7 +14,6 @@ import select
 import threading
 import time
 from collections.abc import Collection, Sequence
-from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
@@ -28,6 +27,7 @@ from teuthis.root.console import Console, Sink
 from teuthis.root.ending import ending
 from teuthis.root.launch import Start, launch
 from teuthis.root.processor import Processor
+from teuthis.root.promise import Promise
 from teuthis.root.saved import Saved, SavedDisk, copy
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Machine(Caller):
                 launched.set_result(self._processes.console)
                 self._manage()
 
-        launched: Future[Console] = Future()
+        launched: Promise[Console] = Promise()
         self._thread = threading.Thread(target=run, name="teuthis-vm", daemon=True)
         self._thread.start()
         try:

@@ -5,7 +5,6 @@ tiny guest tries it once for each boot of the host, before the first VM that mig
 """
 
 import os
-import subprocess
 from pathlib import Path
 from typing import Final, Literal, get_args
 
@@ -130,6 +129,8 @@ def _read(path: Path) -> _Record | None:
 
 
 def _probe(program: Path, device: int) -> Verdict:
+    import subprocess
+
     try:
         done = subprocess.run(
             [program, "--probe-kvm-fd", str(device)],

@@ -7,7 +7,6 @@ by `teuthis.protocol`; this module refuses what does not fit what was asked.
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Final
 
 from teuthis.errors import TeuthisError, VMError
@@ -23,6 +22,7 @@ from teuthis.protocol import (
     Status,
     StatusKind,
 )
+from teuthis.root.promise import Promise
 
 MAX_OUTSTANDING: Final = FLOWS["control.request"].values["outstanding_max"]
 _HEALTH_BURST: Final = 16
@@ -45,22 +45,22 @@ class Answer:
     def __init__(self, request: KeeperRequest, number: int) -> None:
         self.id = number
         self.request = request
-        self.started: Future[int] = Future()
-        self.finished: Future[Status] = Future()
+        self.started: Promise[int] = Promise()
+        self.finished: Promise[Status] = Promise()
         self.ends = _EXEC_ENDS if isinstance(request, Exec) else _OTHER_ENDS
 
     def fail(self, error: TeuthisError) -> None:
         """Ends the waiting: the VM is no more."""
-        for future in (self.started, self.finished):
-            if not future.done():
-                future.set_exception(error)
+        for promise in (self.started, self.finished):
+            if not promise.done():
+                promise.set_exception(error)
 
 
 class Requests:
     """The requests that wait for an answer. May be used from any thread."""
 
     def __init__(self) -> None:
-        self.ready: Future[None] = Future()
+        self.ready: Promise[None] = Promise()
         self.health = Health.UNKNOWN
         self.standing = False
         """Whether the guest stands still, as was asked."""

@@ -1,10 +1,9 @@
 """What is left of a program when it has ended."""
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(msgspec.Struct, frozen=True):
     """What a program left behind.
 
     Attributes:

@@ -10,7 +10,6 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
@@ -28,8 +27,7 @@ _HEADER: Final = bytes(PAGE)
 """Of the page file; see `teuthis.worker.template`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
+class Memory(msgspec.Struct, frozen=True):
     """The memory of a running VM: descriptors that the root side holds.
 
     Attributes:
@@ -59,8 +57,7 @@ class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return cls(found.st_size, found.st_mtime_ns, found.st_ino)
 
 
-@dataclass(frozen=True, slots=True)
-class SavedDisk:
+class SavedDisk(msgspec.Struct, frozen=True):
     """A disk of a saved machine.
 
     Attributes:
@@ -76,8 +73,7 @@ class SavedDisk:
     layer: int | None = None
 
 
-@dataclass(frozen=True)
-class Saved:
+class Saved(msgspec.Struct, frozen=True):
     """A saved machine, ready to be started from. Closes its descriptors at its end.
 
     Attributes:
@@ -105,7 +101,7 @@ class Saved:
     end_when_hung: bool = False
     processor: Processor = "soft"
     cpus: int = 1
-    _held: ExitStack = field(default_factory=ExitStack, repr=False)
+    _held: ExitStack = msgspec.field(default_factory=ExitStack)
 
     def __post_init__(self) -> None:
         for file in (self.template, *(disk.layer for disk in self.disks)):

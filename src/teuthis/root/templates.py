@@ -10,9 +10,7 @@ size, time of its last change, which nobody can set).
 import fcntl
 import functools
 import hashlib
-import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +30,6 @@ from teuthis.root.saved import Saved
 _KEPT: Final = 8
 """Templates that stay in the cache, some 60 MB each."""
 _CHECKED: Final = "checked.json"
-_log = logging.getLogger(__name__)
 
 
 def open_template(
@@ -52,13 +49,13 @@ def open_template(
                 if directory.exists():
                     return _read(directory)
             except SnapshotError as error:
-                _log.warning("%s; it is made anew", error)
-                shutil.rmtree(directory, ignore_errors=True)
+                _warn(f"{error}; it is made anew")
+                _remove_files(directory)
             make(directory)
             _forget_old(directory)
             return _read(directory)
     except (SnapshotError, OSError) as error:
-        _log.warning("no template could be kept, so the VM boots: %s", error)
+        _warn(f"no template could be kept, so the VM boots: {error}")
         return None
 
 
@@ -141,5 +138,17 @@ def _forget_old(newest: Path) -> None:
 
 
 def _remove(template: Path) -> None:
-    shutil.rmtree(template, ignore_errors=True)
+    _remove_files(template)
     template.with_name(f".{template.name}.lock").unlink(missing_ok=True)
+
+
+def _remove_files(directory: Path) -> None:
+    import shutil
+
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _warn(text: str) -> None:
+    import logging
+
+    logging.getLogger(__name__).warning("%s", text)

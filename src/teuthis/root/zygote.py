@@ -14,13 +14,13 @@ import signal
 import socket
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from typing import Final
 
 from teuthis.errors import HostError
 from teuthis.root import hatch
 from teuthis.root.hatch import PROGRAM
+from teuthis.root.promise import Promise
 from teuthis.root.spawn import Child
 
 _ANSWER_BYTES: Final = 4
@@ -33,7 +33,7 @@ class Zygote:
 
     def __init__(self, program: Sequence[str], hatched: tuple[int, int] | None = None) -> None:
         """Starts it, or takes over what `hatch` has started; does not wait for it."""
-        self._fate: Future[str] = Future()
+        self._fate: Promise[str] = Promise()
         if hatched is None:
             self._requests, given = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         else:

@@ -122,8 +122,8 @@ def test_everybody_who_waits_learns_of_the_end() -> None:
     requests = Requests()
     command, file = execute(requests), read(requests)
     requests.fail(lambda: VMClosed("closed"))
-    futures = (requests.ready, command.started, command.finished, file.finished)
-    errors = [future.exception() for future in futures]
+    promises = (requests.ready, command.started, command.finished, file.finished)
+    errors = [promise.exception() for promise in promises]
     assert [type(error) for error in errors] == [VMClosed] * 4
     assert command.finished.exception() is not file.finished.exception()
     with pytest.raises(VMClosed):

@@ -2,7 +2,8 @@
 
 import socket
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from teuthis.protocol import NetworkConfig
 from teuthis.root.descriptors import Descriptors
@@ -10,8 +11,7 @@ from teuthis.root.network import named, user
 from teuthis.root.network.wanted import Wanted
 
 
-@dataclass(frozen=True, slots=True)
-class Attachment:
+class Attachment(msgspec.Struct, frozen=True):
     """A VM's place on a network.
 
     Attributes:
@@ -30,7 +30,7 @@ class Attachment:
     mtu: int
     gateway: str | None = None
     name_servers: tuple[str, ...] = ()
-    processes: Mapping[str, int] = field(default_factory=dict)
+    processes: Mapping[str, int] = msgspec.field(default_factory=dict)
     shared: bool = False
 
     @property

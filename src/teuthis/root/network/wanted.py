@@ -3,8 +3,9 @@
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Final
+
+import msgspec
 
 from teuthis.errors import ConfigurationError
 
@@ -28,8 +29,7 @@ _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _LOOPBACK: Final = "127.0.0.1"
 
 
-@dataclass(frozen=True, slots=True)
-class Publish:
+class Publish(msgspec.Struct, frozen=True):
     """A port of the host that leads to a port of the guest."""
 
     address: str
@@ -41,8 +41,7 @@ class Publish:
         return f"{self.address}:{self.host}:{self.guest}/{self.protocol}"
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True):
     """A network that was asked for.
 
     Attributes:
@@ -64,7 +63,7 @@ class Wanted:
 
     def elsewhere(self, publish: Sequence[Publish]) -> "Wanted":
         """The same network for another machine: one address is never two machines'."""
-        return replace(self, mac=_mac(None), publish=tuple(publish))
+        return msgspec.structs.replace(self, mac=_mac(None), publish=tuple(publish))
 
 
 def wanted(
