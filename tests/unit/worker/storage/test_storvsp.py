@@ -466,6 +466,14 @@ def test_a_completion_without_room_is_part_of_the_state(driver: Driver) -> None:
     assert successor(driver)._unsent == driver.device._unsent
 
 
+_REQUEST = {"type": 6, "flags": 1, "transaction": 1, "header": b"", "payload": bytes(64)}
+
+
+def test_a_request_that_waits_is_part_of_the_state(driver: Driver) -> None:
+    driver.device.restore({**driver.device.save(), "waiting": [_REQUEST]}, None)
+    assert successor(driver).save()["waiting"] == [_REQUEST]
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -473,9 +481,10 @@ def test_a_completion_without_room_is_part_of_the_state(driver: Driver) -> None:
         {"state": "x"},
         {"more": 1},
         {"waiting": [{}]},
-        {"waiting": [{"type": 11, "transaction": 1, "header": b"", "payload": bytes(64)}]},
-        {"waiting": [{"type": 6, "transaction": 1, "header": b"", "payload": bytes(8)}]},
-        {"waiting": [{"type": 6, "transaction": -1, "header": b"", "payload": bytes(64)}]},
+        {"waiting": [{**_REQUEST, "type": 11}]},
+        {"waiting": [{**_REQUEST, "payload": bytes(8)}]},
+        {"waiting": [{**_REQUEST, "transaction": -1}]},
+        {"waiting": [{**_REQUEST, "flags": 0}]},
         {"unsent": [bytes(64)]},
         {"unsent": [b"", 1]},
     ],
@@ -499,7 +508,7 @@ def test_any_state_is_taken_or_refused(state: Any, waiting: Any, unsent: Any) ->
     with memory_disk() as disk:
         driver = Driver(world, [disk]).initialize()
         waiting = [
-            {"type": 9, "transaction": 1, "header": waiting, "payload": unsent},
+            {**_REQUEST, "type": 9, "header": waiting, "payload": unsent},
             *(waiting if isinstance(waiting, list) else []),
         ]
         saved = {"state": state, "waiting": waiting, "unsent": unsent}

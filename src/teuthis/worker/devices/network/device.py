@@ -27,7 +27,7 @@ from teuthis.flows import FLOWS, Counters
 from teuthis.worker.devices.network import nvsp, rndis
 from teuthis.worker.devices.network.port import Port
 from teuthis.worker.devices.network.rndis import RndisError
-from teuthis.worker.devices.network.saved import PacketState, State
+from teuthis.worker.devices.network.saved import State
 from teuthis.worker.memory import GuestMemory, PageRange
 from teuthis.worker.vmbus import gpa
 from teuthis.worker.vmbus.channel import Channel
@@ -42,6 +42,7 @@ from teuthis.worker.vmbus.ring import (
     RingError,
     transfer_pages,
 )
+from teuthis.worker.vmbus.saved import PacketState
 from teuthis.worker.vmbus.server import Server
 
 OFFER: Final = Offer(

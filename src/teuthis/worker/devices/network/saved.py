@@ -3,44 +3,17 @@
 It may come from a worker that was taken over, and is judged like guest data.
 """
 
-from typing import Annotated, Self
+from typing import Annotated
 
 import msgspec
 
 from teuthis.flows import FLOWS
 from teuthis.worker.devices.network import nvsp, rndis
-from teuthis.worker.vmbus.ring import COMPLETION, GPA_DIRECT, IN_BAND, Packet
+from teuthis.worker.vmbus.saved import Number, PacketState
 
 _CONTROLS_MAX = FLOWS["rndis.answer"].values["unsent_max"]
 
-Number = Annotated[int, msgspec.Meta(ge=0)]
 Control = Annotated[bytes, msgspec.Meta(max_length=rndis.MAX_CONTROL)]
-
-
-class PacketState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A packet of the guest's that was taken from the ring and not handled yet."""
-
-    type: int
-    flags: Number
-    transaction: Number
-    header: bytes
-    payload: bytes
-
-    def __post_init__(self) -> None:
-        """Raises `ValueError` for what no ring gives."""
-        if self.type not in (IN_BAND, GPA_DIRECT, COMPLETION):
-            raise ValueError("a packet that is none")
-
-    @classmethod
-    def of(cls, packet: Packet) -> Self:
-        """The state of a packet."""
-        kind, flags, transaction, header, payload = packet
-        return cls(kind, flags, transaction, bytes(header), bytes(payload))
-
-    def packet(self) -> Packet:
-        """The packet."""
-        header, payload = memoryview(self.header), memoryview(self.payload)
-        return Packet(self.type, self.flags, self.transaction, header, payload)
 
 
 class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

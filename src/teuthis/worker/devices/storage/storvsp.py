@@ -32,6 +32,7 @@ from teuthis.worker.vmbus.ring import (
     Packet,
     RingError,
 )
+from teuthis.worker.vmbus.saved import Number, PacketState
 from teuthis.worker.vmbus.server import Server
 
 OFFER: Final = Offer(
@@ -75,25 +76,15 @@ _FLOWS: Final = {FLOWS[name].number: name for name in _TAKEN_IN}
 
 Note = Callable[[str], None]
 
-_Transaction = Annotated[int, msgspec.Meta(ge=0)]
 _Body = Annotated[bytes, msgspec.Meta(min_length=vstor.PACKET_BYTES)]
-
-
-class _Waiting(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A request in a saved machine."""
-
-    type: int
-    transaction: _Transaction
-    header: bytes
-    payload: _Body
 
 
 class _Saved(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The controller in a saved machine."""
 
     state: _State
-    waiting: list[_Waiting]
-    unsent: tuple[_Body, _Transaction] | None
+    waiting: list[PacketState]
+    unsent: tuple[_Body, Number] | None
 
 
 class Storvsp:
@@ -158,10 +149,7 @@ class Storvsp:
         """No request is half served: what has begun is done, the rest is part of the state."""
         for disk in self._disks:
             disk.save()
-        waiting = [
-            _Waiting(packet.type, packet.transaction, bytes(packet.header), bytes(packet.payload))
-            for packet in self._waiting
-        ]
+        waiting = [PacketState.of(packet) for packet in self._waiting]
         unsent = self._unsent and (self._unsent.payload, self._unsent.transaction)
         saved = _Saved(self._state, waiting, unsent)
         state: dict[str, Any] = msgspec.to_builtins(saved, builtin_types=(bytes,))
@@ -170,19 +158,11 @@ class Storvsp:
     def restore(self, state: dict[str, Any], channel: Channel | None) -> None:
         """Goes on from there. Raises `ValueError`, `msgspec.ValidationError`."""
         saved = msgspec.convert(state, _Saved)
-        if any(each.type not in (IN_BAND, GPA_DIRECT) for each in saved.waiting):
+        waiting = [each.packet() for each in saved.waiting]
+        if not all(map(_is_request, waiting)):
             raise ValueError("a request that is none")
         self._state = saved.state
-        self._waiting.extend(
-            Packet(
-                each.type,
-                WANTS_COMPLETION,
-                each.transaction,
-                memoryview(each.header),
-                memoryview(each.payload),
-            )
-            for each in saved.waiting
-        )
+        self._waiting.extend(waiting)
         if saved.unsent is not None:
             payload, transaction = saved.unsent
             self._unsent = Outgoing(payload[: vstor.PACKET_BYTES], COMPLETION, transaction)
@@ -196,14 +176,9 @@ class Storvsp:
         packets = channel.reader.read()
         if channel.reader.signal:
             self._server.interrupt(channel)
-        for packet in packets:
-            if (
-                packet.type not in (IN_BAND, GPA_DIRECT)
-                or len(packet.payload) < vstor.PACKET_BYTES
-                or not packet.flags & WANTS_COMPLETION
-            ):
-                self._counters.reject("storvsp.unknown", "packet")
-                raise RingError("a packet that is no request")
+        if not all(map(_is_request, packets)):
+            self._counters.reject("storvsp.unknown", "packet")
+            raise RingError("a packet that is no request")
         self._waiting.extend(packets)
         return bool(packets)
 
@@ -300,3 +275,11 @@ class Storvsp:
         if (lun, error.errno) not in self._told:
             self._told.add((lun, error.errno))
             self._note(f"disk {lun}: {error.strerror}")
+
+
+def _is_request(packet: Packet) -> bool:
+    return (
+        packet.type in (IN_BAND, GPA_DIRECT)
+        and len(packet.payload) >= vstor.PACKET_BYTES
+        and bool(packet.flags & WANTS_COMPLETION)
+    )
