@@ -9,14 +9,15 @@ import subprocess
 import time
 from collections.abc import Collection
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
+
+from teuthis.closing import Closing
 
 PROGRAM = shutil.which("chromium")
 _TO_BROWSER, _FROM_BROWSER = 3, 4
 
 
-class Chromium:
+class Chromium(Closing):
     """One page in a browser of its own."""
 
     def __init__(self, home: Path, size: tuple[int, int] = (1500, 1600)) -> None:
@@ -111,15 +112,8 @@ class Chromium:
         data = self._call("Page.captureScreenshot", captureBeyondViewport=False)["data"]
         path.write_bytes(base64.b64decode(data))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Ends the browser."""
         self._process.kill()
         self._process.wait()
         os.close(self._to)

@@ -7,8 +7,9 @@ import signal
 import time
 from contextlib import suppress
 from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
+from teuthis.closing import Closing
 from teuthis.errors import (
     CommandError,
     CommandNotExecutable,
@@ -38,7 +39,7 @@ _DEATH_PATIENCE: Final = 3.0
 """Seconds from a lost connection to the end of the VM, if that is why it was lost."""
 
 
-class Process:
+class Process(Closing):
     """A program running in a guest, used like a `subprocess.Popen`. Made by `VM.popen`.
 
     Attributes:
@@ -162,16 +163,13 @@ class Process:
                 with suppress(BrokenPipeError):
                     stream.close()
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        super().__exit__(kind, error, traceback)
         if kind is None:
             self.wait()
         else:
