@@ -140,11 +140,7 @@ class Connection:
         if self._waiting:
             self._write()
         for _ in range(_PASSES):
-            if channel.reader is None:
-                return False
-            packets = channel.reader.read()
-            if channel.reader.signal:
-                self._sockets.server.interrupt(channel)
+            packets = self._sockets.server.take(channel)
             if not packets:
                 return False
             data, ended = self._unwrap(packets)

@@ -15,7 +15,7 @@ from teuthis.worker.vmbus import gpadl as gpadls
 from teuthis.worker.vmbus import messages as m
 from teuthis.worker.vmbus.channel import Channel, Device, Saveable
 from teuthis.worker.vmbus.gpadl import Gpadl, GpadlError
-from teuthis.worker.vmbus.ring import RingError, RingReader, RingWriter
+from teuthis.worker.vmbus.ring import Packet, RingError, RingReader, RingWriter
 from teuthis.worker.vmbus.saved import ChannelState, ServerState
 
 MAX_CHANNELS: Final = FLOWS["doorbell.to-worker"].values["channels"]
@@ -143,6 +143,18 @@ class Server:
         if not channel.rescinded:
             channel.rescinded = True
             self._send("vmbus.rescind-channel-offer", channel.relid)
+
+    def take(self, channel: Channel) -> list[Packet]:
+        """Packets that the guest has written by now, out of the ring; none: there are no more.
+
+        Raises `RingError`.
+        """
+        if channel.reader is None:
+            return []
+        packets = channel.reader.read()
+        if channel.reader.signal:
+            self.interrupt(channel)
+        return packets
 
     def interrupt(self, channel: Channel) -> None:
         """Signals the guest's side of an open channel."""

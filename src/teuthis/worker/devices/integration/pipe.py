@@ -116,11 +116,7 @@ class Service:
 
     def ready(self, channel: Channel) -> bool:
         """Reads the guest's answer. Raises `RingError` for anything else."""
-        if channel.reader is None:
-            return False
-        packets = channel.reader.read()
-        if channel.reader.signal:
-            self._server.interrupt(channel)
+        packets = self._server.take(channel)
         for packet in packets:
             self._receive(packet)
         return bool(packets)

@@ -283,7 +283,6 @@ class Network:
 
     def _handle_packets(self, channel: Channel) -> bool:
         """Handles a turn's worth of packets; True: there may be more. Raises `RingError`."""
-        assert channel.reader is not None
         assert channel.writer is not None
         if not self._has_room(channel):
             return False
@@ -295,9 +294,7 @@ class Network:
                 more = False  # the port says when it goes on
                 break
             if not self._packets:
-                self._packets.extend(channel.reader.read())
-                if channel.reader.signal:
-                    self._server.interrupt(channel)
+                self._packets.extend(self._server.take(channel))
                 if not self._packets:
                     more = False
                     break

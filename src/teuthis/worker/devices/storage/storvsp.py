@@ -171,11 +171,7 @@ class Storvsp:
 
     def _receive(self, channel: Channel) -> bool:
         """Takes what is in the ring; False: nothing."""
-        if channel.reader is None:
-            return False
-        packets = channel.reader.read()
-        if channel.reader.signal:
-            self._server.interrupt(channel)
+        packets = self._server.take(channel)
         if not all(map(_is_request, packets)):
             self._counters.reject("storvsp.unknown", "packet")
             raise RingError("a packet that is no request")
