@@ -55,8 +55,8 @@ def cut(path: Path, keeper: Keeper) -> None:
         replay = Replay(found)
         try:
             view = View(replay.memory, replay.memory_size)
-            start = replay.start
-            keeper.take("instruction.decode", view.bytes[start.rip : start.rip + _CODE])
+            code = replay.start.boot.rip
+            keeper.take("instruction.decode", view.bytes[code : code + _CODE])
             keeper.take("link.start", link.encode(link.START)[:16])
             traffic = Traffic(view, keeper.take)
             for turn in replay.turns():

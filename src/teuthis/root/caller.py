@@ -54,6 +54,7 @@ class Caller:
         self._requests = Requests()
         self._lock = threading.Lock()
         self._over = False
+        self._closing = False
         self._owner = os.getpid()
 
     def _talk_over(self, control: socket.socket) -> None:
@@ -141,6 +142,21 @@ class Caller:
                 self._counters.accept(flow, size)
             else:
                 self._counters.reject(flow, rejected)
+
+    def close(self) -> None:
+        """Lets go of the VM, and returns when that is done; does nothing a second time."""
+        if os.getpid() != self._owner:
+            return
+        with self._lock:
+            if not self._over:
+                self._closing = True
+                self._let_go()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _let_go(self) -> None:
+        """Has the thread come to its end."""
+        raise NotImplementedError
 
     def flows(self) -> dict[str, Count]:
         """Counters of all the VM's processes, by flow; the last ones once it has ended."""

@@ -163,7 +163,7 @@ def launch(
         elif not isinstance(start, Saved):
             extra = attached.argument if attached else ""
             state = start(memory, memory_size, extra)
-            registers = _registers(state)
+            registers = state.options()
         options: list[str] = []
         writer = None
         if record is not None and state is not None:
@@ -222,17 +222,6 @@ def _open(
     from teuthis.root.disks import open_disks
 
     return open_disks(disks, given, held)
-
-
-def _registers(state: BootState) -> dict[str, int]:
-    return {
-        "--rip": state.rip,
-        "--rsi": state.rsi,
-        "--rsp": state.rsp,
-        "--cr3": state.cr3,
-        "--gdt-base": state.gdt_base,
-        "--gdt-limit": state.gdt_limit,
-    }
 
 
 def _restored(

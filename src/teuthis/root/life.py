@@ -3,6 +3,8 @@
 import os
 import select
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -28,26 +30,28 @@ class ProcessId(msgspec.Struct, frozen=True):
 
     def wait(self, timeout: float) -> None:
         """Waits for its end, at most `timeout` seconds."""
-        try:
-            pidfd = os.pidfd_open(self.pid)
-        except ProcessLookupError:
-            return
-        try:
-            if self.alive:  # asked after the number was taken hold of
+        with self._hold() as pidfd:
+            if pidfd is not None:
                 _await(pidfd, timeout)
-        finally:
-            os.close(pidfd)
 
     def kill(self, timeout: float = 5.0) -> None:
         """Kills it, if it still lives, and waits for its end, at most `timeout` seconds."""
+        with self._hold() as pidfd:
+            if pidfd is not None:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                _await(pidfd, timeout)
+
+    @contextmanager
+    def _hold(self) -> Iterator[int | None]:
+        """A descriptor of it; None when it lives no more."""
         try:
             pidfd = os.pidfd_open(self.pid)
         except ProcessLookupError:
+            yield None
             return
         try:
-            if self.alive:  # asked after the number was taken hold of
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                _await(pidfd, timeout)
+            # Asked after the number was taken hold of: it may be another's by now.
+            yield pidfd if self.alive else None
         finally:
             os.close(pidfd)
 

@@ -69,7 +69,6 @@ class Machine(Caller):
         zygote.warm()
         self.ready = self._requests.ready
         self._final: list[int] = []
-        self._closing = False
         self._end_when_hung = end_when_hung
         self._recorded = record is not None
         self._network, self._agent = network, agent
@@ -226,16 +225,9 @@ class Machine(Caller):
 
     # ---- ending --------------------------------------------------------------------------------
 
-    def close(self) -> None:
-        """Ends the VM and waits until both processes are gone; does nothing a second time."""
-        if os.getpid() != self._owner:
-            return
-        with self._lock:
-            if not self._over:
-                self._closing = True
-                os.eventfd_write(self._wake, 1)
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+    def _let_go(self) -> None:
+        """Both processes are gone before the thread ends."""
+        os.eventfd_write(self._wake, 1)
 
     def _manage(self) -> None:
         reason: Ended | None = None

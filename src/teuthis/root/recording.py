@@ -48,12 +48,7 @@ class Start:
     """How the machine began, beside its memory: the options of the hypervisor program."""
 
     memory_size: int
-    rip: int
-    rsi: int
-    rsp: int
-    cr3: int
-    gdt_base: int
-    gdt_limit: int
+    boot: BootState
     instructions_per_microsecond: int
     wall_clock: int
     seed: int
@@ -63,12 +58,7 @@ class Start:
         """A machine that begins now, with random numbers of its own."""
         return cls(
             memory_size,
-            boot.rip,
-            boot.rsi,
-            boot.rsp,
-            boot.cr3,
-            boot.gdt_base,
-            boot.gdt_limit,
+            boot,
             _INSTRUCTIONS_PER_MICROSECOND,
             int(time.time()),
             int.from_bytes(os.urandom(8)),
@@ -77,12 +67,7 @@ class Start:
     def options(self) -> list[str]:
         """As the hypervisor program takes them, but for the memory size."""
         numbers = {
-            "--rip": self.rip,
-            "--rsi": self.rsi,
-            "--rsp": self.rsp,
-            "--cr3": self.cr3,
-            "--gdt-base": self.gdt_base,
-            "--gdt-limit": self.gdt_limit,
+            **self.boot.options(),
             "--wall-clock": self.wall_clock,
             "--seed": self.seed,
         }
@@ -177,7 +162,8 @@ class Writer:
 
 
 def _head(start: Start, size: int) -> bytes:
-    return _HEAD.pack(_MAGIC, VERSION, 0, *astuple(start), size)
+    clock = (start.instructions_per_microsecond, start.wall_clock, start.seed)
+    return _HEAD.pack(_MAGIC, VERSION, 0, start.memory_size, *astuple(start.boot), *clock, size)
 
 
 def _filled(memory: int, size: int) -> Iterator[tuple[int, bytes]]:
@@ -288,7 +274,7 @@ def _read(file: IO[bytes], name: str) -> Recording:
     cut = _Refused("cut", f"{name} is cut off: its machine, or a copy, was interrupted")
     if len(head) < _HEAD.size:
         raise cut
-    _, version, zero, *numbers, size = _HEAD.unpack(head)
+    _, version, zero, memory_size, *registers, rate, wall_clock, seed, size = _HEAD.unpack(head)
     if version > VERSION:
         raise _Refused(
             "version",
@@ -312,9 +298,9 @@ def _read(file: IO[bytes], name: str) -> Recording:
         left -= len(data)
     if file.read(_DIGEST) != digest.digest() or total != _HEAD.size + size + 2 * _DIGEST:
         raise damaged
-    start = Start(*numbers)
+    start = Start(memory_size, BootState(*registers), rate, wall_clock, seed)
     if not 0 < start.memory_size <= _MAX_MEMORY or start.memory_size % PAGE:
         raise damaged
-    if start.instructions_per_microsecond == 0 or start.gdt_limit > 0xFFFF:
+    if start.instructions_per_microsecond == 0 or start.boot.gdt_limit > 0xFFFF:
         raise damaged
     return Recording(file, start, size, memory)

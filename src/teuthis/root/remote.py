@@ -75,7 +75,6 @@ class Remote(Caller):
         self._record = record
         self._run = record.run
         self._name = record.name
-        self._closing = False
         self._counters = Counters()
         control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -97,16 +96,9 @@ class Remote(Caller):
         """Counters of all the VM's processes, by flow."""
         return by_flow(total([self._counters, *self._pages]))
 
-    def close(self) -> None:
-        """Ends the connection, and with it the programs that were started over it."""
-        if os.getpid() != self._owner:
-            return
-        with self._lock:
-            if not self._over:
-                self._closing = True
-                self._control.shutdown(socket.SHUT_RDWR)
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+    def _let_go(self) -> None:
+        """The connection ends, and with it the programs that were started over it."""
+        self._control.shutdown(socket.SHUT_RDWR)
 
     def _listen(self) -> None:
         poll = select.poll()

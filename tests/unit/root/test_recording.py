@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from teuthis.errors import RecordingError
 from teuthis.flows import Counters
 from teuthis.root import recording
+from teuthis.root.loader import BootState
 from teuthis.root.recording import Start, Writer, memory_digest, read
 
 SIZE = 1 << 20
-START = Start(SIZE, 0x100_0000, 0x2000, 0xF000, 0x4000, 0x3000, 31, 100, 1_800_000_000, 7)
+BOOT = BootState(0x100_0000, 0x2000, 0xF000, 0x4000, 0x3000, 31)
+START = Start(SIZE, BOOT, 100, 1_800_000_000, 7)
 HEAD = 16 + 88
 
 

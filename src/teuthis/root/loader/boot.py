@@ -64,6 +64,17 @@ class BootState:
     gdt_base: int
     gdt_limit: int
 
+    def options(self) -> dict[str, int]:
+        """As the hypervisor program takes them."""
+        return {
+            "--rip": self.rip,
+            "--rsi": self.rsi,
+            "--rsp": self.rsp,
+            "--cr3": self.cr3,
+            "--gdt-base": self.gdt_base,
+            "--gdt-limit": self.gdt_limit,
+        }
+
 
 def command_line(
     *,
