@@ -120,15 +120,12 @@ class Disks:
         return f"{changed[0]} was changed" if changed else ""
 
 
-class Neighbour:
-    """Another VM on the same host, whose commands must not notice anything."""
+class Meanwhile:
+    """What goes on in a thread of its own during a `with` block."""
 
     def __init__(self) -> None:
-        self._vm = teuthis.VM("128M")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work)
-        self.commands = 0
-        self.failure: BaseException | None = None
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -137,6 +134,27 @@ class Neighbour:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+        self._close()
+
+    def _work(self) -> None:
+        """Until `_stop` is set."""
+        raise NotImplementedError
+
+    def _close(self) -> None:
+        """When nothing goes on any more."""
+        raise NotImplementedError
+
+
+class Neighbour(Meanwhile):
+    """Another VM on the same host, whose commands must not notice anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._vm = teuthis.VM("128M")
+        self.commands = 0
+        self.failure: BaseException | None = None
+
+    def _close(self) -> None:
         self._vm.close()
 
     def _work(self) -> None:
@@ -151,24 +169,17 @@ class Neighbour:
             self.failure = error
 
 
-class Scribbler:
+class Scribbler(Meanwhile):
     """A second writer: scribbles over the pages that both processes read, while they read them."""
 
     def __init__(self, descriptor: int, seed: int) -> None:
         """Takes over a descriptor of the guest's memory."""
+        super().__init__()
         self._ram = mmap.mmap(descriptor, MEMORY)
         os.close(descriptor)
         self._random = random.Random(seed)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._scribble)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
+    def _close(self) -> None:
         self._ram.close()
 
     def _targets(self) -> tuple[int, int, int, int]:
@@ -180,7 +191,7 @@ class Scribbler:
         finally:
             words.release()
 
-    def _scribble(self) -> None:
+    def _work(self) -> None:
         chance, ram = self._random, self._ram
         messages, events, rings, size = self._targets()
         halves = range(rings, rings + size, 8 << 12)

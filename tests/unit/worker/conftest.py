@@ -6,9 +6,11 @@ from teuthis.flows import Counters
 from teuthis.worker import link
 from teuthis.worker.devices.hvsock import HvSock
 from teuthis.worker.memory import GuestMemory
+from teuthis.worker.vmbus.channel import Device
+from teuthis.worker.vmbus.messages import Offer
 from teuthis.worker.vmbus.server import Server
 
-from .simulator import Guest
+from .simulator import Channel, Guest
 
 MEMORY_SIZE = 8 << 20
 
@@ -75,6 +77,17 @@ class World:
         self.sockets = HvSock(self.server, self.counters, self.clock)
         self.transport = Inside(self.server)
         self.guest = Guest(self.memory, self.transport)
+
+    def plugged(self, offer: Offer, device: Device) -> Channel:
+        """The guest's end of the channel of the only device; it reads nothing by itself."""
+        self.server.install(offer, device)
+        offered: list[Channel] = []
+        self.guest.on_offer = offered.append
+        assert self.guest.connect()
+        (channel,) = offered
+        channel.poll = lambda: False  # type: ignore[method-assign]
+        assert channel.interface == offer.interface
+        return channel
 
     def rejected(self, flow: str) -> int:
         return self.counters.snapshot()[flow].rejected

@@ -65,13 +65,7 @@ class Driver:
             lambda: self.now,
         )
         self.now = 0.0
-        world.server.install(OFFER, self.device)
-        offered: list[Channel] = []
-        world.guest.on_offer = offered.append
-        assert world.guest.connect()
-        (self.channel,) = offered
-        self.channel.poll = lambda: False  # type: ignore[method-assign]
-        assert self.channel.interface == OFFER.interface
+        self.channel = world.plugged(OFFER, self.device)
         if opens:
             self.channel.do_open(RING_PAGES)
         self.transaction = 0

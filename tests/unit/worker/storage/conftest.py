@@ -18,7 +18,7 @@ from teuthis.worker.memory import PAGE_SIZE
 from teuthis.worker.vmbus.gpa import buffers
 
 from ..conftest import World
-from ..simulator import DESCRIPTOR, Channel, packet
+from ..simulator import DESCRIPTOR, packet
 
 SIZE = 4 << 20
 GPA_DIRECT = 9
@@ -76,13 +76,7 @@ class Driver:
         self.world = world
         self.notes: list[str] = []
         self.device = Storvsp(world.server, world.memory, world.counters, disks, self.notes.append)
-        world.server.install(OFFER, self.device)
-        offered: list[Channel] = []
-        world.guest.on_offer = offered.append
-        assert world.guest.connect()
-        (self.channel,) = offered
-        self.channel.poll = lambda: False  # type: ignore[method-assign]
-        assert self.channel.interface == OFFER.interface
+        self.channel = world.plugged(OFFER, self.device)
         self.channel.do_open(9)
         self.next = 1
 
