@@ -26,11 +26,11 @@ use std::{
     thread,
 };
 use teuthis_hypervisor::{
-    jail::{Jail, Kvm, WALLS, Wall, enter, share_heap, split},
+    jail::{Jail, WALLS, Wall, enter, share_heap, split},
     memory::GuestMemory,
     processor::{
         BootState,
-        kvm::{self, Idle},
+        kvm::{self, Descriptors, Idle},
     },
 };
 
@@ -112,7 +112,7 @@ fn attack(
     walls: &[Wall],
 ) -> String {
     let mut idle = kvm.map_or_else(Vec::new, |(device, count)| processors(device, count));
-    let kvm = (!idle.is_empty()).then(|| kvm::descriptors(&idle, false));
+    let kvm = (!idle.is_empty()).then(|| Descriptors::of(&idle, false));
     // SAFETY: asks for a number.
     let pid = unsafe { libc::getpid() };
     let (link, worker) = UnixDatagram::pair().expect("a socket pair");
@@ -172,7 +172,7 @@ fn attack(
     })
 }
 
-fn carry_out(calls: &[Call], kvm: Option<&Kvm>) -> String {
+fn carry_out(calls: &[Call], kvm: Option<&Descriptors>) -> String {
     let mut results = vec![];
     for call in calls {
         let value = |argument: &Argument| match argument {

@@ -6,6 +6,7 @@ mod filter;
 mod namespaces;
 mod privileges;
 
+use crate::processor::kvm;
 use rustix::{
     process::{Resource, Rlimit, getrlimit, setrlimit},
     thread::Uid,
@@ -15,15 +16,6 @@ use std::{io, os::fd::RawFd};
 pub use descriptors::{NotGiven, adopt};
 pub use privileges::share_heap;
 
-/// What `/dev/kvm` made, when the guest runs on the host's processor.
-#[derive(Clone, Debug)]
-pub struct Kvm {
-    pub vm: RawFd,
-    pub vcpus: Vec<RawFd>,
-    /// The guest goes on where a saved one stopped.
-    pub restores: bool,
-}
-
 /// What this process keeps.
 pub struct Jail<'a> {
     /// The socket to the worker, if there is one.
@@ -32,7 +24,8 @@ pub struct Jail<'a> {
     pub reads: Vec<RawFd>,
     /// What it writes to: our doorbells for the worker, a recording, the report of a replay.
     pub writes: Vec<RawFd>,
-    pub kvm: Option<Kvm>,
+    /// What `/dev/kvm` made, when the guest runs on the host's processor.
+    pub kvm: Option<kvm::Descriptors>,
     /// Bytes of guest RAM, and of the template behind it, that it maps.
     pub memory: u64,
     /// Its user id, when root starts it.

@@ -133,7 +133,7 @@ fn run(arguments: &Arguments) -> Result<Infallible, Error> {
         None => return Err(arguments::Error::Processor.into()),
         Some(device) => {
             let mut others = kvm::create(device, memory, boot, arguments.processors)?;
-            jail.kvm = Some(kvm::descriptors(&others, state.is_some()));
+            jail.kvm = Some(kvm::Descriptors::of(&others, state.is_some()));
             let first = others.remove(0).start()?;
             for each in [
                 connection.link.descriptor(),

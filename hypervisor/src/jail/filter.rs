@@ -1,8 +1,8 @@
 //! What the kernel refuses this process: all that Landlock knows, and every system call that the
 //! run loop does not make.
 
-use super::{Jail, Kvm};
-use crate::processor::kvm::{RESTORE_CALLS, SAVE_CALLS, VCPU_CALLS, VM_CALLS};
+use super::Jail;
+use crate::processor::kvm::{Descriptors, RESTORE_CALLS, SAVE_CALLS, VCPU_CALLS, VM_CALLS};
 use landlock::{
     ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetStatus, Scope,
@@ -95,7 +95,7 @@ fn filter(jail: &Jail) -> Result<BpfProgram, BackendError> {
 
 /// What the kvm processor needs beside: to run the guest, to interrupt it, to be interrupted, to be
 /// saved; and with several of them, to wait for each other.
-fn kvm_calls(kvm: &Kvm) -> Result<Vec<(c_long, Vec<SeccompRule>)>, BackendError> {
+fn kvm_calls(kvm: &Descriptors) -> Result<Vec<(c_long, Vec<SeccompRule>)>, BackendError> {
     let restoring = RESTORE_CALLS.iter().filter(|_| kvm.restores);
     let requests = VCPU_CALLS.iter().chain(&SAVE_CALLS).chain(restoring);
     let vm = VM_CALLS.map(|request| (kvm.vm, request));
@@ -148,7 +148,7 @@ mod tests {
             link: Some(3),
             reads: vec![4],
             writes: vec![5],
-            kvm: Some(Kvm {
+            kvm: Some(Descriptors {
                 vm: 9,
                 vcpus: (first..).take(KVM_APIC_PROCESSORS_MAX as usize).collect(),
                 restores: true,

@@ -22,7 +22,6 @@ use crate::{
     clock::Clock,
     counters::Counters,
     flows::{Flow, Reject, values},
-    jail,
     memory::GuestMemory,
     record::{Malformed, Record},
 };
@@ -34,7 +33,7 @@ use kvm_bindings::{
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd, VmFd};
 use raw::PortAccess;
 use std::{
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsRawFd, OwnedFd, RawFd},
     sync::Arc,
 };
 
@@ -138,15 +137,23 @@ pub fn create(
     Ok(vcpus.into_iter().enumerate().map(idle).collect())
 }
 
-/// What the jail must leave open; `restores`: the guest goes on where a saved one stopped.
-pub fn descriptors(processors: &[Idle], restores: bool) -> jail::Kvm {
-    jail::Kvm {
-        vm: processors.first().map_or(-1, |first| first.vm.as_raw_fd()),
-        vcpus: processors
-            .iter()
-            .map(|each| each.vcpu.as_raw_fd())
-            .collect(),
-        restores,
+/// What `/dev/kvm` made and the jail must leave open.
+#[derive(Clone, Debug)]
+pub struct Descriptors {
+    pub vm: RawFd,
+    pub vcpus: Vec<RawFd>,
+    /// The guest goes on where a saved one stopped.
+    pub restores: bool,
+}
+
+impl Descriptors {
+    pub fn of(processors: &[Idle], restores: bool) -> Self {
+        let vcpus = processors.iter().map(|each| each.vcpu.as_raw_fd());
+        Self {
+            vm: processors.first().map_or(-1, |first| first.vm.as_raw_fd()),
+            vcpus: vcpus.collect(),
+            restores,
+        }
     }
 }
 
