@@ -2,16 +2,14 @@
 //! little-endian: `u16 version, u16 type, u32 length, u64 value, u8 payload[256]`, zero beyond
 //! `length`. Anything else comes from a hostile peer and ends the VM.
 
+mod socket;
+
 use crate::{
     counters::Counters,
     flows::{Flow, Reject, values},
 };
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    io::Errno,
-    net::{RecvFlags, SendFlags, recv, send},
-};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+pub use socket::Link;
 
 const VERSION: u16 = values::LINK_POST_MESSAGE_VERSION as u16;
 pub const MESSAGE_BYTES: usize = values::LINK_POST_MESSAGE_MESSAGE_BYTES as usize;
@@ -120,7 +118,8 @@ impl ToWorker<'_> {
     }
 }
 
-fn frame(kind: u32, value: u64, payload: &[u8]) -> [u8; MESSAGE_BYTES] {
+/// A message on the wire.
+pub fn frame(kind: u32, value: u64, payload: &[u8]) -> [u8; MESSAGE_BYTES] {
     let length = payload.len().min(PAYLOAD_BYTES);
     let mut message = [0; MESSAGE_BYTES];
     message[0..2].copy_from_slice(&VERSION.to_le_bytes());
@@ -376,102 +375,9 @@ impl FromWorker {
     }
 }
 
-/// The socket under the messages. Never blocks, but for [`Link::end`] and [`Link::wait`].
-pub struct Link {
-    socket: OwnedFd,
-    processors: usize,
-    counters: Counters,
-}
-
-impl Link {
-    /// Of a machine with so many processors.
-    pub fn new(socket: OwnedFd, processors: usize, counters: Counters) -> Self {
-        Self {
-            socket,
-            processors,
-            counters,
-        }
-    }
-
-    /// Sends a message; `false` when the link is full or closed, and nothing was sent.
-    pub fn send(&self, message: &ToWorker) -> bool {
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        retry(|| send(&self.socket, &message.encode(), flags)).is_ok()
-    }
-
-    /// Sends a message that must not get lost, waiting up to a second for room.
-    pub fn send_last(&self, message: &ToWorker) {
-        for _ in 0..50 {
-            if self.send(message) {
-                return;
-            }
-            let mut fds = [PollFd::new(&self.socket, PollFlags::OUT)];
-            let _ = poll(&mut fds, Some(&milliseconds(20)));
-            if fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR) {
-                return;
-            }
-        }
-    }
-
-    /// The next message, if there is one; an end of the VM when the worker is gone or hostile.
-    pub fn receive(&self) -> Result<Option<FromWorker>, End> {
-        // One byte more than a message, so that a longer one is seen to be longer.
-        let mut buffer = [0; MESSAGE_BYTES + 1];
-        let received = retry(|| recv(&self.socket, &mut buffer[..], RecvFlags::DONTWAIT));
-        let length = match received {
-            Ok((0, _)) => return Err(End::WorkerGone),
-            Ok((length, _)) => length,
-            Err(Errno::AGAIN) => return Ok(None),
-            Err(_) => return Err(End::WorkerGone),
-        };
-        let packet = buffer.get(..length).unwrap_or(&[]);
-        let message = FromWorker::counted(packet, self.processors, &self.counters);
-        message.map(Some).map_err(|_| End::WorkerViolation)
-    }
-
-    /// Blocks until the worker's first message.
-    pub fn wait(&self) -> Result<FromWorker, End> {
-        loop {
-            if let Some(message) = self.receive()? {
-                return Ok(message);
-            }
-            let _ = poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], None);
-        }
-    }
-
-    /// Whether the worker has closed its end, seen without reading what it sent before.
-    pub fn is_closed(&self) -> bool {
-        let mut fds = [PollFd::new(&self.socket, PollFlags::RDHUP)];
-        let _ = poll(&mut fds, Some(&milliseconds(0)));
-        !fds[0].revents().is_empty()
-    }
-
-    /// Readable when the worker sent something: what a halted processor sleeps on.
-    pub fn descriptor(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-}
-
-const fn milliseconds(count: i64) -> Timespec {
-    Timespec {
-        tv_sec: count / 1000,
-        tv_nsec: count % 1000 * 1_000_000,
-    }
-}
-
-fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
-    loop {
-        match call() {
-            Err(Errno::INTR) => {}
-            result => return result,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
     fn message(kind: u16, length: u32, value: u64, payload: &[u8]) -> Vec<u8> {
         let mut bytes = vec![0; MESSAGE_BYTES];
@@ -481,17 +387,6 @@ mod tests {
         bytes[8..16].copy_from_slice(&value.to_le_bytes());
         bytes[16..16 + payload.len()].copy_from_slice(payload);
         bytes
-    }
-
-    fn pair() -> (Link, OwnedFd) {
-        let (ours, theirs) = socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .unwrap();
-        (Link::new(ours, 2, Counters::anonymous().unwrap()), theirs)
     }
 
     #[test]
@@ -569,10 +464,9 @@ mod tests {
         for (kind, length, value, payload, flow) in cases {
             let packet = message(kind, length, value, payload);
             assert_eq!(refused(&packet), flow);
-            let (link, worker) = pair();
-            send(&worker, &packet, SendFlags::empty()).unwrap();
-            assert_eq!(link.receive(), Err(End::WorkerViolation));
-            assert_eq!(link.counters.get(flow).rejected, 1);
+            let counters = Counters::anonymous().unwrap();
+            assert!(FromWorker::counted(&packet, 2, &counters).is_err());
+            assert_eq!(counters.get(flow).rejected, 1);
         }
     }
 
@@ -593,24 +487,5 @@ mod tests {
         let note = ToWorker::Note(&long).encode();
         assert_eq!(note[4..8], 256u32.to_le_bytes());
         assert!(std::str::from_utf8(&note[16..]).is_ok());
-    }
-
-    #[test]
-    fn a_full_link_refuses_and_a_closed_one_ends() {
-        let (link, worker) = pair();
-        let mut sent = 0;
-        while link.send(&ToWorker::Console(b"x")) {
-            sent += 1;
-            assert!(sent < 100_000, "the link takes messages without end");
-        }
-        assert!(!link.is_closed());
-        assert_eq!(link.receive(), Ok(None));
-        send(&worker, &message(17, 0, 0, &[]), SendFlags::empty()).unwrap();
-        assert_eq!(link.receive(), Ok(Some(FromWorker::Stop)));
-        send(&worker, &[0; 1000], SendFlags::empty()).unwrap();
-        assert_eq!(link.receive(), Err(End::WorkerViolation));
-        drop(worker);
-        assert!(link.is_closed());
-        assert_eq!(link.receive(), Err(End::WorkerGone));
     }
 }

@@ -22,7 +22,7 @@ use teuthis_hypervisor::{
     counters::Counters,
     flows::{Flow, Reject},
     jail,
-    link::MESSAGE_BYTES,
+    link::{MESSAGE_BYTES, frame},
     memory::GuestMemory,
     shared::Shared,
 };
@@ -136,12 +136,7 @@ impl Vm {
     }
 
     fn send(&self, kind: u16, value: u64, payload: &[u8]) {
-        let mut message = [0; MESSAGE_BYTES];
-        message[0..2].copy_from_slice(&1u16.to_le_bytes());
-        message[2..4].copy_from_slice(&kind.to_le_bytes());
-        message[4..8].copy_from_slice(&(payload.len() as u32).to_le_bytes());
-        message[8..16].copy_from_slice(&value.to_le_bytes());
-        message[16..16 + payload.len()].copy_from_slice(payload);
+        let message = frame(kind.into(), value, payload);
         send(&self.link, &message, SendFlags::NOSIGNAL).unwrap();
         self.doorbells[2048].store(1, Ordering::Release);
     }
