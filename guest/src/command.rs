@@ -1,18 +1,12 @@
 //! A running program: its pipes, its credits, its end.
 
 use std::{
-    collections::BTreeMap,
-    env,
-    ffi::{OsStr, OsString},
+    ffi::OsStr,
     fs::File,
     io::{self, ErrorKind, Read, Write},
     iter,
-    os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::{ffi::OsStrExt, process::CommandExt},
-    },
-    path::{Path, PathBuf},
-    process,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
 };
 
 use nix::{
@@ -22,19 +16,17 @@ use nix::{
         signal::{Signal, killpg},
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
-    unistd::{AccessFlags, Pid, access},
+    unistd::Pid,
 };
 
 use crate::{
     frames::{Exec, INITIAL_CREDIT, MAX_DATA_BYTES, Reply, Stream},
     outgoing::Outgoing,
+    setting::{Setting, find},
     terminal::{self, Size},
     warm,
 };
 
-/// What a program finds in its environment unless the host says otherwise.
-const DEFAULT_PATH: &str = "/bin:/sbin:/usr/bin:/usr/sbin";
-const DEFAULT_ENVIRONMENT: [(&str, &str); 2] = [("PATH", DEFAULT_PATH), ("HOME", "/root")];
 const SHELL: &str = "/bin/sh";
 /// Consumed bytes of stdin are reported in portions of at least this size.
 const WINDOW_STEP: u32 = INITIAL_CREDIT / 4;
@@ -58,15 +50,6 @@ struct Streams {
     stdout: OwnedFd,
     stderr: Option<OwnedFd>,
     terminal: Option<File>,
-}
-
-/// What a program finds when it begins. No text in it holds a zero.
-pub struct Setting<'a> {
-    pub environment: BTreeMap<&'a OsStr, &'a OsStr>,
-    pub directory: &'a Path,
-    pub streams: &'a [OwnedFd; 3],
-    /// They are one terminal.
-    pub has_terminal: bool,
 }
 
 /// The program's standard input and what waits for it: never more than the credit given.
@@ -101,12 +84,12 @@ impl Command {
             Some(started) => started?,
             None => {
                 let program = find(name, &exec.environment);
-                match setting.spawn(&program, name, arguments) {
+                match setting.start(&program, name, arguments) {
                     // A script that names no interpreter is the shell's, as `execvp` has it.
                     Err(error) if error.raw_os_error() == Some(Errno::ENOEXEC as i32) => {
                         let script = iter::once(program.into_os_string());
                         let words: Vec<_> = script.chain(arguments.iter().cloned()).collect();
-                        setting.spawn(Path::new(SHELL), OsStr::new(SHELL), &words)?
+                        setting.start(Path::new(SHELL), OsStr::new(SHELL), &words)?
                     }
                     spawned => spawned?,
                 }
@@ -256,79 +239,6 @@ impl Streams {
             terminal: Some(ours),
         })
     }
-}
-
-impl<'a> Setting<'a> {
-    fn of(exec: &'a Exec, streams: &'a [OwnedFd; 3]) -> io::Result<Self> {
-        let directory = match exec.directory.as_path() {
-            path if path.as_os_str().is_empty() => Path::new("/"),
-            path => path,
-        };
-        // A missing directory must not look like a missing program.
-        if !directory.is_dir() {
-            return Err(Errno::ENOTDIR.into());
-        }
-        let mut texts = exec.argv.iter().chain(&exec.environment);
-        if texts.any(|text| text.as_bytes().contains(&0)) {
-            return Err(Errno::EINVAL.into());
-        }
-        let mut environment: BTreeMap<_, _> = DEFAULT_ENVIRONMENT
-            .map(|(key, value)| (OsStr::new(key), OsStr::new(value)))
-            .into();
-        for variable in &exec.environment {
-            let bytes = variable.as_bytes();
-            let Some(split) = bytes.iter().position(|&byte| byte == b'=') else {
-                return Err(Errno::EINVAL.into());
-            };
-            let (key, value) = (&bytes[..split], &bytes[split + 1..]);
-            environment.insert(OsStr::from_bytes(key), OsStr::from_bytes(value));
-        }
-        Ok(Self {
-            environment,
-            directory,
-            streams,
-            has_terminal: exec.terminal.is_some(),
-        })
-    }
-
-    /// Starts `program`, which calls itself `name`.
-    fn spawn(&self, program: &Path, name: &OsStr, arguments: &[OsString]) -> io::Result<Pid> {
-        let mut command = process::Command::new(program);
-        command.arg0(name).args(arguments);
-        // A process that needs nothing done before its program begins is born without a copy of our
-        // memory (`posix_spawn`), which would be a third of what it costs to run a short one.
-        if env::current_dir().map_or(true, |ours| ours != self.directory) {
-            command.current_dir(self.directory);
-        }
-        command.env_clear().envs(&self.environment);
-        if self.has_terminal {
-            terminal::lead(&mut command);
-        } else {
-            command.process_group(0);
-        }
-        let [stdin, stdout, stderr] = self.streams;
-        command
-            .stdin(stdin.try_clone()?)
-            .stdout(stdout.try_clone()?)
-            .stderr(stderr.try_clone()?);
-        Ok(Pid::from_raw(command.spawn()?.id() as i32))
-    }
-}
-
-/// Where `program` is, as its environment's PATH says; as it was named if nowhere.
-fn find(program: &OsStr, environment: &[OsString]) -> PathBuf {
-    let named = PathBuf::from(program);
-    if program.as_bytes().contains(&b'/') {
-        return named;
-    }
-    let mut given = environment.iter().rev().map(|variable| variable.as_bytes());
-    let path = given.find_map(|variable| variable.strip_prefix(b"PATH="));
-    path.unwrap_or(DEFAULT_PATH.as_bytes())
-        .split(|&byte| byte == b':')
-        .map(|place| Path::new(OsStr::from_bytes(place)).join(program))
-        .take_while(|place| place.is_absolute())
-        .find(|place| place.is_file() && access(place, AccessFlags::X_OK).is_ok())
-        .unwrap_or(named)
 }
 
 impl Drop for Command {

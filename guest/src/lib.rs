@@ -18,6 +18,7 @@ mod outgoing;
 pub mod power;
 mod root;
 mod session;
+mod setting;
 pub mod system;
 mod terminal;
 pub mod transport;

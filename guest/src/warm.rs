@@ -25,7 +25,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::command::Setting;
+use crate::setting::Setting;
 
 /// Where it waits. Only root can put something there.
 const SOCKET: &str = "/run/teuthis-python";

@@ -437,6 +437,18 @@ fn programs_are_found_by_their_path() {
 }
 
 #[test]
+fn no_signal_is_ignored_or_blocked() {
+    let host = Host::new();
+    // Elsewhere it is started in another way, and inherits what whoever runs the tests ignores.
+    let ours = std::env::current_dir().unwrap();
+    let program = ["grep", "-E", "^Sig(Ign|Blk)", "/proc/self/status"];
+    let mut connection = host.exec_in(&program, &[], ours.to_str().unwrap());
+    let text = String::from_utf8(connection.finish().stdout).unwrap();
+    let expected = "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n";
+    assert_eq!(text, expected);
+}
+
+#[test]
 fn programs_that_cannot_be_started() {
     let host = Host::new();
     let (errno, text) = host.exec(&["no-such-program"]).error();

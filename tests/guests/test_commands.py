@@ -77,6 +77,18 @@ def test_nothing_of_our_environment_is_passed_on(vm: VM, monkeypatch: pytest.Mon
     assert b"SECRET" not in vm.run(["env"]).stdout
 
 
+@pytest.mark.parametrize("tty", [None, (24, 80)], ids=["pipes", "terminal"])
+@pytest.mark.parametrize("directory", ["/", "/tmp"])
+def test_no_signal_is_ignored_or_blocked(
+    vm: VM, directory: str, tty: tuple[int, int] | None
+) -> None:
+    """Those that the C library keeps for itself neither."""
+    program = ["grep", "-E", "^Sig(Ign|Blk)", "/proc/self/status"]
+    with vm.popen(program, cwd=directory, tty=tty) as process:
+        lines = process.stdout.read().splitlines()
+    assert lines == [b"SigBlk:\t0000000000000000", b"SigIgn:\t0000000000000000"]
+
+
 def test_empty_input_ends_at_once(vm: VM) -> None:
     assert vm.run(["cat"], timeout=30).stdout == b""
 

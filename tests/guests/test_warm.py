@@ -36,8 +36,8 @@ print(locale.setlocale(locale.LC_ALL), sys.getfilesystemencoding(), sys.getrecur
 for name in ("cmdline", "environ", "comm", "oom_score_adj", "cgroup"):
     print(open(f"/proc/self/{name}").read())
 lines = open("/proc/self/status").read().splitlines()
-# Of SigIgn not those of the C library's own, which depend on how it starts a program.
-print([line for line in lines if line.startswith(("SigB", "SigC", "Shd", "Cap", "NoNew", "Uid"))])
+names = ("SigB", "SigI", "SigC", "Shd", "Cap", "NoNew", "Uid")
+print([line for line in lines if line.startswith(names)])
 """
 ENDS = {
     "return": "print('out'); import sys; print('err', file=sys.stderr)",
