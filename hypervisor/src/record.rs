@@ -14,7 +14,7 @@ use crate::flows::{Flow, Reject};
 /// "TEUTHIS" and a zero byte.
 const MAGIC: u64 = u64::from_le_bytes(*b"TEUTHIS\0");
 /// Rises with every change of any part.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Largest record: the parts are small; the queue of messages is the largest.
 pub const MAX_BYTES: usize = Flow::StateHypervisor.max_bytes() as usize;
 /// Before the first part.
@@ -308,8 +308,8 @@ mod tests {
             bytes[at] ^= 1;
             assert_eq!(restored(&bytes), Err(Malformed::Damaged), "byte {at}");
         }
-        let newer = forged(&bytes, |bytes| bytes[8] = 3);
-        assert_eq!(restored(&newer), Err(Malformed::Version(3)));
+        let newer = forged(&bytes, |bytes| bytes[8] += 1);
+        assert_eq!(restored(&newer), Err(Malformed::Version(VERSION + 1)));
         let other = forged(&bytes, |bytes| bytes[18] ^= 0x20);
         assert_eq!(restored(&other), Err(Malformed::Memory(MEMORY ^ 0x20_0000)));
         let longer = forged(&bytes, |bytes| bytes.push(0));

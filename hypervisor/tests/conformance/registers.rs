@@ -85,6 +85,19 @@ fn synic_registers() {
     assert_eq!(guest.results(), expected);
 }
 
+/// It would part from the reference time, which the guest computes from it.
+#[test]
+fn the_time_stamp_counter_cannot_be_set() {
+    let mut program = Program::new();
+    program.rdmsr(0x10).wrmsr(0x10, 0).wrmsr(0x10, 1 << 60);
+    program.rdmsr(0x10);
+    let guest = run(program);
+    let [before, first, second, after] = guest.results();
+    assert_eq!([first, second], [GP, GP]);
+    assert!(before < after && after < 1 << 60);
+    assert_eq!(guest.count(Flow::MsrUnknown).rejected, 2);
+}
+
 #[test]
 fn what_is_not_offered_faults() {
     let registers = [

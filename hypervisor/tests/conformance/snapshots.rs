@@ -86,15 +86,16 @@ fn advance(guest: &mut Guest, done: &mut usize, steps: usize) -> Option<Stop> {
     None
 }
 
-/// What the program has reported, without the time in different forms, and without its beginning:
-/// on KVM it may not set the time-stamp counter.
-fn steady(guest: &Guest) -> Vec<[u64; 5]> {
+/// What the program has reported, its beginning and each round, without the time in different forms.
+fn steady(guest: &Guest) -> (Vec<u64>, Vec<[u64; 5]>) {
+    const BEGINNING: usize = 16;
     let results: [u64; 8 * ROUNDS] = guest.results();
-    let (rounds, _) = results[2 * 8..].as_chunks::<8>();
+    let (beginning, rest) = results.split_at(BEGINNING);
+    let (rounds, _) = rest.as_chunks::<8>();
     let timeless = |&[x87, vector, sum, _, _, hypercall, _, base]: &[u64; 8]| {
         [x87, vector, sum, hypercall, base]
     };
-    rounds.iter().map(timeless).collect()
+    (beginning.to_vec(), rounds.iter().map(timeless).collect())
 }
 
 #[test]

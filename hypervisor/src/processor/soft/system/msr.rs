@@ -37,8 +37,6 @@ pub struct Msrs {
     pub sysenter_esp: u64,
     pub sysenter_eip: u64,
     pub tsc_aux: u64,
-    /// Added to the clock by a write to the time-stamp counter.
-    pub tsc_offset: u64,
     pat: u64,
     misc_enable: u64,
     mtrr_default: u64,
@@ -58,7 +56,6 @@ impl Default for Msrs {
             sysenter_esp: 0,
             sysenter_eip: 0,
             tsc_aux: 0,
-            tsc_offset: 0,
             pat: 0x0007_0406_0007_0406,
             misc_enable: 1,
             mtrr_default: 0xC06,
@@ -81,7 +78,6 @@ impl Msrs {
             &mut self.sysenter_esp,
             &mut self.sysenter_eip,
             &mut self.tsc_aux,
-            &mut self.tsc_offset,
             &mut self.pat,
             &mut self.misc_enable,
             &mut self.mtrr_default,
@@ -114,7 +110,7 @@ fn is_memory_type(value: u8) -> bool {
 impl Cpu {
     /// The time-stamp counter: nanoseconds, so 1 GHz.
     pub fn time_stamp(&self) -> u64 {
-        self.now().wrapping_add(self.msrs.tsc_offset)
+        self.now()
     }
 
     fn read_msr(&mut self, msr: u32) -> Known<u64> {
@@ -181,7 +177,8 @@ impl Cpu {
         }
         let msrs = &mut self.msrs;
         match msr {
-            0x10 => self.msrs.tsc_offset = value.wrapping_sub(self.now()),
+            // The partition refuses it, as on KVM: the reference time is read off this counter.
+            0x10 => return Known::Elsewhere,
             0x1B => {}
             0x174 => msrs.sysenter_cs = value,
             0x175 => msrs.sysenter_esp = value,
