@@ -1,7 +1,7 @@
 //! An attacker inside this process's jail, for `tests/isolation/`: never part of a package.
 //!
-//! `prisoner [--as UID] [--uid UID] [--kvm /dev/kvm [--processors N]] [--without WALL]…` reads attacks
-//! from its standard input, one per line, and forks for each: the child locks itself up as the
+//! `prisoner [--as UID] [--uid UID] [--kvm /dev/kvm [--processors N]] [--replays yes] [--without WALL]…`
+//! reads attacks from its standard input, one per line, and forks for each: the child locks itself up as the
 //! hypervisor does, then makes the system calls of the line, with several processors in the thread
 //! of the last. The answers, one per line: `errno N` of the call that
 //! failed, `done N` with the last result, or `killed SIGNAL`.
@@ -40,6 +40,7 @@ fn main() -> io::Result<()> {
     let mut uid = None;
     let mut kvm = None;
     let mut processors = 1;
+    let mut replays = false;
     let mut walls = Vec::from(WALLS);
     let mut words = env::args().skip(1);
     while let (Some(option), Some(value)) = (words.next(), words.next()) {
@@ -49,13 +50,14 @@ fn main() -> io::Result<()> {
             "--uid" => uid = Some(number()?),
             "--kvm" => kvm = Some(value),
             "--processors" => processors = number()?,
+            "--replays" => replays = value == "yes",
             "--without" => walls.retain(|wall| wall.name != value),
             _ => return Err(io::Error::other("unknown option")),
         }
     }
     for line in io::stdin().lock().lines() {
         let kvm = kvm.as_deref().map(|device| (device, processors as usize));
-        println!("{}", attempt(&line?, uid, kvm, &walls)?);
+        println!("{}", attempt(&line?, uid, kvm, replays, &walls)?);
     }
     Ok(())
 }
@@ -71,6 +73,7 @@ fn attempt(
     line: &str,
     uid: Option<u32>,
     kvm: Option<(&str, usize)>,
+    replays: bool,
     walls: &[Wall],
 ) -> io::Result<String> {
     let calls = parse(line);
@@ -79,7 +82,7 @@ fn attempt(
     let child = unsafe { libc::fork() };
     if child == 0 {
         drop(answers);
-        let text = attack(line, &calls, &answer, uid, kvm, walls);
+        let text = attack(line, &calls, &answer, uid, kvm, replays, walls);
         say(&answer, &text);
         // SAFETY: ends the child, running nothing of the parent's.
         unsafe { libc::_exit(0) };
@@ -109,6 +112,7 @@ fn attack(
     answer: &UnixStream,
     uid: Option<u32>,
     kvm: Option<(&str, usize)>,
+    replays: bool,
     walls: &[Wall],
 ) -> String {
     let mut idle = kvm.map_or_else(Vec::new, |(device, count)| processors(device, count));
@@ -120,7 +124,8 @@ fn attack(
     let (link, _) = (Box::leak(Box::new(link)), Box::leak(Box::new(worker)));
     let input = io::stdin();
     let jail = Jail {
-        link: Some(link.as_raw_fd()),
+        // A recording is replayed without a worker.
+        link: (!replays).then_some(link.as_raw_fd()),
         reads: vec![input.as_raw_fd()],
         writes: vec![answer.as_raw_fd()],
         kvm: kvm.clone(),

@@ -22,6 +22,7 @@ from teuthis.root import processor
 ROOT: Final = Path(__file__).parents[2]
 NOBODY: Final = 65534
 SIGSYS: Final = 31
+OF_RUST: Final = ("hypervisor", "replay")
 WITHOUT: Final = os.environ.get("TEUTHIS_TEST_WITHOUT", "").split()
 IS_ROOT: Final = os.geteuid() == 0
 
@@ -48,7 +49,10 @@ def call(name: str, *arguments: object) -> str:
 
 @dataclass(frozen=True)
 class Prison:
-    """One process's jail, entered by root or by an ordinary user."""
+    """One process's jail, entered by root or by an ordinary user.
+
+    "replay" is the hypervisor's where it replays a recording, with no worker at its side.
+    """
 
     process: str
     user: str
@@ -62,13 +66,15 @@ class Prison:
     @contextmanager
     def _command(self, without: Iterable[str]) -> Iterator[list[str]]:
         with identity.lease() as own:
-            of_rust = self.process == "hypervisor"
+            of_rust = self.process in OF_RUST
             command = list(build_prisoner() if of_rust else _ours(self.process))
             if self.user == "root":
                 uid = own.hypervisor if of_rust else own.worker
                 command += ["--uid", str(uid)]
             elif IS_ROOT:
                 command += ["--as", str(NOBODY)]
+            if self.process == "replay":
+                command += ["--replays", "yes"]
             if self.kvm:
                 command += ["--kvm", str(processor.DEVICE)]
             for wall in {*without, *WITHOUT}:
@@ -126,7 +132,7 @@ def _may_open(user: str) -> bool:
 
 
 PRISONS: Final = [
-    Prison(process, user) for process in ("worker", "hypervisor", "switch") for user in USERS
+    Prison(process, user) for process in ("worker", "switch", *OF_RUST) for user in USERS
 ] + [
     Prison("hypervisor", user, kvm=True)
     for user in USERS

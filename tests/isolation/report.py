@@ -12,9 +12,8 @@ from teuthis.jail import landlock
 from .catalogue import CATALOGUE
 from .prison import SIGSYS, Prison
 from .test_attacks import LEFT_OPEN, bait
-from .test_system_calls import HYPERVISOR, SWITCH, WORKER
+from .test_system_calls import CALLS
 
-PROCESSES = {"worker": WORKER, "hypervisor": HYPERVISOR, "switch": SWITCH}
 HEAD = """\
 # Attacks, and what answered
 
@@ -48,7 +47,7 @@ def shown(answer: str) -> str:
 
 def main() -> None:
     calls = [attack.calls for attack in CATALOGUE]
-    prisons = [Prison(process, "root") for process in PROCESSES]
+    prisons = [Prison(process, "root") for process in CALLS]
     with bait():
         columns = [prison.attempt(calls, given=[LEFT_OPEN]) for prison in prisons]
         columns += [
@@ -57,9 +56,9 @@ def main() -> None:
     text = HEAD.format(
         kernel=platform.release().partition("-")[0],
         landlock=landlock.version(),
-        calls=" and ".join(f"the {len(list_)} of the {name}" for name, list_ in PROCESSES.items()),
-        processes=" | ".join(PROCESSES),
-        rules="---|" * 2 * len(PROCESSES),
+        calls=" and ".join(f"the {len(list_)} of the {name}" for name, list_ in CALLS.items()),
+        processes=" | ".join(CALLS),
+        rules="---|" * 2 * len(CALLS),
     )
     for attack, *answers in zip(CATALOGUE, *columns, strict=True):
         cells = [attack.goal, *map(shown, answers), attack.second_wall or "the filter alone"]

@@ -8,7 +8,7 @@ from teuthis.jail import switch, worker
 from teuthis.jail.bpf import X32_BIT
 from teuthis.jail.system_calls import HIGHEST, NAMES, NUMBERS
 
-from .prison import SIGSYS, Prison, call
+from .prison import OF_RUST, SIGSYS, Prison, call
 
 pytestmark = pytest.mark.timeout(300)  # many processes, on hosts that have much to do
 
@@ -26,23 +26,26 @@ HYPERVISOR = {
     "brk",
     "exit_group",
 }
+REPLAY = HYPERVISOR - {"sendto", "recvfrom", "ppoll"}
+"""What it keeps where it replays a recording: there is nobody to talk to or to wait for."""
 KVM = {"ioctl", "timer_settime", "rt_sigtimedwait"}
 """What it has beside when the guest runs on the host's processor, and has one."""
 WORKER = set(worker.system_calls(0, 0, 0))
 SWITCH = set(switch.system_calls(0, 0))
 """Of a named network; the one before passt does without what joining takes."""
+CALLS = {"worker": WORKER, "hypervisor": HYPERVISOR, "switch": SWITCH, "replay": REPLAY}
 
 KILLED = f"killed {SIGSYS}"
 STDERR, LINK_OF_NOBODY = 2, 1000
 
 
 def allowed(prison: Prison) -> set[str]:
-    calls = {"worker": WORKER, "hypervisor": HYPERVISOR, "switch": SWITCH}[prison.process]
-    return calls | (KVM if prison.kvm else set())
+    return CALLS[prison.process] | (KVM if prison.kvm else set())
 
 
 def test_the_lists_are_short() -> None:
     assert len(HYPERVISOR) <= 12
+    assert len(REPLAY) <= 9
     assert len(WORKER) <= 30
     assert len(SWITCH) <= 17
     assert len(switch.system_calls(0, None)) <= 12
@@ -120,7 +123,7 @@ def test_descriptors_take_only_what_they_are_for(prison: Prison) -> None:
         call("fcntl", 0, 4, 0),
         call("ftruncate", 0, 0),
     ]
-    if prison.process == "hypervisor":
+    if prison.process in OF_RUST:
         attacks += [
             call("read", STDERR, "buffer", 1),
             call("write", LINK_OF_NOBODY, "buffer", 1),

@@ -10,7 +10,7 @@ from teuthis.jail.identity import FIRST, PAIRS
 from teuthis.jail.walls import WALLS
 
 from ..guests.processes import alive, await_true
-from .prison import NOBODY, PRISONS, Prison, call
+from .prison import NOBODY, OF_RUST, PRISONS, Prison, call
 
 pytestmark = pytest.mark.timeout(300)  # many processes, on hosts that have much to do
 
@@ -124,7 +124,7 @@ def test_limits(prison: Prison) -> None:
     assert {name: said[name] for name in nothing} == dict.fromkeys(nothing, "0")
     space = 768 if prison.process == "switch" else 256 + 1024
     assert int(said["Max address space"]) == space << 20
-    assert int(said["Max open files"]) == (2 if prison.process == "hypervisor" else 1024)
+    assert int(said["Max open files"]) == (2 if prison.process in OF_RUST else 1024)
 
 
 @needs_root

@@ -33,7 +33,7 @@ def notices(process: str, wall: str) -> str:
 def main() -> int:
     build_prisoner()
     unnoticed = 0
-    for process in sys.argv[1:] or ("worker", "hypervisor", "switch"):
+    for process in sys.argv[1:] or ("worker", "hypervisor", "switch", "replay"):
         for wall in NAMES:
             test = notices(process, wall)
             unnoticed += not test

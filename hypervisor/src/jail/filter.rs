@@ -49,8 +49,7 @@ fn filter(jail: &Jail) -> Result<BpfProgram, BackendError> {
         // Doorbells, or a recording.
         (libc::SYS_read, each(&jail.reads)?),
         (libc::SYS_write, writes),
-        // Sleep, and the time on hosts whose vDSO cannot tell it.
-        (libc::SYS_ppoll, vec![rule(&[null(3)])?]),
+        // The time on hosts whose vDSO cannot tell it.
         (libc::SYS_clock_gettime, vec![]),
         // RDRAND and RDSEED.
         (libc::SYS_getrandom, vec![]),
@@ -76,7 +75,8 @@ fn filter(jail: &Jail) -> Result<BpfProgram, BackendError> {
         (libc::SYS_exit_group, vec![]),
     ];
     if let Some(link) = jail.link {
-        // The worker: messages, to and from nobody else.
+        // Sleep until the worker wakes us; its messages, to and from nobody else.
+        rules.push((libc::SYS_ppoll, vec![rule(&[null(3)])?]));
         for call in [libc::SYS_sendto, libc::SYS_recvfrom] {
             rules.push((call, vec![rule(&[on(link), null(4)])?]));
         }
