@@ -20,11 +20,11 @@ from teuthis.errors import (
 from teuthis.images import store
 from teuthis.images.store import Image
 from teuthis.protocol import Health
-from teuthis.root import settings, snapshot, templates
+from teuthis.root import boot, settings, snapshot, templates
 from teuthis.root.console import Sink
 from teuthis.root.guest import DEFAULT_ENVIRONMENT, Guest
 from teuthis.root.machine import Machine
-from teuthis.root.processor import DEVICE, Processor, choose, kvm
+from teuthis.root.processor import DEVICE, choose, kvm
 from teuthis.root.result import Result
 from teuthis.root.saved import Saved, seal
 from teuthis.root.streams import MAX_OUTPUT
@@ -32,8 +32,7 @@ from teuthis.warm import interpreters
 
 if TYPE_CHECKING:
     from teuthis.root.disks import Disk
-    from teuthis.root.launch import Load, Start
-    from teuthis.root.loader import BootState
+    from teuthis.root.launch import Start
     from teuthis.root.network import Wanted
 
 DEFAULT_MEMORY: Final = "256M"
@@ -140,8 +139,8 @@ class VM(Guest):
             boot_timeout = BOOT_TIMEOUT if agent else INIT_BOOT_TIMEOUT
         settings.time_limit(boot_timeout)
         chosen = store.find(image)
-        _check_agent(chosen, agent)
-        root = _root_disk(chosen, keep)
+        boot.check_agent(chosen, agent)
+        root = boot.root_disk(chosen, keep)
         net = _wanted(
             network, publish=publish, host_ports=host_ports, mac=mac, mtu=mtu, rate=net_rate
         )
@@ -168,12 +167,12 @@ class VM(Guest):
         start: Start
         if saved is None:
             disks = [*root, *disks]
-            start = _boot(
+            start = boot.load(
                 chosen,
                 self.processor,
                 None if kernel is None else Path(kernel),
                 disks=len(disks),
-                drivers=_drivers(chosen, disks=bool(disks), network=net is not None),
+                drivers=boot.drivers(chosen, disks=bool(disks), network=net is not None),
                 agent=agent,
                 console=console is not None,
                 cpus=cpus,
@@ -318,29 +317,6 @@ class VM(Guest):
         self._finalizer()
 
 
-def _root_disk(image: Image, keep: str | os.PathLike[str] | None) -> list[Disk]:
-    if image.disk is not None:
-        from teuthis.root.disks import Disk
-
-        return [Disk(image.disk, copy_on_write=True, layer=keep)]
-    if keep is not None:
-        raise ConfigurationError(f"the image {image.name!r} has no disk of which to keep a layer")
-    return []
-
-
-def _check_agent(image: Image, agent: bool) -> None:
-    if agent and image.initrd is not None:
-        raise ConfigurationError(
-            f"the image {image.name!r} boots by itself, without our agent, so no program can be "
-            "run in it from here: say agent=False (`teuthis start --no-agent`)"
-        )
-    if not agent and image.initrd is None:
-        raise ConfigurationError(
-            f"the image {image.name!r} boots with our agent only: without one use an image that "
-            "boots by itself, such as debian-stock"
-        )
-
-
 def _restored(
     saved: Saved,
     console: Sink | None = None,
@@ -372,9 +348,9 @@ def _make_template(
     directory: Path, image: Image, size: int, timeout: float, allow_missing_walls: Collection[str]
 ) -> None:
     """Boots a VM that others start from, and saves it when all its drivers are there."""
-    root = _root_disk(image, None)
-    drivers = _drivers(image, disks=True, network=True)
-    start = _boot(image, "soft", disks=len(root), drivers=drivers)
+    root = boot.root_disk(image, None)
+    drivers = boot.drivers(image, disks=True, network=True)
+    start = boot.load(image, "soft", disks=len(root), drivers=drivers)
     vm = VM.__new__(VM)
     vm.processor = "soft"
     vm._begin(Machine(size, start, None, allow_missing_walls, root), {}, timeout)
@@ -405,53 +381,6 @@ def _settle(vm: VM) -> None:
     deadline = time.monotonic() + _SETTLE_SECONDS
     while vm.health is not Health.ALIVE and time.monotonic() < deadline:
         time.sleep(0.02)
-
-
-def _boot(
-    image: Image,
-    processor: Processor,
-    kernel: Path | None = None,
-    *,
-    disks: int,
-    drivers: tuple[str, ...],
-    agent: bool = True,
-    console: bool = False,
-    cpus: int = 1,
-) -> Load:
-    """What puts an image's kernel, and what it is told, into the memory of a VM."""
-    from teuthis.images.boot import BootFiles, boot_files
-    from teuthis.images.kernel import GuestKernel, kernel_from_file
-    from teuthis.root import loader
-
-    if image.initrd is not None:
-        boot = BootFiles(kernel or image.kernel, image.initrd)
-    else:
-        chosen = kernel_from_file(kernel) if kernel else GuestKernel(image.kernel, image.modules)
-        boot = boot_files(chosen, drivers)
-    parameters = [f"root=/dev/{image.root} rw"]
-    if agent:
-        parameters = [f"teuthis.disks={disks}"] if disks else []
-        parameters += [f"teuthis.root={image.root}"] if image.root else []
-
-    # It must not hold the VM's object: a VM that nobody refers to any more is closed.
-    def load(descriptor: int, size: int, extra: str) -> BootState:
-        arguments = loader.command_line(
-            console=console,
-            processor=processor,
-            agent=agent,
-            extra=" ".join([*parameters, extra]).strip(),
-        )
-        return loader.load(descriptor, size, boot.kernel, boot.initrd, arguments, processors=cpus)
-
-    return load
-
-
-def _drivers(image: Image, *, disks: bool, network: bool) -> tuple[str, ...]:
-    """Modules of the kernel that a guest with such devices needs."""
-    from teuthis.images import modules
-
-    storage = modules.ROOT if image.root else modules.STORAGE if disks else ()
-    return modules.TRANSPORT + storage + (modules.NETWORK if network else ())
 
 
 def _wanted(network: str | None, **settings: Any) -> Wanted | None:
