@@ -497,8 +497,7 @@ class Hostile:
     def judge(self) -> None:
         """What the guest has made the worker keep is bounded."""
         server = self.world.server
-        assert server._gpadl_pages <= gpadl.MAX_TOTAL_PAGES
-        assert server._gpadl_pages == sum(each.expected for each in server._gpadls.values())
+        assert server._gpadls.pages <= gpadl.MAX_TOTAL_PAGES
         assert len(server._channels) < MAX_CHANNELS
         assert len(self.world.sockets._connections) <= hvsock.MAX_CONNECTIONS
         assert len(self.disks._waiting) <= HALF_PAGES << 12 >> 4

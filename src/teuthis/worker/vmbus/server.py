@@ -11,10 +11,9 @@ from typing import Final
 from teuthis.flows import FLOWS, Counters
 from teuthis.worker import link
 from teuthis.worker.memory import PAGE_SIZE, GuestMemory, PageRange
-from teuthis.worker.vmbus import gpadl as gpadls
 from teuthis.worker.vmbus import messages as m
 from teuthis.worker.vmbus.channel import Channel, Device, Saveable
-from teuthis.worker.vmbus.gpadl import Gpadl, GpadlError
+from teuthis.worker.vmbus.gpadl import Gpadl, GpadlError, Gpadls
 from teuthis.worker.vmbus.ring import Packet, RingError, RingReader, RingWriter
 from teuthis.worker.vmbus.saved import ChannelState, ServerState
 
@@ -46,8 +45,7 @@ class Server:
         self._message_vp = 0
         self._offers_requested = False
         self._channels: dict[int, Channel] = {}
-        self._gpadls: dict[int, Gpadl] = {}
-        self._gpadl_pages = 0
+        self._gpadls = Gpadls(memory)
         self._last_relid = 0
         self._installed: list[tuple[m.Offer, Device]] = []
         self._handlers: dict[type[m.Record], Callable[..., str | None]] = {
@@ -162,14 +160,8 @@ class Server:
 
     def shared_memory(self, channel: Channel, handle: int) -> PageRange | None:
         """The memory that a guest has described for its device; None: there is no such GPADL."""
-        gpadl = self._gpadls.get(handle)
-        if (
-            gpadl is None
-            or not gpadl.complete
-            or gpadl.relid != channel.relid
-            or gpadl.id == channel.ring_gpadl
-            or gpadl.byte_offset != 0
-        ):
+        gpadl = self._gpadls.find(handle, channel.relid)
+        if gpadl is None or gpadl.id == channel.ring_gpadl:
             return None
         return PageRange(self._memory, gpadl.pages)
 
@@ -211,7 +203,6 @@ class Server:
         channels = list(self._channels.values())
         self._channels.clear()
         self._gpadls.clear()
-        self._gpadl_pages = 0
         for channel in channels:
             self._finish(channel)
 
@@ -219,51 +210,33 @@ class Server:
 
     def _gpadl_header(self, header: m.GpadlHeader, tail: bytes) -> str | None:
         channel = self._channels.get(header.relid)
-        refused = None
+        known = channel is not None and not channel.rescinded
         try:
-            gpadl = Gpadl(header, tail)
-        except GpadlError:
-            refused = "description"
-        else:
-            mine = sum(other.relid == header.relid for other in self._gpadls.values())
-            if channel is None or channel.rescinded or header.gpadl in self._gpadls:
-                refused = "handle"
-            elif (
-                mine >= gpadls.MAX_PER_CHANNEL
-                or self._gpadl_pages + gpadl.expected > gpadls.MAX_TOTAL_PAGES
-            ):
-                refused = "limit"
-        if refused is not None:
-            status = m.INSUFFICIENT_RESOURCES if refused == "limit" else m.INVALID_PARAMETER
-            self._send("vmbus.gpadl-created", header.relid, header.gpadl, status)
-            return refused
-        self._gpadls[gpadl.id] = gpadl
-        self._gpadl_pages += gpadl.expected
-        return self._gpadl_completed(gpadl)
+            gpadl = self._gpadls.begin(header, tail, known=known)
+        except GpadlError as error:
+            return self._gpadl_refused(header.relid, header.gpadl, error)
+        self._gpadl_completed(gpadl)
+        return None
 
     def _gpadl_body(self, body: m.GpadlBody, tail: bytes) -> str | None:
         gpadl = self._gpadls.get(body.gpadl)
         if gpadl is None or gpadl.complete:
             return "handle"
         try:
-            gpadl.append(tail)
-        except GpadlError:
-            self._gpadl_failed(gpadl)
-            return "description"
-        return self._gpadl_completed(gpadl)
-
-    def _gpadl_completed(self, gpadl: Gpadl) -> str | None:
-        if not gpadl.complete:
-            return None
-        if not all(self._is_ram(page) for page in gpadl.pages):
-            self._gpadl_failed(gpadl)
-            return "page"
-        self._send("vmbus.gpadl-created", gpadl.relid, gpadl.id, m.SUCCESS)
+            self._gpadls.go_on(gpadl, tail)
+        except GpadlError as error:
+            return self._gpadl_refused(gpadl.relid, gpadl.id, error)
+        self._gpadl_completed(gpadl)
         return None
 
-    def _gpadl_failed(self, gpadl: Gpadl) -> None:
-        self._drop_gpadl(gpadl)
-        self._send("vmbus.gpadl-created", gpadl.relid, gpadl.id, m.INVALID_PARAMETER)
+    def _gpadl_completed(self, gpadl: Gpadl) -> None:
+        if gpadl.complete:
+            self._send("vmbus.gpadl-created", gpadl.relid, gpadl.id, m.SUCCESS)
+
+    def _gpadl_refused(self, relid: int, handle: int, error: GpadlError) -> str:
+        status = m.INSUFFICIENT_RESOURCES if error.kind == "limit" else m.INVALID_PARAMETER
+        self._send("vmbus.gpadl-created", relid, handle, status)
+        return error.kind
 
     def _gpadl_teardown(self, teardown: m.GpadlTeardown) -> str | None:
         gpadl = self._gpadls.get(teardown.gpadl)
@@ -273,13 +246,9 @@ class Server:
                 return "channel"
             if channel is not None and channel.ring_gpadl == gpadl.id:
                 return "in-use"
-            self._drop_gpadl(gpadl)
+            self._gpadls.drop(gpadl)
         self._send("vmbus.gpadl-torndown", teardown.gpadl)  # a guest waits for it in any case
         return "handle" if gpadl is None else None
-
-    def _drop_gpadl(self, gpadl: Gpadl) -> None:
-        del self._gpadls[gpadl.id]
-        self._gpadl_pages -= gpadl.expected
 
     # ---- channels --------------------------------------------------------------------------------
 
@@ -301,17 +270,14 @@ class Server:
         return None if opened else "ring"
 
     def _open(self, channel: Channel, request: m.OpenChannel) -> bool:
-        gpadl = self._gpadls.get(request.ring_gpadl)
+        gpadl = self._gpadls.find(request.ring_gpadl, channel.relid)
         if (
             channel.open
             or channel.rescinded
             or gpadl is None
-            or not gpadl.complete
-            or gpadl.relid != channel.relid
-            or gpadl.byte_offset != 0
             or gpadl.byte_count != len(gpadl.pages) * PAGE_SIZE
             or request.target_vp >= self._processors
-            or not _MIN_HALF_PAGES <= request.downstream_page <= gpadl.expected - _MIN_HALF_PAGES
+            or not _has_halves(gpadl, request.downstream_page)
         ):
             return False
         channel.downstream_page = request.downstream_page
@@ -347,8 +313,7 @@ class Server:
             return "relid"
         self._finish(channel)
         del self._channels[released.relid]
-        for gpadl in [g for g in self._gpadls.values() if g.relid == released.relid]:
-            self._drop_gpadl(gpadl)
+        self._gpadls.drop_all(released.relid)
         channel.on_released()
         return None
 
@@ -411,7 +376,7 @@ class Server:
             self._offers_requested,
             self._last_relid,
             channels,
-            [gpadl.save() for gpadl in self._gpadls.values()],
+            self._gpadls.save(),
             devices,
         )
 
@@ -432,15 +397,7 @@ class Server:
         self._message_vp = state.message_vp
         self._offers_requested = state.offers_requested
         self._last_relid = state.last_relid
-        for each in state.gpadls:
-            gpadl = Gpadl.restored(each)
-            pages = gpadl.pages
-            if gpadl.id in self._gpadls or any(not self._is_ram(page) for page in pages):
-                raise ValueError("guest memory that cannot be")
-            self._gpadls[gpadl.id] = gpadl
-            self._gpadl_pages += gpadl.expected
-        if self._gpadl_pages > gpadls.MAX_TOTAL_PAGES:
-            raise ValueError("too much guest memory in use")
+        self._gpadls.restore(state.gpadls)
         installed = {offer.instance: device for offer, device in self._installed}
         mine: dict[bytes, Channel] = {}
         for saved in state.channels:
@@ -475,19 +432,14 @@ class Server:
         channel.ring_gpadl = saved.ring_gpadl
         self._channels[channel.relid] = channel
         if saved.ring_gpadl is not None and not saved.finished:
-            gpadl = self._gpadls[saved.ring_gpadl]
-            last = gpadl.expected - _MIN_HALF_PAGES
+            gpadl = self._gpadls.find(saved.ring_gpadl, channel.relid)
             if (
-                not gpadl.complete
-                or gpadl.relid != channel.relid
-                or not _MIN_HALF_PAGES <= channel.downstream_page <= last
+                gpadl is None
+                or not _has_halves(gpadl, channel.downstream_page)
                 or not self._map_rings(channel, gpadl)
             ):
                 raise ValueError("a ring that cannot be")
         return channel
-
-    def _is_ram(self, page: int) -> bool:
-        return page != 0 and self._memory.page_offset(page) is not None
 
     def ring_all(self) -> list[int]:
         """The channels that are open: after a restore, each may have been signalled before it."""
@@ -501,3 +453,8 @@ class Server:
     def _deliver(self, flow: str, message: bytes) -> None:
         self._counters.accept(flow, len(message))
         self.outbox.append(link.deliver(message, self._message_vp))
+
+
+def _has_halves(gpadl: Gpadl, downstream_page: int) -> bool:
+    """Whether a ring that is divided there has room for both directions."""
+    return _MIN_HALF_PAGES <= downstream_page <= gpadl.expected - _MIN_HALF_PAGES
