@@ -13,6 +13,7 @@ import pytest
 
 import teuthis
 from tests.guests.processes import await_true, children
+from teuthis.worker.devices.integration.shutdown import WISHES_MAX
 
 HEARTBEAT = "fd149e91-82e0-4a7d-afa6-2a4166cbd7c0"
 UNBIND = f"echo {HEARTBEAT} > /sys/bus/vmbus/drivers/hv_utils/unbind"
@@ -87,6 +88,23 @@ def test_a_guest_that_does_not_power_off() -> None:
         with pytest.raises(teuthis.ShutdownTimeout):
             vm.shutdown(timeout=3)
         assert vm.run(["echo", "still here"]).stdout == b"still here\n"
+
+
+def test_wishes_that_a_guest_does_not_answer_are_bounded() -> None:
+    others = hypervisors()
+    with teuthis.VM("192M") as vm:
+        (hypervisor,) = hypervisors() - others
+        os.kill(hypervisor, signal.SIGSTOP)
+        status = Path(f"/proc/{hypervisor}/status")
+        wait_for(lambda: "\nState:\tT" in status.read_text())
+        for _ in range(WISHES_MAX):
+            with pytest.raises(teuthis.ShutdownTimeout, match="did not answer"):
+                vm.shutdown(timeout=0.001)
+        with pytest.raises(teuthis.ShutdownTimeout, match="not answered many"):
+            vm.shutdown(timeout=60)
+        os.kill(hypervisor, signal.SIGCONT)
+        wait_for(lambda: vm.closed)
+        vm.shutdown()  # it has
 
 
 def test_a_guest_without_a_daemon_has_no_facts(vm: teuthis.VM) -> None:

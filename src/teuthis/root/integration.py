@@ -34,6 +34,11 @@ def shutdown(machine: Caller, timeout: float) -> None:
                 f"the guest did not answer the wish to power off for {timeout:g} s: its kernel "
                 "lacks the module hv_utils, or hangs; `close()` (`teuthis rm`) ends it at once"
             ) from None
+        if status.kind is StatusKind.FAILED and status.value == errno.EAGAIN:
+            raise ShutdownTimeout(
+                "the guest has not answered many wishes to power off: `close()` (`teuthis rm`) "
+                "ends it at once"
+            )
         if status.kind is StatusKind.FAILED:
             raise ShutdownFailed("the guest refused to power off: `close()` ends it at once")
         machine.raise_end(max(0.0, deadline - time.monotonic()))

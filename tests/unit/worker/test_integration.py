@@ -20,6 +20,7 @@ from teuthis.worker.devices.integration.kvp import (
     KeyValuePairs,
 )
 from teuthis.worker.devices.integration.pipe import Service
+from teuthis.worker.devices.integration.shutdown import WISHES_MAX
 from teuthis.worker.devices.integration.shutdown import Shutdown as ShutdownService
 from teuthis.worker.devices.integration.timesync import JUMP_SECONDS, SAMPLE_SECONDS, TimeSync
 from teuthis.worker.loop import Loop
@@ -452,6 +453,23 @@ def test_a_refusal_is_passed_on(world: World, seen: Recorder) -> None:
     module, question = busy(world, seen, "shutdown")
     module.answer(question, status=0x8000_4005)
     assert seen.agreed == [errno.EPERM]
+
+
+def test_wishes_that_a_guest_never_answers_are_bounded(world: World, seen: Recorder) -> None:
+    module = make(world, seen, "shutdown")
+    assert isinstance(module.service, ShutdownService)
+    for _ in range(WISHES_MAX):
+        module.service.power_off(seen.agreed.append)
+    assert seen.agreed == []
+    for _ in range(3):
+        module.service.power_off(seen.agreed.append)
+    assert seen.agreed == 3 * [errno.EAGAIN]
+    module.negotiate()
+    module.answer(module.question())
+    assert seen.agreed == 3 * [errno.EAGAIN] + WISHES_MAX * [0]
+    module.service.power_off(seen.agreed.append)  # there is room again
+    module.answer(module.question())
+    assert seen.agreed[-1] == 0
 
 
 # ---- time ----------------------------------------------------------------------------------------

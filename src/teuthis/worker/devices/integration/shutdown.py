@@ -5,13 +5,16 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
-from teuthis.flows import Counters
+from teuthis.flows import FLOWS, Counters
 from teuthis.worker.devices.integration.pipe import Answer, Clock, Service
 from teuthis.worker.vmbus.messages import guid
 from teuthis.worker.vmbus.server import Server
 
 _BODY: Final = struct.Struct("<III2048s")
 """Reason, seconds until then, flags (0: power off), a text to show."""
+
+WISHES_MAX: Final = FLOWS["control.request"].values["sessions_max"]
+"""Wishes that a guest may leave unanswered, as many as programs may run in it."""
 
 Answered = Callable[[int], None]
 """Takes 0 when the guest agreed, or an error number."""
@@ -30,7 +33,13 @@ class Shutdown(Service):
         self._wishes: list[Answered] = []
 
     def power_off(self, answered: Answered) -> None:
-        """Asks for power-off, now or as soon as the guest offers the service."""
+        """Asks for power-off, now or as soon as the guest offers the service.
+
+        EAGAIN: too many wait for the guest's answer as it is.
+        """
+        if len(self._wishes) >= WISHES_MAX:
+            answered(errno.EAGAIN)
+            return
         self._wishes.append(answered)
         self._go_on()
 
