@@ -88,12 +88,11 @@ def _mapped() -> tuple[str, ...]:
 
 
 def _files() -> set[str]:
-    """Files where a VM makes some: the cache but for what images and templates are, shared memory.
+    """Files where a VM without a network makes some: the cache's layers, shared memory.
 
     The user ids' lock files stay, one for each of at most 32,768 pairs (`teuthis.jail.identity`).
     """
-    places = [cache.directory("layers"), Path("/run/teuthis/networks")]
-    found = {str(path) for place in places if place.exists() for path in place.iterdir()}
+    found = set(map(str, cache.directory("layers").iterdir()))
     return found | {str(path) for path in Path("/dev/shm").glob("*teuthis*")}
 
 
