@@ -1,10 +1,11 @@
 //! The Teuthis hypervisor: one virtual machine's processor and partition interface, nothing else.
 //!
 //! Rooms: [`memory`] guest RAM, [`processor`] what runs the guest's instructions, [`tlfs`] the
-//! Hyper-V-compatible partition interface, [`ports`] the few legacy ports, [`link`] and
-//! [`doorbells`] the one connection to the VM's worker, [`machine`] the loop that ties them together,
-//! `lockstep` the same step by step, `recording` what that leaves and how it is replayed,
-//! [`clock`] the time it has, [`jail`] the walls around this process, [`counters`] what is counted.
+//! Hyper-V-compatible partition interface, [`ports`] the few legacy ports, [`ioapic`]
+//! one interrupt, [`link`] and [`doorbells`] the one connection to the VM's worker, [`machine`] the
+//! loop that ties them together, `lockstep` the same step by step, `recording` what that leaves and
+//! how it is replayed, [`clock`] the time it has, [`jail`] the walls around this process,
+//! [`counters`] what is counted.
 
 pub mod arguments;
 pub mod clock;
@@ -14,6 +15,7 @@ pub mod doorbells;
 pub mod evidence;
 pub mod flows;
 pub mod guest;
+pub mod ioapic;
 pub mod jail;
 pub mod link;
 #[cfg(feature = "soft")]

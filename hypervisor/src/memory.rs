@@ -5,7 +5,7 @@
 //! validate the copy and use only the copy.
 #![allow(unsafe_code)]
 
-use crate::{flows::values, template::Template};
+use crate::{flows::values, ioapic::IoApic, template::Template};
 use std::{
     os::fd::AsFd,
     ptr::NonNull,
@@ -72,6 +72,7 @@ pub struct GuestMemory {
     base: NonNull<u8>,
     size: u64,
     template: Option<Template>,
+    ioapic: IoApic,
 }
 
 // SAFETY: the mapping lives as long as the value and is only accessed by copies of plain values.
@@ -119,7 +120,13 @@ impl GuestMemory {
             base,
             size,
             template: None,
+            ioapic: IoApic::default(),
         })
+    }
+
+    /// The registers of the one page in the hole that has any.
+    pub fn ioapic(&self) -> &IoApic {
+        &self.ioapic
     }
 
     /// Takes what is not here yet from `template`.

@@ -14,7 +14,7 @@ use crate::flows::{Flow, Reject};
 /// "TEUTHIS" and a zero byte.
 const MAGIC: u64 = u64::from_le_bytes(*b"TEUTHIS\0");
 /// Rises with every change of any part.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Largest record: the parts are small; the queue of messages is the largest.
 pub const MAX_BYTES: usize = Flow::StateHypervisor.max_bytes() as usize;
 /// Before the first part.

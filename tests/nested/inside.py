@@ -4,10 +4,12 @@ import hashlib
 import json
 import os
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import teuthis
 from teuthis import Disk
+from teuthis.images import cache
 from teuthis.root import processor
 
 SHARED = 1 << 20
@@ -55,6 +57,7 @@ def main() -> None:
             seen[name] = type(error).__name__
     seen["several"] = _several(2)
     seen["four"] = _several(4)["processors"]
+    seen["told"] = _told()
     seen["debian"] = _in_debian()
     print(json.dumps(seen))
 
@@ -109,6 +112,28 @@ def _several(cpus: int) -> dict[str, object]:
         seen["foreign"] = str(error)
     return seen
 
+
+def _told() -> list[str]:
+    """Copies of a kernel that has a driver for the generation id: where each interrupt came.
+
+    It is to come to processor 1, to which the kernel moves it when it comes the next time.
+    """
+    kernels = cache.directory("packages").glob("linux-image-*-amd64/boot/vmlinuz-*")
+    (kernel,) = [kernel for kernel in kernels if "cloud" not in kernel.name]
+    found = []
+    with ExitStack() as machines:
+        vm = machines.enter_context(teuthis.VM(cpus=2, kernel=kernel))
+        _output(vm, f"{GED} echo 1 > /proc/irq/$1/smp_affinity_list")
+        for times in (1, 2):
+            found.append(_output(vm, f"{GED} echo $2 $3"))
+            vm = machines.enter_context(vm.fork()[0])
+            _output(vm, f"until [ $(dmesg | grep -c '{RESEEDED}') = {times} ]; do sleep 0.1; done")
+        found.append(_output(vm, f"{GED} echo $2 $3"))
+    return found
+
+
+GED = "set -- $(grep ACPI:Ged /proc/interrupts | tr -d :);"
+RESEEDED = "crng reseeded due to virtual machine fork"
 
 MOVE = """
 for channel in /sys/bus/vmbus/devices/*/channels/*; do

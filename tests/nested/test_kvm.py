@@ -130,6 +130,10 @@ def test_a_machine_is_saved_and_goes_on(seen: dict[str, Any]) -> None:
     assert "other features" in several["foreign"]
 
 
+def test_copies_are_told_that_they_are_others_on_whichever_processor(seen: dict[str, Any]) -> None:
+    assert seen["told"] == ["0 0\n", "1 0\n", "1 1\n"]
+
+
 # Requests to the kernel, by their numbers (Linux `include/uapi/linux/kvm.h`).
 SIGNAL_MSI = 0x4020AEA5
 RUN = 0xAE80

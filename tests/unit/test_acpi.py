@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from teuthis.root import generation
 from teuthis.root.loader import acpi
 
 BASE = 0xE0000
@@ -46,8 +47,13 @@ def test_every_processor_is_listed_by_its_number(processors: int) -> None:
     block = acpi.build(BASE, processors)
     madt = block[block.index(b"APIC") :]
     (length,) = struct.unpack_from("<I", madt, 4)
-    entries = list(struct.iter_unpack("<BBBBI", madt[44:length]))
+    entries = list(struct.iter_unpack("<BBBBI", madt[44 : length - 12]))
     assert entries == [(0, 8, number, number, 1) for number in range(processors)]
+
+
+def test_the_io_apic_has_the_interrupts_behind_those_of_a_pc() -> None:
+    entry = struct.unpack("<BBBBII", tables()["APIC"][-12:])
+    assert entry == (1, 12, 0, 0, 0xFEC0_0000, 16)
 
 
 def test_power_registers_are_the_ports_of_the_register_of_flows() -> None:
@@ -92,4 +98,8 @@ def test_iasl_reads_and_rebuilds_the_table(signature: str, tmp_path: Path) -> No
         text = source.read_text()
         assert 'Name (_HID, "VMBUS")' in text
         assert "_S5" in text
+        words = " ".join(re.sub(r"//.*", "", text).split())
+        assert f"Name (ADDR, Package (0x02) {{ 0x{generation.ADDRESS:08X}, Zero }})" in words
+        assert "Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive" in words
+        assert "Method (_EVT, 1, NotSerialized) { Notify (VGEN, 0x80)" in words
         assert (tmp_path / "table.aml").read_bytes()[36:] == table[36:]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from teuthis.errors import ConfigurationError, KernelError
-from teuthis.root import loader
+from teuthis.root import generation, loader
 from teuthis.root.loader import boot, layout
 
 from .test_kernel_file import BODY, ENTRY, elf
@@ -46,6 +46,7 @@ def test_everything_is_in_its_place(tmp_path: Path, memory: int) -> None:
     assert os.pread(memory, 16, text) == b"quiet answer=42\0"
     (rsdp,) = struct.unpack_from("<Q", parameters, 0x70)
     assert os.pread(memory, 8, rsdp) == b"RSD PTR "
+    assert os.pread(memory, 16, generation.ADDRESS) != bytes(16)
 
 
 def test_page_tables_map_the_first_4_gib_one_to_one(tmp_path: Path, memory: int) -> None:
@@ -86,7 +87,9 @@ def test_nothing_overlaps() -> None:
         (layout.STACK - 0x1000, layout.STACK),
         (layout.LEGACY_HOLE, layout.ACPI_TABLES),
         (layout.ACPI_TABLES, layout.ACPI_TABLES + layout.ACPI_TABLES_SIZE),
+        (generation.ADDRESS, generation.ADDRESS + layout.PAGE_SIZE),
     ]
+    assert generation.ADDRESS % layout.PAGE_SIZE == 0
     for (_, end), (start, _) in itertools.pairwise(parts):
         assert end <= start
 

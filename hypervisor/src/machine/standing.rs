@@ -25,10 +25,20 @@ impl Common {
                 self.connection.link.send_last(&ToWorker::Note(&note));
                 return Err(End::StateRefused);
             }
-            return self.pause();
+            self.pause()?;
+            self.announce_generation();
+            return Ok(());
         }
         self.standing = None;
         Ok(())
+    }
+
+    /// The guest that goes on now is another one than the one that was saved.
+    fn announce_generation(&mut self) {
+        for seat in self.bench.iter().flatten().take(1) {
+            let memory = seat.processor.memory();
+            self.guest.partition.announce_generation(memory);
+        }
     }
 
     /// Stands still, the guest's time with it, until the worker says to go on.

@@ -129,6 +129,7 @@ impl Partition {
     pub fn state(&mut self, record: &mut Record, memory: &GuestMemory) -> Result<(), Malformed> {
         self.reference.set_pace(self.clock.hertz());
         self.ports.state(record, &self.clock)?;
+        memory.ioapic().state(record)?;
         record.field(&mut self.guest_os_id)?;
         self.hypercall.state(record, memory)?;
         self.reference.state(record, memory)?;
@@ -245,6 +246,20 @@ impl Partition {
             self.counters.accept(Flow::SynicEvent, 1);
         } else {
             self.counters.reject(Reject::SynicEventDisabled);
+        }
+    }
+
+    /// The guest goes on as another machine than the one that was saved: raises the I/O APIC's pin,
+    /// on which ACPI has the kernel look at its generation id.
+    pub fn announce_generation(&mut self, memory: &GuestMemory) {
+        let route = memory.ioapic().route();
+        let processor = route.and_then(|(vp, vector)| Some((self.processors.get_mut(vp)?, vector)));
+        if let Some((processor, vector)) = processor {
+            processor.vectors.insert(vector);
+            let flow = Flow::InterruptGeneration;
+            self.counters.accept(flow, flow.max_bytes());
+        } else {
+            self.counters.reject(Reject::InterruptGenerationNowhere);
         }
     }
 

@@ -264,6 +264,12 @@ impl Guest {
             .signal_event(0, channel, self.processor.memory());
     }
 
+    /// As when a restored machine goes on.
+    pub fn announce_generation(&mut self) {
+        let memory = self.processor.memory();
+        self.partition.announce_generation(memory);
+    }
+
     pub fn read(&self, address: u64) -> u64 {
         self.processor.memory().read(address).unwrap()
     }
@@ -278,6 +284,8 @@ impl Guest {
     }
 
     pub fn count(&self, flow: Flow) -> Count {
+        let ioapic = self.processor.memory().ioapic();
+        ioapic.merge_counts(&self.counters);
         self.counters.get(flow)
     }
 
@@ -299,9 +307,10 @@ pub fn load(memory: &GuestMemory, program: Program) -> BootState {
     let base = program.base;
     let (code, handlers) = program.finish();
     memory.write_bytes(base + CODE, &code).unwrap();
-    // Page map, then one 1 GiB page at 0.
+    // Page map, then two 1 GiB pages: the first, and the last below 4 GiB, which is a hole.
     memory.write(TABLES, (TABLES + 0x1000) | 3).unwrap();
     memory.write(TABLES + 0x1000, 0x83u64).unwrap();
+    memory.write(TABLES + 0x1018, 0xC000_0083u64).unwrap();
     memory.write(GDT + 0x10, 0x00AF_9B00_0000_FFFFu64).unwrap();
     memory.write(GDT + 0x18, 0x00CF_9300_0000_FFFFu64).unwrap();
     memory.write(base + IDT_POINTER, 0xFFFu16).unwrap();

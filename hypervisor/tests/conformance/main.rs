@@ -2,6 +2,7 @@
 //! partition. Whatever processor stands behind the trait must pass them and leave the same trace.
 
 mod costs;
+mod generation;
 mod guest;
 mod hostile;
 mod hypercalls;

@@ -1,5 +1,5 @@
 //! Any sequence of intercepts, and of what the worker does in between, against the partition:
-//! registers, hypercalls, ports, SynIC, timers.
+//! registers, hypercalls, ports, SynIC, timers, the I/O APIC.
 
 use super::bytes::Bytes;
 use teuthis_hypervisor::{
@@ -126,6 +126,11 @@ pub fn run(data: &[u8]) {
                 let (at, content) = (bytes.below(0x10_0000) & !7, bytes.take(256));
                 let _ = memory.write_bytes(at, content);
             }
+            15 => {
+                access_ioapic(&mut bytes, &memory);
+                memory.ioapic().merge_counts(&counters);
+                partition.announce_generation(&memory);
+            }
             action => {
                 let intercept = match action {
                     6 if bytes.byte().is_multiple_of(4) => signal(&mut bytes),
@@ -152,6 +157,28 @@ pub fn run(data: &[u8]) {
     let completed = counters.get(Flow::CompletionInstruction).count;
     assert_eq!(completed, answers, "every answer is counted");
     assert!(partition.take_notes().len() <= 32, "notes are bounded");
+}
+
+/// An access to the I/O APIC's page: mostly to its entry, mostly of the right size.
+fn access_ioapic(bytes: &mut Bytes, memory: &GuestMemory) {
+    let (base, ioapic) = (values::MEMORY_IOAPIC_BASE, memory.ioapic());
+    match bytes.byte() % 4 {
+        0 => {
+            let place = base + bytes.below(0x1000);
+            ioapic.load(place, bytes.below(17) as usize);
+            ioapic.store(place, bytes.below(17) as usize, bytes.value().into());
+        }
+        _ => {
+            ioapic.store(base, 4, (0x10 + bytes.below(2)).into());
+            let value = match bytes.byte() % 4 {
+                0 => bytes.value(),
+                1 => bytes.below(4) << 24,
+                _ => bytes.number(1),
+            };
+            ioapic.store(base + 0x10, 4, value.into());
+            assert!(ioapic.load(base + 0x10, 4) <= u32::MAX.into());
+        }
+    }
 }
 
 /// A message that is posted; some fields are wrong.

@@ -6,6 +6,7 @@ use super::bytes::Bytes;
 use teuthis_hypervisor::{
     clock::Clock,
     counters::Counters,
+    flows::values,
     guest::Guest,
     link::{End, FromWorker, Payload, ToWorker},
     lockstep::{Lockstep, Partner},
@@ -24,6 +25,7 @@ const CODE: u64 = 0x1_0000;
 const STACK: u64 = 0x8_0000;
 /// Where the guest likes its pages: hypercall inputs, SynIC pages, page lists.
 const PAGES: u64 = 0x4_0000;
+const IO_APIC: u64 = values::MEMORY_IOAPIC_BASE;
 const MOST_CODE: usize = 0x8000;
 const MOST_INSTRUCTIONS: u64 = 100_000;
 const MOST_TURNS: usize = 500;
@@ -72,7 +74,8 @@ pub fn run(data: &[u8]) {
 fn load(memory: &GuestMemory, program: &[u8]) {
     let put = |place, value: u64| memory.write(place, value).unwrap();
     put(PAGE_MAP, 0x2003);
-    put(0x2000, 0x83); // one 1 GiB page at 0
+    put(0x2000, 0x83); // one 1 GiB page at 0, one for the hole below 4 GiB
+    put(0x2018, 0xC000_0083);
     put(GDT + 0x10, 0x00AF_9B00_0000_FFFF);
     put(GDT + 0x18, 0x00CF_9300_0000_FFFF);
     memory.write(IDT_POINTER, 0xFFF_u16).unwrap();
@@ -122,8 +125,13 @@ fn program(bytes: &mut Bytes) -> Vec<u8> {
             4..=6 => {
                 // Something into a page: mov rax, value; mov rcx, address; mov [rcx], rax.
                 load_register(&mut code, &[0x48, 0xB8], bytes.value());
-                load_register(&mut code, &[0x48, 0xB9], address(bytes));
-                code.extend([0x48, 0x89, 0x01]);
+                let address = address(bytes);
+                load_register(&mut code, &[0x48, 0xB9], address);
+                if address >= IO_APIC {
+                    code.extend([0x89, 0x01, 0x8B, 0x01]); // mov [rcx], eax; mov eax, [rcx]
+                } else {
+                    code.extend([0x48, 0x89, 0x01]);
+                }
             }
             7 => {
                 code.extend([0x66, 0xBA]);
@@ -174,6 +182,7 @@ fn address(bytes: &mut Bytes) -> u64 {
     match bytes.byte() % 8 {
         0 => MEMORY - bytes.number(1),
         1 => bytes.value(),
+        2 => IO_APIC + bytes.below(2) * 0x10,
         _ => PAGES + (bytes.number(1) % 16) * 0x1000 + bytes.number(1) * 8,
     }
 }

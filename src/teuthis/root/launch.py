@@ -13,7 +13,7 @@ from teuthis import programs
 from teuthis.flows import FLOWS, Counters, counters_size
 from teuthis.jail import host, identity
 from teuthis.protocol import SavedMachine, Template, WorkerConfig
-from teuthis.root import cgroup, zygote
+from teuthis.root import cgroup, generation, zygote
 from teuthis.root.console import Console, Sink
 from teuthis.root.descriptors import Descriptors
 from teuthis.root.processor import Processor, open_device
@@ -230,14 +230,16 @@ def _restored(
     """The memory of a restored VM, whose own file is empty, and what its worker goes on from.
 
     On the software processor pages are copied when they are touched. KVM tells nobody before a
-    guest touches one: there all are copied now.
+    guest touches one: there all are copied now. Its generation id is its own.
     """
     state = given.document("state", saved.worker)
     if saved.processor == "kvm":
         saved.fill(memory)
+        generation.give(memory)
         return Memory(saved.memory_size, memory), SavedMachine(state, news=news)
     pages = held.memory_file("pages", len(saved.page_file()))
     os.pwrite(pages, saved.page_file(), 0)
+    generation.give(memory, pages)
     template = held.own(os.dup(saved.template))
     whole = Memory(saved.memory_size, memory, template, pages)
     return whole, SavedMachine(state, Template(template, pages), news)

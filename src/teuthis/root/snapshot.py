@@ -28,7 +28,7 @@ from teuthis.root.saved import PAGE, Identity, Saved, SavedDisk, runs
 if TYPE_CHECKING:
     from teuthis.root.network import Wanted
 
-FORMAT: Final = 6
+FORMAT: Final = 7
 _MANIFEST: Final = "snapshot.json"
 _MAX_STATE: Final = 64 << 20
 _CHUNK: Final = 1 << 20
@@ -83,7 +83,7 @@ class ManifestNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What `snapshot.json` says."""
 
-    format: Literal[6]
+    format: Literal[7]
     memory_size: Annotated[int, msgspec.Meta(ge=PAGE, le=1 << 46, multiple_of=PAGE)]
     env: dict[str, str]
     """Environment variables of all programs."""

@@ -22,6 +22,7 @@ use crate::{
     clock::Clock,
     counters::Counters,
     flows::{Flow, Reject, values},
+    ioapic::IoApic,
     memory::GuestMemory,
     record::{Malformed, Record},
 };
@@ -328,7 +329,18 @@ impl Processor for KvmProcessor {
                     self.pending = Pending::MsrWrite;
                     return Intercept::MsrWrite { msr, value };
                 }
-                // A hole reads as all ones and swallows writes.
+                Ok(VcpuExit::MmioRead(gpa, data)) if IoApic::is_at(gpa) => {
+                    let value = self.memory.ioapic().load(gpa, data.len());
+                    for (to, from) in data.iter_mut().zip(value.to_le_bytes()) {
+                        *to = from;
+                    }
+                }
+                Ok(VcpuExit::MmioWrite(gpa, data)) if IoApic::is_at(gpa) => {
+                    let bytes = data.iter().rev();
+                    let value = bytes.fold(0, |value, &byte| value << 8 | u128::from(byte));
+                    self.memory.ioapic().store(gpa, data.len(), value);
+                }
+                // Any other hole reads as all ones and swallows writes.
                 Ok(VcpuExit::MmioRead(_, data)) => {
                     data.fill(0xFF);
                     self.holes += 1;
@@ -429,6 +441,7 @@ impl Processor for KvmProcessor {
     }
 
     fn merge_counts(&mut self, counters: &Counters) {
+        self.memory.ioapic().merge_counts(counters);
         let hypercalls = std::mem::take(&mut self.hypercalls);
         let flow = Flow::KvmHypercallExit;
         counters.merge(flow, hypercalls, hypercalls * flow.max_bytes());

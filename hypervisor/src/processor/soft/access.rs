@@ -13,8 +13,19 @@ use super::{
 };
 use crate::{
     flows::Reject,
+    ioapic::IoApic,
     memory::{PAGE_SIZE, Plain},
 };
+
+/// Where a translation leads.
+enum Place {
+    /// To this offset in guest memory.
+    Ram(u64),
+    /// To this guest physical address in the page of the I/O APIC's registers.
+    Registers(u64),
+    Hole,
+}
+
 impl Cpu {
     /// The value at a linear address, when that takes no more than the TLB. The hot handlers use
     /// these three and start over in a cold copy of themselves when there is no answer: what calls
@@ -106,10 +117,12 @@ impl Cpu {
     fn load_slow<T: Plain>(&mut self, linear: u64) -> Result<T, Exit> {
         let size = size_of::<T>();
         if within_page(linear, size as u64) {
-            let offset = self.translate(linear, Access::Read)?;
-            return Ok(offset
-                .and_then(|offset| self.memory.read(offset))
-                .unwrap_or(T::narrow(u128::MAX)));
+            let value = match self.translate(linear, Access::Read)? {
+                Place::Ram(offset) => self.memory.read(offset),
+                Place::Registers(gpa) => Some(T::narrow(self.memory.ioapic().load(gpa, size))),
+                Place::Hole => None,
+            };
+            return Ok(value.unwrap_or(T::narrow(u128::MAX)));
         }
         let mut bytes = [0; 16];
         if let Some(bytes) = bytes.get_mut(..size) {
@@ -130,9 +143,13 @@ impl Cpu {
     fn store_slow<T: Plain>(&mut self, linear: u64, value: T) -> Result<(), Exit> {
         let size = size_of::<T>();
         if within_page(linear, size as u64) {
-            if let Some(offset) = self.translate(linear, Access::Write)? {
-                let _ = self.memory.write(offset, value);
-                self.code.note_store(offset, size as u64);
+            match self.translate(linear, Access::Write)? {
+                Place::Ram(offset) => {
+                    let _ = self.memory.write(offset, value);
+                    self.code.note_store(offset, size as u64);
+                }
+                Place::Registers(gpa) => self.memory.ioapic().store(gpa, size, value.widen()),
+                Place::Hole => {}
             }
             return Ok(());
         }
@@ -162,7 +179,7 @@ impl Cpu {
         while !rest.is_empty() {
             let length = ((PAGE_SIZE - (at & OFFSET)) as usize).min(rest.len());
             let (part, after) = rest.split_at_mut(length);
-            let offset = self.translate(at, Access::Read)?;
+            let offset = self.translate_to_ram(at, Access::Read)?;
             let copied = offset.and_then(|offset| self.memory.read_bytes(offset, part));
             if copied.is_none() {
                 part.fill(0xFF);
@@ -183,7 +200,7 @@ impl Cpu {
         while !rest.is_empty() {
             let length = ((PAGE_SIZE - (at & OFFSET)) as usize).min(rest.len());
             let (part, after) = rest.split_at(length);
-            if let Some(offset) = self.translate(at, Access::Write)? {
+            if let Some(offset) = self.translate_to_ram(at, Access::Write)? {
                 let _ = self.memory.write_bytes(offset, part);
                 self.code.note_store(offset, length as u64);
             }
@@ -194,11 +211,11 @@ impl Cpu {
     }
 
     /// For bulk work: offset of `linear` in guest memory and how many bytes from there stay in its
-    /// page. `None` for pages that must go element by element through `load` and `store` (holes;
-    /// decoded code when `write`).
+    /// page. `None` for pages that must go element by element through `load` and `store` (holes,
+    /// registers; decoded code when `write`).
     pub fn page_span(&mut self, linear: u64, write: bool) -> Result<Option<(u64, u64)>, Exit> {
         let access = if write { Access::Write } else { Access::Read };
-        let Some(offset) = self.translate(linear, access)? else {
+        let Place::Ram(offset) = self.translate(linear, access)? else {
             return Ok(None);
         };
         if write && self.code.is_code(offset) {
@@ -233,9 +250,8 @@ impl Cpu {
         };
     }
 
-    /// Offset in guest memory of `linear` for an access by the current domain, through the TLB;
-    /// `None` in a hole.
-    fn translate(&mut self, linear: u64, access: Access) -> Result<Option<u64>, Exit> {
+    /// Where `linear` leads for an access by the current domain, through the TLB.
+    fn translate(&mut self, linear: u64, access: Access) -> Result<Place, Exit> {
         let row = self.tlb.domain as usize & 3;
         let index = Tlb::index(linear);
         let tag = self.tlb.tag(linear, 1);
@@ -245,15 +261,18 @@ impl Cpu {
             Access::Execute => self.tlb.execute[usize::from(self.cpl == 3)][index],
         };
         if entry.tag == tag {
-            return Ok(Some(entry.addend.wrapping_add(linear)));
+            return Ok(Place::Ram(entry.addend.wrapping_add(linear)));
         }
         if !is_canonical(linear) {
             return self.raise(Exception::general_protection(0));
         }
         let page = self.walk(linear, access, self.tlb.domain)?;
         let Some(offset) = self.memory.offset(page.gpa) else {
+            if IoApic::is_at(page.gpa) {
+                return Ok(Place::Registers(page.gpa | (linear & OFFSET)));
+            }
             self.tally.reject(Reject::MemoryHoleAccess);
-            return Ok(None);
+            return Ok(Place::Hole);
         };
         // Code is read where it is; data may be written at any time, by the worker too.
         if access != Access::Execute {
@@ -273,12 +292,24 @@ impl Cpu {
             }
             Access::Execute => self.tlb.execute[usize::from(self.cpl == 3)][index] = entry,
         }
-        Ok(Some(offset | (linear & OFFSET)))
+        Ok(Place::Ram(offset | (linear & OFFSET)))
+    }
+
+    /// Offset in guest memory of `linear`, for what can reach no register; `None` outside RAM.
+    fn translate_to_ram(&mut self, linear: u64, access: Access) -> Result<Option<u64>, Exit> {
+        Ok(match self.translate(linear, access)? {
+            Place::Ram(offset) => Some(offset),
+            Place::Registers(_) => {
+                self.memory.ioapic().refuse();
+                None
+            }
+            Place::Hole => None,
+        })
     }
 
     /// Offset in guest memory of the instruction at `linear`; `None` in a hole.
     pub fn translate_fetch(&mut self, linear: u64) -> Result<Option<u64>, Exit> {
-        self.translate(linear, Access::Execute)
+        self.translate_to_ram(linear, Access::Execute)
     }
 
     /// CR3 was written: drops what is not global.

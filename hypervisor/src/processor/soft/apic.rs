@@ -1,6 +1,6 @@
 //! The local APIC in x2APIC mode: reached by MSRs 0x800-0x83F only, enabled from reset. There is
-//! no I/O APIC and no MMIO window. Its timer counts the virtual machine's clock at 1 GHz over the
-//! divisor. (Intel SDM volume 3, chapter 11.)
+//! no MMIO window. Its timer counts the virtual machine's clock at 1 GHz over the divisor. (Intel SDM
+//! volume 3, chapter 11.)
 
 use crate::{
     clock::Clock,

@@ -621,6 +621,7 @@ impl Processor for SoftProcessor {
 
     fn merge_counts(&mut self, counters: &Counters) {
         self.cpu.tally.merge_into(counters);
+        self.cpu.memory.ioapic().merge_counts(counters);
     }
 
     fn memory(&self) -> &GuestMemory {

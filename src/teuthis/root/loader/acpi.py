@@ -1,14 +1,19 @@
 """The ACPI tables of the machine: RSDP, XSDT, FADT (hardware-reduced), DSDT, MADT.
 
 Reference: ACPI specification 6.3, chapters 5 (tables) and 20 (AML). The DSDT names the VMBus
-device, without which the guest's driver does not load, and the power-off state `_S5`.
+device, without which the guest's driver does not load, the power-off state `_S5`, and the virtual
+machine's generation id ("Virtual Machine Generation ID", Microsoft, 2012): where 16 bytes lie that
+no two machines share, and the interrupt at which the kernel is to look at them again.
 """
 
 import struct
 
 from teuthis.flows import FLOWS
+from teuthis.root import generation
 
 _POWER = FLOWS["port.power"].values
+_IO_APIC = FLOWS["memory.ioapic"].values
+_GENERATION_CHANGED = 0x80
 _SYSTEM_IO = 1
 _BYTE_ACCESS = 1
 
@@ -103,33 +108,76 @@ def _fadt_body(dsdt: int) -> bytes:
 
 
 def _madt_body(processors: int) -> bytes:
-    """Enabled processors, numbered as their local APICs are; no I/O APIC, no 8259."""
+    """Enabled processors, numbered as their local APICs are; an I/O APIC; no 8259.
+
+    The I/O APIC's interrupts follow the 16 of a PC, none of which exists here.
+    """
     local_apics = [struct.pack("<BBBBI", 0, 8, number, number, 1) for number in range(processors)]
-    return struct.pack("<II", 0xFEE00000, 0) + b"".join(local_apics)
+    io_apic = struct.pack("<BBBBII", 1, 12, 0, 0, _IO_APIC["base"], _IO_APIC["gsi"])
+    return struct.pack("<II", 0xFEE00000, 0) + b"".join(local_apics) + io_apic
 
 
 def dsdt_body() -> bytes:
     """The AML of the machine.
 
     Name (_S5, Package () { type, 0 })
-    Scope (_SB) { Device (VMBS) { _HID "VMBUS", _UID 0, _STA 15, _CRS (empty) } }
+    Scope (_SB) {
+        Device (VMBS) { _HID "VMBUS", _UID 0, _STA 15, _CRS (empty) }
+        Device (VGEN) { _HID "TEUT0001", _CID Package () { "VM_Gen_Counter", "VMGENCTR" },
+                        _DDN "VM_Gen_Counter", ADDR Package () { low, high } }
+        Device (EVNT) { _HID "ACPI0013", _CRS (an edge), Method (_EVT, 1) { Notify (VGEN, 0x80) } }
+    }
     """
-    sleep_type = _aml_integer(_POWER["sleep_type_s5"])
-    end_tag = b"\x79\x00"
-    device = (
-        _aml_name(b"_HID", b"\x0dVMBUS\x00")
+    vmbus = (
+        _aml_name(b"_HID", _aml_string("VMBUS"))
         + _aml_name(b"_UID", _aml_integer(0))
         + _aml_name(b"_STA", _aml_integer(15))
-        + _aml_name(b"_CRS", _aml_block(b"\x11", _aml_integer(len(end_tag)) + end_tag))
+        + _aml_name(b"_CRS", _aml_resources())
     )
-    return _aml_name(
-        b"_S5_", _aml_block(b"\x12", b"\x02" + sleep_type + _aml_integer(0))
-    ) + _aml_block(b"\x10", b"_SB_" + _aml_block(b"\x5b\x82", b"VMBS" + device))
+    identity = (
+        _aml_name(b"_HID", _aml_string("TEUT0001"))
+        + _aml_name(b"_CID", _aml_package(_aml_string("VM_Gen_Counter"), _aml_string("VMGENCTR")))
+        + _aml_name(b"_DDN", _aml_string("VM_Gen_Counter"))
+        + _aml_name(b"ADDR", _aml_package(_aml_integer(generation.ADDRESS), _aml_integer(0)))
+    )
+    notify = b"\x86VGEN" + _aml_integer(_GENERATION_CHANGED)
+    events = (
+        _aml_name(b"_HID", _aml_string("ACPI0013"))
+        + _aml_name(b"_CRS", _aml_resources(_edge(_IO_APIC["gsi"])))
+        + _aml_block(b"\x14", b"_EVT\x01" + notify)
+    )
+    sleep = _aml_package(_aml_integer(_POWER["sleep_type_s5"]), _aml_integer(0))
+    devices = ((b"VMBS", vmbus), (b"VGEN", identity), (b"EVNT", events))
+    return _aml_name(b"_S5_", sleep) + _aml_block(
+        b"\x10",
+        b"_SB_" + b"".join(_aml_block(b"\x5b\x82", name + content) for name, content in devices),
+    )
+
+
+def _edge(gsi: int) -> bytes:
+    """The resource of one interrupt: consumed, edge, active high, exclusive."""
+    return struct.pack("<BHBBI", 0x89, 6, 0b0011, 1, gsi)
+
+
+def _aml_resources(*descriptors: bytes) -> bytes:
+    """A buffer of resource descriptors, with the end tag."""
+    content = b"".join(descriptors) + b"\x79\x00"
+    return _aml_block(b"\x11", _aml_integer(len(content)) + content)
+
+
+def _aml_package(*elements: bytes) -> bytes:
+    return _aml_block(b"\x12", bytes([len(elements)]) + b"".join(elements))
+
+
+def _aml_string(text: str) -> bytes:
+    return b"\x0d" + text.encode() + b"\0"
 
 
 def _aml_integer(value: int) -> bytes:
-    """An AML constant of at most 8 bits."""
-    return bytes([value]) if value < 2 else bytes([0x0A, value])
+    """An AML constant of at most 32 bits."""
+    if value < 2:
+        return bytes([value])
+    return bytes([0x0A, value]) if value < 0x100 else struct.pack("<BI", 0x0C, value)
 
 
 def _aml_name(name: bytes, value: bytes) -> bytes:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from teuthis.errors import ConfigurationError, KernelError
+from teuthis.root import generation
 from teuthis.root.loader import acpi, layout
 from teuthis.root.loader.kernel import HOST_IS_SHORT, Kernel, open_kernel
 from teuthis.root.processor import Processor
@@ -146,6 +147,7 @@ def load(
     _write(memory_fd, layout.GDT, _GDT)
     _write(memory_fd, layout.PAGE_TABLES, page_tables(layout.PAGE_TABLES))
     _write(memory_fd, layout.ACPI_TABLES, acpi.build(layout.ACPI_TABLES, processors))
+    generation.give(memory_fd)
     return BootState(
         rip=image.entry,
         rsi=layout.BOOT_PARAMS,
