@@ -65,7 +65,7 @@ def _users(pids: set[int]) -> set[int]:
 
 def _is_free(uid: int) -> bool:
     """Whether the lease of a user id has been given back."""
-    path = identity.LOCKS / str((uid - identity.FIRST) // 2)
+    path = Path(identity.LOCKS) / str((uid - identity.FIRST) // 2)
     with path.open() as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -11,7 +11,6 @@ import os
 import sys
 import zlib
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -57,11 +56,13 @@ class Flow(msgspec.Struct, frozen=True):
         return self.opcode
 
 
-def _find() -> Path:
+def _find() -> str:
     """The register beside the installed package, or at the root of the checkout."""
-    here = Path(__file__).resolve()
-    installed = here.parent / "flows.toml"
-    return installed if installed.exists() else here.parents[3] / "flows.toml"
+    here = os.path.dirname(os.path.realpath(__file__))
+    installed = os.path.join(here, "flows.toml")
+    if os.path.exists(installed):
+        return installed
+    return os.path.normpath(os.path.join(here, "../../../flows.toml"))
 
 
 def _flow(index: int, entry: dict[str, Any]) -> Flow:
@@ -72,30 +73,32 @@ def _flow(index: int, entry: dict[str, Any]) -> Flow:
     return Flow(index=index, **entry)
 
 
-def _load(path: Path, kept: Path | None) -> dict[str, Any]:
+def _load(path: str, kept: str | None) -> dict[str, Any]:
     """The document at `path`, from `kept` where that was made of this very file."""
-    status = path.stat()
+    status = os.stat(path)
     made_of = (status.st_mtime_ns, status.st_size)
     if kept is not None:
-        with suppress(OSError, ValueError, EOFError, TypeError):
-            of, document = marshal.loads(kept.read_bytes())  # noqa: S302 - as compiled code is
+        with suppress(OSError, ValueError, EOFError, TypeError), open(kept, "rb") as file:
+            of, document = marshal.loads(file.read())  # noqa: S302 - as compiled code is
             if of == made_of:
                 return dict(document)
     import tomllib
 
-    parsed = tomllib.loads(path.read_text(encoding="utf-8"))
+    with open(path, "rb") as file:
+        parsed = tomllib.load(file)
     if kept is not None and not sys.dont_write_bytecode:
         with suppress(OSError):  # a place that is not ours to write
-            new = kept.with_suffix(f".{os.getpid()}")
-            new.write_bytes(marshal.dumps((made_of, parsed)))
-            new.replace(kept)
+            new = f"{kept}.{os.getpid()}"
+            with open(new, "wb") as file:
+                marshal.dump((made_of, parsed), file)
+            os.replace(new, kept)
     return parsed
 
 
-def _kept() -> Path | None:
+def _kept() -> str | None:
     """Where the parsed register is kept; None: Python keeps no compiled code either."""
     compiled = __spec__.cached if __spec__ is not None else None
-    return None if compiled is None else Path(f"{compiled[:-4]}.flows")
+    return None if compiled is None else f"{compiled[:-4]}.flows"
 
 
 REGISTER_PATH = _find()

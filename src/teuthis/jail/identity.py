@@ -13,7 +13,6 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from teuthis.errors import HostError
@@ -22,7 +21,7 @@ FIRST: Final = 0x7E07_0000
 PAIRS: Final = 0x8000
 """VMs that one host can run as root."""
 
-LOCKS: Final = Path("/run/teuthis/identities")
+LOCKS: Final = "/run/teuthis/identities"
 """One file per pair in use, locked by the process that started the VM. Gone after a reboot."""
 
 _PR_SET_KEEPCAPS: Final = 8
@@ -36,7 +35,7 @@ class Identity(NamedTuple):
 
 
 @contextmanager
-def lease(locks: Path = LOCKS) -> Iterator[Identity]:
+def lease(locks: str | os.PathLike[str] = LOCKS) -> Iterator[Identity]:
     """A pair of user ids that is this VM's alone until the end of the block.
 
     Root that cannot reserve one, in a container that keeps it from `LOCKS`, gets none: the wall
@@ -65,12 +64,12 @@ def _pair(number: int) -> tuple[int, int]:
     return FIRST + 2 * number, FIRST + 2 * number + 1
 
 
-def _lock_any(locks: Path) -> tuple[int, int]:
-    locks.mkdir(mode=0o700, parents=True, exist_ok=True)
+def _lock_any(locks: str | os.PathLike[str]) -> tuple[int, int]:
+    os.makedirs(locks, mode=0o700, exist_ok=True)
     start = int.from_bytes(os.urandom(4)) % PAIRS
     for step in range(PAIRS):
         number = (start + step) % PAIRS
-        lock = os.open(locks / str(number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(f"{os.fspath(locks)}/{number}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         taken = False
         try:
             taken = _take(lock, number)

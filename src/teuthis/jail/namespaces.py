@@ -5,7 +5,6 @@ PID namespace: SECURITY.md says which walls stand between a process and the othe
 """
 
 import os
-from pathlib import Path
 from typing import Final
 
 from teuthis.jail.kernel import call, prctl
@@ -29,9 +28,17 @@ def user() -> None:
     call("unshare", _CLONE_NEWUSER)
     # Our own /proc files are ours only while dumpable; a change of user has cleared that.
     prctl(_PR_SET_DUMPABLE, 1)
-    Path("/proc/self/setgroups").write_text("deny")
-    Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
-    Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
+    _write("/proc/self/setgroups", "deny")
+    _write("/proc/self/uid_map", f"{uid} {uid} 1")
+    _write("/proc/self/gid_map", f"{gid} {gid} 1")
+
+
+def _write(file: str, text: str) -> None:
+    descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
 
 
 def network() -> None:

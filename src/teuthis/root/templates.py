@@ -77,7 +77,7 @@ def _programs() -> Iterator[Path]:
     """What makes and runs a VM."""
     yield programs.find(programs.HYPERVISOR)
     yield programs.find(programs.GUEST_AGENT)
-    yield REGISTER_PATH
+    yield Path(REGISTER_PATH)
 
 
 @functools.cache

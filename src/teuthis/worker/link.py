@@ -8,7 +8,9 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from teuthis.flows import FLOWS, Counters
 from teuthis.protocol import Ended
@@ -49,7 +51,7 @@ MAX_UNSENT: Final = FLOWS["link.deliver-message"].values["unsent_max"]
 """Messages kept for a guest that does not take them; one more ends the VM."""
 
 
-class PostMessage(NamedTuple):
+class PostMessage(msgspec.Struct, frozen=True):
     """What the guest gave to HvPostMessage."""
 
     connection_id: int
@@ -57,37 +59,37 @@ class PostMessage(NamedTuple):
     payload: bytes
 
 
-class ConsoleText(NamedTuple):
+class ConsoleText(msgspec.Struct, frozen=True):
     """Bytes the guest wrote to its serial port."""
 
     data: bytes
 
 
-class Note(NamedTuple):
+class Note(msgspec.Struct, frozen=True):
     """A line of the hypervisor's own."""
 
     text: str
 
 
-class End(NamedTuple):
+class End(msgspec.Struct, frozen=True):
     """The VM has ended; `crash` is P0 to P4 and the control register when the guest crashed."""
 
     reason: Ended
     crash: tuple[int, ...] = ()
 
 
-class Paused(NamedTuple):
+class Paused(msgspec.Struct, frozen=True):
     """The guest stands still, as was asked."""
 
 
-class State(NamedTuple):
+class State(msgspec.Struct, frozen=True):
     """A piece of the saved state; so many bytes follow it."""
 
     piece: bytes
     left: int
 
 
-class Turn(NamedTuple):
+class Turn(msgspec.Struct, frozen=True):
     """In lockstep: the guest stands still; nanoseconds that nothing need happen."""
 
     wait: int
@@ -105,7 +107,7 @@ class LinkError(ValueError):
         self.kind = kind
 
 
-class Outgoing(NamedTuple):
+class Outgoing(msgspec.Struct, frozen=True):
     """One message to the hypervisor, not yet encoded."""
 
     flow: str

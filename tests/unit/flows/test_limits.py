@@ -21,7 +21,7 @@ def changed(tmp_path: Path) -> Path:
     shutil.copytree(
         ROOT / "src/teuthis", tmp_path / "src/teuthis", ignore=shutil.ignore_patterns("__pycache__")
     )
-    register = REGISTER_PATH.read_text(encoding="utf-8")
+    register = Path(REGISTER_PATH).read_text(encoding="utf-8")
     assert register.count("channel_gpadls_max = 16") == 1
     smaller = register.replace("channel_gpadls_max = 16", "channel_gpadls_max = 3")
     (tmp_path / "flows.toml").write_text(smaller, encoding="utf-8")

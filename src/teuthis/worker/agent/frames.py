@@ -6,7 +6,9 @@ register lists and raises `FrameError` at the first thing else; it never holds m
 
 import struct
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from teuthis.flows import FLOWS, Counters
 
@@ -36,46 +38,46 @@ class FrameError(ValueError):
 # ---- guest to host -------------------------------------------------------------------------------
 
 
-class Hello(NamedTuple):
+class Hello(msgspec.Struct, frozen=True):
     """The agent is up."""
 
     version: int
 
 
-class Started(NamedTuple):
+class Started(msgspec.Struct, frozen=True):
     """The program runs."""
 
     pid: int
 
 
-class Output(NamedTuple):
+class Output(msgspec.Struct, frozen=True):
     """Bytes of a stream, `STDOUT` or `STDERR`."""
 
     stream: int
     data: bytes
 
 
-class Exit(NamedTuple):
+class Exit(msgspec.Struct, frozen=True):
     """The program has ended: exit code (0 to 255), or the signal that killed it."""
 
     killed: bool
     code: int
 
 
-class Error(NamedTuple):
+class Error(msgspec.Struct, frozen=True):
     """The agent could not do it."""
 
     errno: int
     text: str
 
 
-class Window(NamedTuple):
+class Window(msgspec.Struct, frozen=True):
     """More credit for the host's data."""
 
     credit: int
 
 
-class Done(NamedTuple):
+class Done(msgspec.Struct, frozen=True):
     """A file operation is complete."""
 
     size: int

@@ -5,7 +5,9 @@ Guests may send more bytes than a message's fields need, never fewer.
 """
 
 import struct
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
+
+import msgspec
 
 from teuthis.flows import FLOWS
 
@@ -27,11 +29,11 @@ CONNECTION_REFUSED: Final = 0xC000_0236
 # ---- guest to host -------------------------------------------------------------------------------
 
 
-class RequestOffers(NamedTuple):
+class RequestOffers(msgspec.Struct, frozen=True):
     """Asks for all offers."""
 
 
-class OpenChannel(NamedTuple):
+class OpenChannel(msgspec.Struct, frozen=True):
     """Opens an offered channel over a ring buffer the guest has described before."""
 
     relid: int
@@ -41,13 +43,13 @@ class OpenChannel(NamedTuple):
     downstream_page: int
 
 
-class CloseChannel(NamedTuple):
+class CloseChannel(msgspec.Struct, frozen=True):
     """Stops the use of a channel's rings."""
 
     relid: int
 
 
-class GpadlHeader(NamedTuple):
+class GpadlHeader(msgspec.Struct, frozen=True):
     """Describes guest memory; the page numbers follow in the message and in bodies."""
 
     relid: int
@@ -58,27 +60,27 @@ class GpadlHeader(NamedTuple):
     byte_offset: int
 
 
-class GpadlBody(NamedTuple):
+class GpadlBody(msgspec.Struct, frozen=True):
     """More page numbers of the description."""
 
     number: int
     gpadl: int
 
 
-class GpadlTeardown(NamedTuple):
+class GpadlTeardown(msgspec.Struct, frozen=True):
     """Takes a description back."""
 
     relid: int
     gpadl: int
 
 
-class RelidReleased(NamedTuple):
+class RelidReleased(msgspec.Struct, frozen=True):
     """The guest has forgotten a rescinded channel."""
 
     relid: int
 
 
-class InitiateContact(NamedTuple):
+class InitiateContact(msgspec.Struct, frozen=True):
     """Starts a connection; from version 5.0 on, the SINT and VTL stand where a page address was."""
 
     version: int
@@ -87,18 +89,18 @@ class InitiateContact(NamedTuple):
     vtl: int
 
 
-class Unload(NamedTuple):
+class Unload(msgspec.Struct, frozen=True):
     """Ends the connection."""
 
 
-class TlConnectRequest(NamedTuple):
+class TlConnectRequest(msgspec.Struct, frozen=True):
     """Asks the host to offer a channel for a new hv_sock connection."""
 
     endpoint: bytes
     service: bytes
 
 
-class ModifyChannel(NamedTuple):
+class ModifyChannel(msgspec.Struct, frozen=True):
     """Moves a channel's interrupt to another processor."""
 
     relid: int
@@ -120,7 +122,7 @@ Record = (
 )
 
 
-class Shape(NamedTuple):
+class Shape(msgspec.Struct, frozen=True):
     """How a message's body is laid out, and the first VMBus version that has it (0: any)."""
 
     flow: str
@@ -204,7 +206,7 @@ def guid(text: str) -> bytes:
     return b"".join([group[::-1] for group in groups[:3]] + groups[3:])
 
 
-class Offer(NamedTuple):
+class Offer(msgspec.Struct, frozen=True):
     """What a channel is offered as."""
 
     interface: bytes

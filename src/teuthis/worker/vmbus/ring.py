@@ -7,7 +7,9 @@ lives here; what the guest makes of the copy in the control page does not matter
 
 import struct
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from teuthis.flows import FLOWS, Counters
 from teuthis.worker.barrier import full_barrier
@@ -39,7 +41,7 @@ class RingError(ValueError):
     """The guest broke the rules of its own ring; its channel ends."""
 
 
-class Packet(NamedTuple):
+class Packet(msgspec.Struct, frozen=True):
     """One packet, copied out of the ring."""
 
     type: int
@@ -50,7 +52,7 @@ class Packet(NamedTuple):
     payload: memoryview
 
 
-class Outgoing(NamedTuple):
+class Outgoing(msgspec.Struct, frozen=True):
     """One packet to be written."""
 
     payload: bytes
@@ -196,12 +198,15 @@ class RingWriter(_Half):
         start = self._write
         position = start
         pieces: list[bytes] = []
-        for payload, kind, transaction, flags, header in packets:
+        for packet in packets:
+            payload, header = packet.payload, packet.header
             padding = -len(payload) % 8
             offset = _DESCRIPTOR.size + len(header)
             length = offset + len(payload) + padding
             pieces += (
-                _DESCRIPTOR.pack(kind, offset // 8, length // 8, flags, transaction),
+                _DESCRIPTOR.pack(
+                    packet.type, offset // 8, length // 8, packet.flags, packet.transaction
+                ),
                 header,
                 payload,
                 bytes(padding),

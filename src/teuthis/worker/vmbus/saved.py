@@ -32,8 +32,8 @@ class PacketState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @classmethod
     def of(cls, packet: Packet) -> Self:
         """The state of a packet."""
-        kind, flags, transaction, header, payload = packet
-        return cls(kind, flags, transaction, bytes(header), bytes(payload))
+        header, payload = bytes(packet.header), bytes(packet.payload)
+        return cls(packet.type, packet.flags, packet.transaction, header, payload)
 
     def packet(self) -> Packet:
         """The packet."""

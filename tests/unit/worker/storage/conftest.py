@@ -196,7 +196,7 @@ class Bench:
         try:
             self.execute(cdb, direction, content)
         except CheckCondition as failed:
-            return failed.sense
+            return failed.sense.key, failed.sense.code, failed.sense.qualifier
         except Mismatch:
             return None
         raise AssertionError("not refused")

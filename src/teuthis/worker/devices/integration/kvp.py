@@ -7,7 +7,9 @@ them. Reference: Linux `include/uapi/linux/hyperv.h`, `tools/hv/hv_kvp_daemon.c`
 import errno
 import struct
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from teuthis.flows import FLOWS, Counters
 from teuthis.worker.devices.integration.pipe import Answer, Clock, Malformed, Service
@@ -27,7 +29,7 @@ ANSWER_SECONDS: Final = 10.0
 """How long a guest may take to say all."""
 
 
-class Fact(NamedTuple):
+class Fact(msgspec.Struct, frozen=True):
     """Key and value in UTF-16, little-endian, each ending with a zero."""
 
     key: bytes

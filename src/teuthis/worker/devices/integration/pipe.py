@@ -8,7 +8,9 @@ body changed. Reference: Linux `drivers/hv/hv_util.c`, `include/linux/hyperv.h`.
 
 import struct
 from collections.abc import Callable
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final
+
+import msgspec
 
 from teuthis.flows import FLOWS, Counters
 from teuthis.worker.vmbus.channel import Channel
@@ -43,7 +45,7 @@ class Malformed(RingError):
         self.kind = kind
 
 
-class Answer(NamedTuple):
+class Answer(msgspec.Struct, frozen=True):
     """A guest's answer, its frame checked: `status` 0 is success."""
 
     status: int

@@ -18,7 +18,7 @@ adapter whose driver knows only of the offer is no old one yet: it becomes the n
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
@@ -67,7 +67,7 @@ _DELIVERY_ROOM = nvsp.MESSAGE_BYTES + 8 + 8 * _FRAMES_AT_ONCE
 """Room in the ring that one delivery may take, as payload."""
 
 
-class _Buffer(NamedTuple):
+class _Buffer(msgspec.Struct, frozen=True):
     """Memory that the guest shares with its adapter, and the handle that it named it by."""
 
     handle: int
@@ -165,8 +165,8 @@ class Network:
             mac=self._adapter.mac,
             version=self._version,
             initialized=self._adapter.initialized,
-            receive_buffer=self._receive_buffer and self._receive_buffer.handle,
-            send_buffer=self._send_buffer and self._send_buffer.handle,
+            receive_buffer=None if self._receive_buffer is None else self._receive_buffer.handle,
+            send_buffer=None if self._send_buffer is None else self._send_buffer.handle,
             lent=self._lent,
             next_transaction=self._next_transaction,
             packets=[PacketState.of(packet) for packet in self._packets],

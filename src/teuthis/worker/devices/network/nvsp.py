@@ -5,7 +5,9 @@ the register. Reference: Linux `drivers/net/hyperv/hyperv_net.h`.
 """
 
 import struct
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
+
+import msgspec
 
 from teuthis.flows import FLOWS
 
@@ -29,47 +31,47 @@ SUCCESS: Final = 1
 FAILURE: Final = 2
 
 
-class Init(NamedTuple):
+class Init(msgspec.Struct, frozen=True):
     """Offers a range of protocol versions; Linux offers one at a time."""
 
     oldest: int
     newest: int
 
 
-class NdisVersion(NamedTuple):
+class NdisVersion(msgspec.Struct, frozen=True):
     """The version of NDIS that the guest claims to follow."""
 
     major: int
     minor: int
 
 
-class ReceiveBuffer(NamedTuple):
+class ReceiveBuffer(msgspec.Struct, frozen=True):
     """Memory into which the host puts what it sends."""
 
     gpadl: int
     id: int
 
 
-class RevokeReceiveBuffer(NamedTuple):
+class RevokeReceiveBuffer(msgspec.Struct, frozen=True):
     """Takes it back."""
 
     id: int
 
 
-class SendBuffer(NamedTuple):
+class SendBuffer(msgspec.Struct, frozen=True):
     """Memory in whose sections the guest puts small messages."""
 
     gpadl: int
     id: int
 
 
-class RevokeSendBuffer(NamedTuple):
+class RevokeSendBuffer(msgspec.Struct, frozen=True):
     """Takes it back."""
 
     id: int
 
 
-class RndisPacket(NamedTuple):
+class RndisPacket(msgspec.Struct, frozen=True):
     """An RNDIS message: in a section of the send buffer, in the packet's page ranges, or both."""
 
     channel: int
@@ -77,7 +79,7 @@ class RndisPacket(NamedTuple):
     section_bytes: int
 
 
-class NdisConfig(NamedTuple):
+class NdisConfig(msgspec.Struct, frozen=True):
     """The largest frame the guest wants, and what it could do."""
 
     frame_bytes: int
@@ -97,7 +99,7 @@ Record = (
 )
 
 
-class _Shape(NamedTuple):
+class _Shape(msgspec.Struct, frozen=True):
     flow: str
     body: struct.Struct
     record: Any

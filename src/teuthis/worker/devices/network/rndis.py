@@ -8,7 +8,9 @@ length against what was really sent. Reference: Linux `include/linux/rndis.h`, [
 import enum
 import struct
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from teuthis.flows import FLOWS, Counters
 
@@ -146,7 +148,7 @@ def envelope(length: int) -> bytes:
     )
 
 
-class _Request(NamedTuple):
+class _Request(msgspec.Struct, frozen=True):
     """QUERY or SET."""
 
     id: int

@@ -8,7 +8,9 @@ command never gets as far as the command's own checks.
 import errno
 import struct
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from teuthis.flows import FLOWS, Counters
 from teuthis.worker.devices.storage import inquiry
@@ -37,7 +39,7 @@ INQUIRY: Final = FLOWS["scsi.inquiry"].values["inquiry"]
 REPORT_LUNS: Final = FLOWS["scsi.report-luns"].values["report_luns"]
 
 
-class Sense(NamedTuple):
+class Sense(msgspec.Struct, frozen=True):
     """Why a command failed: sense key, additional sense code and its qualifier."""
 
     key: int
@@ -78,7 +80,7 @@ class Mismatch(Exception):
     kind: Final = "data"
 
 
-class Data(NamedTuple):
+class Data(msgspec.Struct, frozen=True):
     """The data of one request: which way, how many bytes, and where in guest memory."""
 
     direction: Direction
@@ -93,7 +95,7 @@ class Data(NamedTuple):
         return len(content)
 
 
-class Command(NamedTuple):
+class Command(msgspec.Struct, frozen=True):
     """How one operation code is served."""
 
     flow: str

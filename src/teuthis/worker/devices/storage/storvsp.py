@@ -150,7 +150,9 @@ class Storvsp:
         for disk in self._disks:
             disk.save()
         waiting = [PacketState.of(packet) for packet in self._waiting]
-        unsent = self._unsent and (self._unsent.payload, self._unsent.transaction)
+        unsent = None
+        if self._unsent is not None:
+            unsent = self._unsent.payload, self._unsent.transaction
         saved = _Saved(self._state, waiting, unsent)
         state: dict[str, Any] = msgspec.to_builtins(saved, builtin_types=(bytes,))
         return state

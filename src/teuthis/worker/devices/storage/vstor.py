@@ -8,7 +8,9 @@ Reference: Linux `drivers/scsi/storvsc_drv.c`; the names are those of Windows' `
 
 import enum
 import struct
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from teuthis.flows import FLOWS
 
@@ -50,7 +52,7 @@ _SENSE_VALID: Final = 0x80
 _CHECK_CONDITION: Final = 2
 
 
-class Srb(NamedTuple):
+class Srb(msgspec.Struct, frozen=True):
     """A SCSI request."""
 
     port: int
