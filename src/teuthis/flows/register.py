@@ -2,8 +2,8 @@
 
 Numbers, limits, dispatch tables and counters of the Python side come from here; the Rust side
 takes the same file through its build script. Parsing it takes longer than starting a VM from a
-template may: what was parsed is kept beside this module's compiled code, as Python keeps that,
-until the file's size or time changes.
+template may: what it says is kept beside this module's compiled code, as Python keeps that, until
+the size or time of one of the two files changes.
 """
 
 import marshal
@@ -73,44 +73,38 @@ def _flow(index: int, entry: dict[str, Any]) -> Flow:
     return Flow(index=index, **entry)
 
 
+def _made_of(path: str) -> tuple[int, ...]:
+    """By what a kept register is known: the file at `path` and this module, unchanged."""
+    found = map(os.stat, (path, __file__))
+    return tuple(part for file in found for part in (file.st_mtime_ns, file.st_size))
+
+
 def _load(path: str, kept: str | None) -> dict[str, Any]:
-    """The document at `path`, from `kept` where that was made of this very file."""
-    status = os.stat(path)
-    made_of = (status.st_mtime_ns, status.st_size)
+    """What the file at `path` says, from `kept` where that was made of this very file."""
+    made_of = _made_of(path)
     if kept is not None:
         with suppress(OSError, ValueError, EOFError, TypeError), open(kept, "rb") as file:
-            of, document = marshal.loads(file.read())  # noqa: S302 - as compiled code is
+            of, found = marshal.loads(file.read())  # noqa: S302 - as compiled code is
             if of == made_of:
-                return dict(document)
+                return dict(found)
     import tomllib
 
     with open(path, "rb") as file:
-        parsed = tomllib.load(file)
+        document = tomllib.load(file)
+    flows = [_flow(index, entry) for index, entry in enumerate(document["flow"])]
+    found = {
+        "receivers": {name: entry["reach"] for name, entry in document["receivers"].items()},
+        "capabilities": {entry["name"]: entry["opens"] for entry in document["capability"]},
+        "flows": list(map(msgspec.structs.astuple, flows)),
+        "digest": zlib.crc32("".join(map(_summary, flows)).encode()),
+    }
     if kept is not None and not sys.dont_write_bytecode:
         with suppress(OSError):  # a place that is not ours to write
             new = f"{kept}.{os.getpid()}"
             with open(new, "wb") as file:
-                marshal.dump((made_of, parsed), file)
+                marshal.dump((made_of, found), file)
             os.replace(new, kept)
-    return parsed
-
-
-def _kept() -> str | None:
-    """Where the parsed register is kept; None: Python keeps no compiled code either."""
-    compiled = __spec__.cached if __spec__ is not None else None
-    return None if compiled is None else f"{compiled[:-4]}.flows"
-
-
-REGISTER_PATH = _find()
-_document = _load(REGISTER_PATH, _kept())
-RECEIVERS: dict[str, Receiver] = {
-    name: Receiver(name, entry["reach"]) for name, entry in _document["receivers"].items()
-}
-CAPABILITIES: dict[str, str] = {entry["name"]: entry["opens"] for entry in _document["capability"]}
-"""What the hypervisor uses of KVM, by the names of Linux without KVM_CAP_, and what it opens."""
-FLOWS: dict[str, Flow] = {
-    entry["id"]: _flow(index, entry) for index, entry in enumerate(_document["flow"])
-}
+    return found
 
 
 def _summary(flow: Flow) -> str:
@@ -121,5 +115,19 @@ def _summary(flow: Flow) -> str:
     return " ".join((*words, *flow.rejects)) + "\n"
 
 
-FINGERPRINT = f"teuthis-register:{zlib.crc32(''.join(map(_summary, FLOWS.values())).encode()):08x}"
+def _kept() -> str | None:
+    """Where the parsed register is kept; None: Python keeps no compiled code either."""
+    compiled = __spec__.cached if __spec__ is not None else None
+    return None if compiled is None else f"{compiled[:-4]}.flows"
+
+
+REGISTER_PATH = _find()
+_found = _load(REGISTER_PATH, _kept())
+RECEIVERS: dict[str, Receiver] = {
+    name: Receiver(name, reach) for name, reach in _found["receivers"].items()
+}
+CAPABILITIES: dict[str, str] = _found["capabilities"]
+"""What the hypervisor uses of KVM, by the names of Linux without KVM_CAP_, and what it opens."""
+FLOWS: dict[str, Flow] = {flow.id: flow for flow in (Flow(*row) for row in _found["flows"])}
+FINGERPRINT = f"teuthis-register:{_found['digest']:08x}"
 """Of all that programs take from the register; each Rust program carries that of its own."""

@@ -69,8 +69,12 @@ def forget(image: str) -> None:
 def _key(image: Image, memory: int, warm: str | None) -> str:
     """Names all that the state of a VM after its boot follows from."""
     files = [image.kernel, *_programs(), *([image.disk] if image.disk else [])]
-    made_from = [memory, warm, *map(_stamp, files), *_package()]
-    return f"{image.name}@{hashlib.sha256(repr(made_from).encode()).hexdigest()[:32]}"
+    made_from = [memory, warm, *map(_stamp, files), _package()]
+    return f"{image.name}@{_digest(made_from)[:32]}"
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()
 
 
 def _programs() -> Iterator[Path]:
@@ -81,9 +85,9 @@ def _programs() -> Iterator[Path]:
 
 
 @functools.cache
-def _package() -> list[tuple[str, int, int, int]]:
-    """This package, as this process has loaded it."""
-    return sorted(map(_stamp, _sources(str(Path(teuthis.__file__).parent))))
+def _package() -> str:
+    """A digest of this package, as this process has loaded it."""
+    return _digest(sorted(map(_stamp, _sources(str(Path(teuthis.__file__).parent)))))
 
 
 def _sources(directory: str) -> Iterator[os.DirEntry[str]]:

@@ -7,6 +7,8 @@ A source file takes part in a flow by naming it: `Flow::MsrSynic` in Rust, `"msr
 import importlib
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -157,3 +159,30 @@ def test_the_capabilities_of_kvm_are_those_that_the_hypervisor_uses() -> None:
         for name in re.findall(r"\bCap::(\w+)", path.read_text()):
             used.add(re.sub(r"(?<=.)(?=[A-Z])", "_", name).upper())
     assert used == set(CAPABILITIES)
+
+
+_SHOWN = """\
+import sys
+from teuthis.flows import register
+print("tomllib" in sys.modules)
+print(register.FINGERPRINT, register.RECEIVERS, register.CAPABILITIES, register.FLOWS)
+"""
+
+
+def test_what_is_kept_of_the_register_is_all_of_it(tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path)}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
+
+    def look() -> tuple[str, str]:
+        command = [sys.executable, "-c", _SHOWN]
+        shown = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
+        parsed, _, content = shown.stdout.partition("\n")
+        return parsed, content
+
+    parsed, content = look()
+    assert parsed == "True"
+    assert look() == ("False", content)
+    (kept,) = tmp_path.rglob("*.flows")
+    kept.write_bytes(kept.read_bytes()[:-1])
+    assert look() == ("True", content)
+    assert look() == ("False", content)
