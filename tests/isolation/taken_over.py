@@ -7,12 +7,13 @@ package.
 
 import errno
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
 
 from teuthis.protocol import Status, StatusKind
-from teuthis.worker import zygote
+from teuthis.worker import sockets, zygote
 from teuthis.worker.devices.storage.backend import File
 from teuthis.worker.machine import Machine
 
@@ -26,15 +27,11 @@ def executes_a_shell(machine: Machine) -> None:
 
 
 def connects_out(machine: Machine) -> None:
-    import socket
-
     socket.create_connection(("127.0.0.1", 22))
 
 
 def sends_descriptors_to_the_root(machine: Machine) -> None:
-    import socket
-
-    socket.send_fds(machine._control._socket, [bytes(32)], [0])
+    sockets.send(machine._control._socket, bytes(32), [0])
 
 
 def forges_a_link_message(machine: Machine) -> None:

@@ -1,13 +1,14 @@
 """The control socket: requests of the root side in, statuses out; also the worker's lifeline."""
 
 import os
-import socket
 from collections.abc import Iterator
 
 from teuthis import protocol
 from teuthis.flows import Counters
 from teuthis.protocol import ProtocolError, Request, Status
+from teuthis.worker import sockets
 from teuthis.worker.outbox import Outbox
+from teuthis.worker.sockets import socket
 
 _MAX_DESCRIPTORS = 3
 _FINISH_SECONDS = 1.0
@@ -20,7 +21,7 @@ class LifelineCut(Exception):
 class Control:
     """The socket, and the statuses it could not take yet (bounded by the sessions there are)."""
 
-    def __init__(self, control: socket.socket, counters: Counters) -> None:
+    def __init__(self, control: socket, counters: Counters) -> None:
         control.setblocking(False)
         self._socket = control
         self._counters = counters
@@ -39,7 +40,7 @@ class Control:
         """The requests that are there, with their descriptors. Raises `LifelineCut`."""
         while True:
             try:
-                packet, descriptors, _, _ = socket.recv_fds(
+                packet, descriptors = sockets.receive(
                     self._socket, protocol.MAX_REQUEST + 1, _MAX_DESCRIPTORS
                 )
             except BlockingIOError:

@@ -4,7 +4,6 @@ The hypervisor process may have been taken over: whatever is not exactly a messa
 protocol ends the VM. `decode` and `encode` are pure; `Link` is the socket and a bounded queue.
 """
 
-import socket
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,6 +15,7 @@ from teuthis.flows import FLOWS, Counters
 from teuthis.protocol import Ended
 from teuthis.worker.ending import EndVM
 from teuthis.worker.outbox import Outbox
+from teuthis.worker.sockets import socket
 
 _FRAME = struct.Struct("<HHIQ256s")
 MESSAGE_BYTES: Final = _FRAME.size
@@ -206,7 +206,7 @@ def _message(flow: str, kind: int, value: int, payload: bytes) -> Incoming:
 class Link:
     """The socket, and the messages it could not take yet."""
 
-    def __init__(self, link: socket.socket, counters: Counters, attend: Callable[[], None]) -> None:
+    def __init__(self, link: socket, counters: Counters, attend: Callable[[], None]) -> None:
         """`attend` makes a running hypervisor look at the link."""
         link.setblocking(False)
         self._socket = link

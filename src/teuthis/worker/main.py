@@ -1,7 +1,6 @@
 """The worker process of one VM. Read from top to bottom to see what it holds at each point."""
 
 import os
-import socket
 from contextlib import suppress
 
 from teuthis.errors import MissingWall
@@ -17,6 +16,7 @@ from teuthis.worker.link import Link
 from teuthis.worker.loop import Loop
 from teuthis.worker.machine import Machine
 from teuthis.worker.memory import GuestMemory
+from teuthis.worker.sockets import socket
 from teuthis.worker.template import Template
 
 
@@ -45,8 +45,8 @@ def main(config: WorkerConfig) -> int:
     # 3. Put the machine together around what is left: four descriptors of this VM's own, and the
     #    files of its disks.
     loop = Loop()
-    link = Link(socket.socket(fileno=config.link), counters, doorbells.attend)
-    control = Control(socket.socket(fileno=config.control), counters)
+    link = Link(socket(fileno=config.link), counters, doorbells.attend)
+    control = Control(socket(fileno=config.control), counters)
     console = Console(loop, config.console, counters)
     disks = [disk_backend(disk) for disk in config.disks]
     machine = Machine(

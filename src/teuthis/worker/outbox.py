@@ -1,13 +1,14 @@
 """Packets that a socket has not taken yet, in order."""
 
-import socket
 from collections import deque
+
+from teuthis.worker.sockets import socket
 
 
 class Outbox:
     """The unsent packets of one non-blocking packet socket."""
 
-    def __init__(self, target: socket.socket) -> None:
+    def __init__(self, target: socket) -> None:
         self._socket = target
         self._unsent: deque[bytes] = deque()
 

@@ -12,7 +12,6 @@ import ctypes
 import gc
 import os
 import signal
-import socket
 import sys
 from collections.abc import Sequence
 from typing import Final
@@ -24,6 +23,8 @@ from teuthis.jail.kernel import prctl
 from teuthis.jail.system_calls import NUMBERS
 from teuthis.protocol import WorkerConfig
 from teuthis.worker import main as worker
+from teuthis.worker import sockets
+from teuthis.worker.sockets import socket
 
 _USAGE: Final = 64
 _DEFECT: Final = 70
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     #    is empty, and we die with our owner.
     if len(arguments) != 2 or arguments[0] != "--requests-fd":
         return _USAGE
-    requests = socket.socket(fileno=int(arguments[1]))
+    requests = socket(fileno=int(arguments[1]))
     os.closerange(3, requests.fileno())
     os.closerange(requests.fileno() + 1, 1 << 30)
     os.environ.clear()
@@ -61,15 +62,16 @@ def main(arguments: Sequence[str]) -> int:
 
     # 3. One request, one worker.
     while True:
-        request, descriptors, _, _ = socket.recv_fds(requests, _MAX_CONFIG, _MAX_DESCRIPTORS)
+        request, descriptors = sockets.receive(requests, _MAX_CONFIG, _MAX_DESCRIPTORS)
         if not descriptors:
             return 0
         answer, *given = descriptors
         pid, pidfd = _clone()
         if pid == 0:
             _become_worker(request, given)
-        with socket.socket(fileno=answer) as owner:
-            socket.send_fds(owner, [pid.to_bytes(4, "little", signed=True)], [pidfd][: pid > 0])
+        owner = socket(fileno=answer)
+        sockets.send(owner, pid.to_bytes(4, "little", signed=True), [pidfd][: pid > 0])
+        owner.close()
         for descriptor in given:
             os.close(descriptor)
         if pid > 0:
