@@ -1,5 +1,6 @@
 """The command line: one file per verb."""
 
+import gc
 import os
 import sys
 
@@ -14,11 +15,15 @@ def main() -> None:
 
         hatch.start()  # it loads what it needs while we load what we need
 
-        # As in `teuthis.worker`: msgspec asks for it first, then for `typing`, which has all of it.
+        # As in `teuthis.worker`: msgspec asks for it first, then for `typing`, which has all of it;
+        # and nothing that is loaded now is garbage, however often one looks.
         sys.modules["typing_extensions"] = None  # type: ignore[assignment]
+        gc.disable()
 
         from teuthis.cli import run
 
+        gc.freeze()
+        gc.enable()
         try:
             run.main(**said)
         except SystemExit as end:

@@ -57,8 +57,8 @@ def main(arguments: Sequence[str]) -> int:
     _name(b"teuthis-zygote")
 
     # 2. What is loaded by now is shared by all workers; what nobody frees nobody copies.
-    gc.collect()
     gc.freeze()
+    gc.enable()
 
     # 3. One request, one worker.
     while True:
