@@ -16,7 +16,7 @@ HYPERVISOR = "teuthis-hypervisor"
 HYPERVISOR_KVM = "teuthis-hypervisor-kvm"
 """The same without a software processor, which is a fifth of the code."""
 GUEST_AGENT = "teuthis-guest"
-_PIECE = 1 << 18
+_PIECE = 1 << 15
 
 
 def find(name: str) -> Path:

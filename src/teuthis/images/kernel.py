@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 
 from teuthis.errors import KernelError
-from teuthis.images import cache
+from teuthis.images import cache, packages
 
 PACKAGE = "linux-image-cloud-amd64"
 _RELEASE = re.compile(rb"(?:Linux version )?(\d+\.\d+\.[\w.+~-]+)")
@@ -29,8 +29,6 @@ def default_kernel(*, update: bool = False) -> GuestKernel:
         HostError: apt is missing, or the download failed.
         KernelError: the package holds no kernel.
     """
-    from teuthis.images import packages
-
     name = cache.directory("packages") / f"{PACKAGE}.name"
     if update:
         packages.refresh_lists()

@@ -3,10 +3,7 @@
 apt checks signatures; nothing is installed on the host and no maintainer script runs.
 """
 
-import shutil
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from teuthis.errors import HostError
@@ -46,6 +43,10 @@ def unpacked(package: str) -> Path:
     final = home / package
     if final.exists():
         return final
+    # Loaded only now: whoever starts a VM comes here, and finds what was unpacked before.
+    import shutil
+    import tempfile
+
     with cache.lock(home / f".{package}.lock"):
         if final.exists():
             return final
@@ -80,6 +81,8 @@ def _fetch(package: str, directory: Path) -> None:
 
 def _record(package: str) -> str:
     """What apt's lists say about a package; empty if they do not know it."""
+    import subprocess
+
     command = ["apt-cache", *_options(), "show", "--no-all-versions", package]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -107,6 +110,8 @@ def _options() -> list[str]:
 
 
 def _run(command: list[str], failure: str, directory: Path | None = None) -> None:
+    import subprocess
+
     try:
         subprocess.run(command, check=True, cwd=directory, stdin=subprocess.DEVNULL, stdout=2)
     except FileNotFoundError:
