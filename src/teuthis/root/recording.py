@@ -239,7 +239,7 @@ def read(path: str | os.PathLike[str], counters: Counters | None = None) -> Reco
     """Opens a recording, and checks its frame.
 
     Raises:
-        RecordingError: it is none, or is damaged, cut off, or newer than this program.
+        RecordingError: it is none, or is damaged, cut off, or of another version.
     """
     counters = counters or Counters()
     name = os.fspath(path)
@@ -275,16 +275,16 @@ def _read(file: IO[bytes], name: str) -> Recording:
     if len(head) < _HEAD.size:
         raise cut
     _, version, zero, memory_size, *registers, rate, wall_clock, seed, size = _HEAD.unpack(head)
-    if version > VERSION:
-        raise _Refused(
-            "version",
-            f"{name} is a recording of version {version}, newer than this program: update it",
-        )
+    if version != VERSION:
+        how = "newer than this program: update it"
+        if version < VERSION:
+            how = "which only the Teuthis that made it can replay"
+        raise _Refused("version", f"{name} is a recording of version {version}, {how}")
     damaged = _Refused("damaged", f"{name} is not what was recorded: it is damaged")
     total = os.fstat(file.fileno()).st_size
     if size == 0 or total < _HEAD.size + size + 2 * _DIGEST:
         raise cut
-    if version != VERSION or zero or total > LIMIT + (1 << 20):
+    if zero or total > LIMIT + (1 << 20):
         raise damaged
     digest = hashlib.sha256(head)
     left = total - _HEAD.size - _DIGEST

@@ -14,7 +14,7 @@ from teuthis.errors import RecordingError
 from teuthis.flows import Counters
 from teuthis.root import recording
 from teuthis.root.loader import BootState
-from teuthis.root.recording import Start, Writer, memory_digest, read
+from teuthis.root.recording import VERSION, Start, Writer, memory_digest, read
 
 SIZE = 1 << 20
 BOOT = BootState(0x100_0000, 0x2000, 0xF000, 0x4000, 0x3000, 31)
@@ -134,9 +134,12 @@ def test_what_is_no_recording_is_refused(tmp_path: Path) -> None:
         changed[at] ^= 1
         assert "damaged" in refused(bytes(changed)) or at == HEAD - 1, at
     assert "damaged" in refused(good + b"x")
-    newer = bytearray(good)
-    newer[8] = 2
-    assert "version 2" in refused(rewritten(bytes(newer)))
+    for version, what in ((VERSION - 1, "that made it"), (VERSION + 1, "newer")):
+        other = bytearray(good)
+        other[8] = version
+        message = refused(rewritten(bytes(other)))
+        assert f"version {version}" in message
+        assert what in message
     for at, value in ((16, 0), (16, 4097), (16, 1 << 41), (16 + 48, 1 << 16), (16 + 56, 0)):
         odd = bytearray(good)
         struct.pack_into("<Q", odd, at, value)
