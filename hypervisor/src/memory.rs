@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 use crate::{flows::values, ioapic::IoApic, template::Template};
+use rustix::mm::{Advice, madvise};
 use std::{
     os::fd::AsFd,
     ptr::NonNull,
@@ -28,6 +29,23 @@ pub fn give_back() {
         libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
         libc::mallopt(libc::M_TRIM_THRESHOLD, LARGE);
     }
+}
+
+/// Asks the host for huge pages under an empty vector that will be filled. The call is not one of the
+/// run loop's: the door must still be open.
+pub fn advise_huge<T>(vector: &Vec<T>) {
+    let start = vector.as_ptr().cast_mut().cast::<libc::c_void>();
+    // The whole of the page that it begins in, most of which is the vector's own.
+    let before = start.addr() % PAGE_SIZE as usize;
+    let length = vector.capacity().saturating_mul(size_of::<T>());
+    // SAFETY: what is in memory does not depend on the pages it is in.
+    let _ = unsafe {
+        madvise(
+            start.wrapping_byte_sub(before),
+            length,
+            Advice::LinuxHugepage,
+        )
+    };
 }
 
 /// A plain value that may be copied to and from guest RAM: any bit pattern is valid.
@@ -84,7 +102,7 @@ impl GuestMemory {
     /// Maps `size` bytes of the memory file `fd` shared and writable. Refuses a file that is too
     /// short, whose missing pages would kill the process at the first access.
     pub fn map(fd: impl AsFd, size: u64) -> rustix::io::Result<Self> {
-        use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+        use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
         if u64::try_from(rustix::fs::fstat(&fd)?.st_size).unwrap_or(0) < size {
             return Err(rustix::io::Errno::INVAL);
         }

@@ -9,7 +9,7 @@ use super::{
     op::Op,
     watch::CodeWatch,
 };
-use crate::memory::{GuestMemory, PAGE_SIZE};
+use crate::memory::{self, GuestMemory, PAGE_SIZE};
 
 /// Bounds: when either is reached, everything is dropped.
 const MAX_BLOCKS: usize = 1 << 18;
@@ -143,6 +143,13 @@ impl Blocks {
             lists: vec![NONE; LISTS],
             pages: vec![NONE; pages],
         }
+    }
+
+    /// In huge pages, where the host has them, for as long as nothing has been released: a guest that
+    /// has just started runs through thousands of small ones.
+    pub fn in_huge_pages(self) -> Self {
+        memory::advise_huge(&self.ops);
+        self
     }
 
     /// The ops from position `first` on, beyond the end of their block.

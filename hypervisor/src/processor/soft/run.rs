@@ -55,7 +55,8 @@ pub struct SoftProcessor {
     /// What was decoded has been dropped at the last rest.
     rested: bool,
     /// Instructions that were decoded again after a rest: what a guest runs that only answers
-    /// heartbeats. They are not dropped over and over.
+    /// heartbeats. They are not dropped over and over. 0: there was no rest yet, at which the huge pages
+    /// of the start go whatever is in them.
     idle_code: usize,
     unimplemented: BTreeMap<String, u64>,
     /// Names that nobody has been told yet.
@@ -65,7 +66,7 @@ pub struct SoftProcessor {
 impl SoftProcessor {
     /// A processor about to execute its first instruction as `boot` says.
     pub fn new(memory: GuestMemory, boot: BootState, clock: Clock) -> Self {
-        let blocks = Blocks::new(memory.size());
+        let blocks = Blocks::new(memory.size()).in_huge_pages();
         let mut cpu = Cpu::with_clock(memory, clock);
         cpu.rip = boot.rip;
         cpu.set_reg(Cpu::RSI, boot.rsi);
@@ -496,7 +497,7 @@ impl Processor for SoftProcessor {
         let decoded = self.blocks.decoded();
         if std::mem::take(&mut self.rested) {
             self.idle_code = decoded;
-        } else if decoded > KEPT_AT_REST.max(2 * self.idle_code) {
+        } else if self.idle_code == 0 || decoded > KEPT_AT_REST.max(2 * self.idle_code) {
             self.blocks.release(&mut self.cpu.code);
             self.cpu.jumps.forget_all();
             self.rested = true;
