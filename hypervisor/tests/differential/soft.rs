@@ -12,6 +12,7 @@ use teuthis_hypervisor::{
     processor::soft::{
         cpu::{Cpu, Exit, segment},
         decode::decode,
+        forms::Forms,
         op::Op,
     },
 };
@@ -38,6 +39,7 @@ const MAX_SLICES: usize = 64;
 
 pub struct Soft {
     cpu: Cpu,
+    forms: Forms,
     save: Op,
     restore: Op,
 }
@@ -83,6 +85,7 @@ impl Soft {
         let op = |bytes: &[u8]| single(Mode::Long, bytes).expect("FXSAVE64 and FXRSTOR64 decode");
         let mut soft = Self {
             cpu,
+            forms: Forms::default(),
             save: op(&[0x48, 0x0F, 0xAE, 0x03]),
             restore: op(&[0x48, 0x0F, 0xAE, 0x0B]),
         };
@@ -205,7 +208,7 @@ impl Soft {
     ) -> Option<(Outcome, usize)> {
         self.prepare(Mode::Long, registers, memory);
         let mut ops = Vec::new();
-        decode(bytes, true, bytes.len(), &mut ops)?;
+        decode(bytes, true, bytes.len(), &mut ops, &mut self.forms)?;
         // Behind the instructions is an op that ends the block.
         let (_, ops) = ops.split_last()?;
         let mut rip = CODE;
@@ -232,6 +235,12 @@ fn unimplemented_handler() -> usize {
 
 fn single(mode: Mode, instruction: &[u8]) -> Option<Op> {
     let mut ops = Vec::new();
-    decode(instruction, mode == Mode::Long, 1, &mut ops)?;
+    decode(
+        instruction,
+        mode == Mode::Long,
+        1,
+        &mut ops,
+        &mut Forms::default(),
+    )?;
     ops.first().copied()
 }

@@ -120,11 +120,14 @@ impl Cpu {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{memory::GuestMemory, processor::soft::decode::decode};
+    use crate::{
+        memory::GuestMemory,
+        processor::soft::{decode::decode, forms::Forms},
+    };
 
     fn run(cpu: &mut Cpu, code: &[u8]) -> Option<Exception> {
         let mut ops = Vec::new();
-        decode(code, true, 1, &mut ops).expect("cut off");
+        decode(code, true, 1, &mut ops, &mut Forms::default()).expect("cut off");
         cpu.update_fpu_access();
         ((ops[0].run)(cpu, &ops[0]) == Err(Exit::Exception)).then_some(cpu.exception)
     }

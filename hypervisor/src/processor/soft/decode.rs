@@ -1,11 +1,12 @@
 //! From bytes to blocks: iced-x86 decodes, the instruction groups choose handlers, operands are
-//! lowered the same way for all of them.
+//! lowered the same way for all of them. What [`forms`](super::forms) has met before skips that.
 //!
 //! A block is a trace: it goes on past conditional branches (not taken) and ends where control
 //! always leaves, at the end of the page, or when it is full.
 
 use super::{
     cpu::{Cpu, Exception, Exit},
+    forms::{Forms, Window},
     integer::{self, shape::is_immediate},
     op::{Handler, Op},
     simd, system, x87,
@@ -23,34 +24,37 @@ pub const MAX_INSTRUCTION: usize = Flow::InstructionDecode.max_bytes() as usize;
 /// Decodes a block of at most `limit` instructions from `bytes`: adds them to `ops`, the end of the
 /// block behind them, and answers how many bytes they cover. `None`, and nothing added: the first
 /// instruction continues beyond the bytes.
-pub fn decode(bytes: &[u8], long_code: bool, limit: usize, ops: &mut Vec<Op>) -> Option<usize> {
+pub fn decode(
+    bytes: &[u8],
+    long_code: bool,
+    limit: usize,
+    ops: &mut Vec<Op>,
+    forms: &mut Forms,
+) -> Option<usize> {
     let bytes = bytes.get(..MAX_BYTES).unwrap_or(bytes);
-    // At address 0, so that what is relative to RIP comes out relative to the block.
     let bitness = if long_code { 64 } else { 32 };
-    let mut decoder = Decoder::with_ip(bitness, bytes, 0, DecoderOptions::NONE);
-    let mut instruction = Instruction::default();
+    let mut decoder = None;
     let mut length = 0;
     for _ in 0..limit.min(MAX_OPS) {
-        if !decoder.can_decode() {
+        let rest = bytes.get(length..).filter(|rest| !rest.is_empty());
+        let Some(rest) = rest else {
             break;
-        }
-        decoder.decode_out(&mut instruction);
-        let mut ends = ends_block(&instruction);
-        let op = match decoder.last_error() {
-            DecoderError::None => lower(&instruction, handler(&instruction)),
-            DecoderError::NoMoreBytes if length == 0 => return None,
-            DecoderError::NoMoreBytes => break,
-            _ => {
-                ends = true;
-                let too_long = decoder.position() - length >= MAX_INSTRUCTION;
-                lower(
-                    &instruction,
-                    if too_long { beyond_limit } else { undefined },
-                )
+        };
+        let window = rest.first_chunk::<{ size_of::<Window>() }>();
+        let window = window.filter(|_| long_code);
+        let known = window.and_then(|window| forms.get(window, length));
+        let Some((op, ends)) = known.or_else(|| {
+            let decoder =
+                decoder.get_or_insert_with(|| Decoder::new(bitness, bytes, DecoderOptions::NONE));
+            unknown(decoder, length, window, forms)
+        }) else {
+            if length == 0 {
+                return None;
             }
+            break;
         };
         ops.push(op);
-        length = decoder.position();
+        length += usize::from(op.length());
         if ends {
             break;
         }
@@ -60,6 +64,39 @@ pub fn decode(bytes: &[u8], long_code: bool, limit: usize, ops: &mut Vec<Op>) ->
         ..Op::bare(end_of_block)
     });
     Some(length)
+}
+
+/// Decodes the instruction at `offset`, whose form is not known; also whether it ends the block.
+/// `None`: it goes on beyond the bytes.
+#[cold]
+#[inline(never)]
+fn unknown(
+    decoder: &mut Decoder,
+    offset: usize,
+    window: Option<&Window>,
+    forms: &mut Forms,
+) -> Option<(Op, bool)> {
+    // The offset is its address, so that what is relative to RIP comes out relative to the block.
+    decoder.set_position(offset).ok()?;
+    decoder.set_ip(offset as u64);
+    let instruction = decoder.decode();
+    match decoder.last_error() {
+        DecoderError::None => {
+            let op = lower(&instruction, handler(&instruction));
+            let ends = ends_block(&instruction);
+            if let Some(window) = window {
+                let constants = decoder.get_constant_offsets(&instruction);
+                forms.learn(window, &instruction, constants, &op, ends);
+            }
+            Some((op, ends))
+        }
+        DecoderError::NoMoreBytes => None,
+        _ => {
+            let too_long = decoder.position() - offset >= MAX_INSTRUCTION;
+            let run = if too_long { beyond_limit } else { undefined };
+            Some((lower(&instruction, run), true))
+        }
+    }
 }
 
 /// The name of the instruction at the start of `bytes`.
@@ -244,7 +281,7 @@ mod tests {
 
     fn block(bytes: &[u8]) -> (Vec<Op>, usize) {
         let mut ops = Vec::new();
-        let length = decode(bytes, true, 64, &mut ops);
+        let length = decode(bytes, true, 64, &mut ops, &mut Forms::default());
         ops.pop();
         (ops, length.unwrap_or(0))
     }
@@ -284,7 +321,16 @@ mod tests {
 
     #[test]
     fn an_instruction_cut_off_is_incomplete_only_at_the_start() {
-        assert_eq!(decode(&[0x48, 0x8B], true, 64, &mut Vec::new()), None);
+        assert_eq!(
+            decode(
+                &[0x48, 0x8B],
+                true,
+                64,
+                &mut Vec::new(),
+                &mut Forms::default()
+            ),
+            None
+        );
         let (ops, length) = block(&[0x90, 0x48, 0x8B]);
         assert_eq!((ops.len(), length), (1, 1));
     }

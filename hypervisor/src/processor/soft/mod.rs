@@ -18,6 +18,7 @@ pub mod decode;
 pub mod exception;
 pub mod flags;
 pub mod float;
+pub mod forms;
 pub mod integer;
 pub mod jumps;
 pub mod op;

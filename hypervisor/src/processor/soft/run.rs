@@ -7,6 +7,7 @@ use super::{
     decode::{self, MAX_INSTRUCTION},
     exception::{Origin, TripleFault},
     flags,
+    forms::Forms,
     op::Op,
 };
 use crate::{
@@ -51,6 +52,7 @@ const KEPT_AT_REST: usize = 1 << 13;
 pub struct SoftProcessor {
     cpu: Cpu,
     blocks: Blocks,
+    forms: Forms,
     state: State,
     /// What was decoded has been dropped at the last rest.
     rested: bool,
@@ -82,6 +84,7 @@ impl SoftProcessor {
         Self {
             cpu,
             blocks,
+            forms: Forms::default(),
             state: State::Running,
             rested: false,
             idle_code: 0,
@@ -265,7 +268,7 @@ impl SoftProcessor {
         self.cpu.interrupt_shadow = false;
         let start = self.cpu.rip;
         let mut ops = Vec::new();
-        let code = match decode(&mut self.cpu, 1, &mut ops) {
+        let code = match decode(&mut self.cpu, 1, &mut ops, &mut self.forms) {
             Ok(code) => code,
             Err(exit) => return self.leave(exit, start, start),
         };
@@ -321,7 +324,7 @@ impl SoftProcessor {
             cpu.jumps.forget_all();
         }
         let first = self.blocks.decoded();
-        let code = decode(cpu, usize::MAX, self.blocks.room())?;
+        let code = decode(cpu, usize::MAX, self.blocks.room(), &mut self.forms)?;
         let bytes = code.bytes();
         cpu.tally
             .accept(Flow::InstructionDecode, bytes.len() as u64);
@@ -415,7 +418,7 @@ impl Code {
 }
 
 /// Decodes at most `limit` instructions at the current address, to the end of `ops`.
-fn decode(cpu: &mut Cpu, limit: usize, ops: &mut Vec<Op>) -> Result<Code, Exit> {
+fn decode(cpu: &mut Cpu, limit: usize, ops: &mut Vec<Op>, forms: &mut Forms) -> Result<Code, Exit> {
     let linear = cpu.code_address(cpu.rip);
     let verified = cpu.tlb.epoch(linear);
     let Some(offset) = cpu.translate_fetch(linear)? else {
@@ -437,7 +440,7 @@ fn decode(cpu: &mut Cpu, limit: usize, ops: &mut Vec<Op>) -> Result<Code, Exit> 
     if cpu.memory.read_bytes(offset, bytes).is_none() {
         return cpu.raise(Exception::INVALID_OPCODE);
     }
-    if let Some(length) = decode::decode(bytes, cpu.long_code, limit, ops) {
+    if let Some(length) = decode::decode(bytes, cpu.long_code, limit, ops, forms) {
         code.length = length;
         return Ok(code);
     }
@@ -454,7 +457,7 @@ fn decode(cpu: &mut Cpu, limit: usize, ops: &mut Vec<Op>) -> Result<Code, Exit> 
     {
         tail.fill(0xFF);
     }
-    match decode::decode(bytes, cpu.long_code, 1, ops) {
+    match decode::decode(bytes, cpu.long_code, 1, ops, forms) {
         Some(length) => {
             code.length = length;
             Ok(code)
@@ -494,6 +497,7 @@ impl Cpu {
 
 impl Processor for SoftProcessor {
     fn rest(&mut self) {
+        self.forms = Forms::at_rest();
         let decoded = self.blocks.decoded();
         if std::mem::take(&mut self.rested) {
             self.idle_code = decoded;

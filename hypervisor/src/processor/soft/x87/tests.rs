@@ -7,6 +7,7 @@ use crate::{
         cpu::{Cpu, Exception, Exit},
         decode::decode,
         float::{Encoding, Extended},
+        forms::Forms,
     },
 };
 
@@ -21,7 +22,7 @@ fn cpu() -> Cpu {
 /// Runs `code` to its end or to an exception.
 fn run(cpu: &mut Cpu, code: &[u8]) -> Result<(), Exception> {
     let mut ops = Vec::new();
-    decode(code, true, 64, &mut ops).expect("cut off");
+    decode(code, true, 64, &mut ops, &mut Forms::default()).expect("cut off");
     for op in ops {
         match (op.run)(cpu, &op) {
             Ok(()) => {}
