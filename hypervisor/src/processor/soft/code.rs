@@ -35,7 +35,9 @@ pub struct Source {
     pub verified: u64,
 }
 
-/// A run of instructions decoded together; its ops and its bytes lie in [`Blocks`].
+/// A run of instructions decoded together; its ops and its bytes lie in [`Blocks`]. In one cache line:
+/// whoever looks for a block looks at many.
+#[repr(align(64))]
 struct Block {
     source: Source,
     /// Position of its first op.
@@ -49,6 +51,8 @@ struct Block {
     next: Link,
     next_in_page: [Link; 2],
 }
+
+const _: () = assert!(size_of::<Block>() == 64);
 
 /// Number of a block, plus one.
 type Link = u32;
