@@ -287,7 +287,7 @@ impl Cpu {
             Access::Read => self.tlb.read[row][index] = entry,
             Access::Write => {
                 if !self.code.is_code(offset) {
-                    self.tlb.write[row][index] = entry;
+                    self.tlb.allow_fast_stores(row, index, entry);
                 }
             }
             Access::Execute => self.tlb.execute[usize::from(self.cpl == 3)][index] = entry,

@@ -56,6 +56,8 @@ pub struct Tlb {
     pub(super) large: [u64; 64],
     /// A set (one hashed bit per GiB) of the regions filled from 1 GiB pages.
     pub(super) giant: u64,
+    /// A set (one hashed bit per page of RAM) of the pages that some write entry may lead to.
+    stored: [u64; 64],
 }
 
 fn tables<const N: usize>() -> Box<[Table; N]> {
@@ -68,6 +70,12 @@ fn tables<const N: usize>() -> Box<[Table; N]> {
 fn large_bit(linear: u64) -> (usize, u64) {
     let region = linear >> 21;
     ((region >> 6) as usize & 63, 1 << (region & 63))
+}
+
+/// The bit of the page at `offset` in guest memory.
+fn stored_bit(offset: u64) -> (usize, u64) {
+    let page = offset >> 12;
+    ((page >> 6) as usize & 63, 1 << (page & 63))
 }
 
 pub(super) fn giant_bit(linear: u64) -> u64 {
@@ -92,6 +100,7 @@ impl Tlb {
             transient_kernel: false,
             large: [0; 64],
             giant: 0,
+            stored: [0; 64],
         }
     }
 
@@ -177,8 +186,19 @@ impl Tlb {
         shift
     }
 
+    /// Lets stores of a domain go to the page of an entry without asking.
+    pub(super) fn allow_fast_stores(&mut self, row: usize, index: usize, entry: Entry) {
+        let (word, bit) = stored_bit(entry.page());
+        self.stored[word] |= bit;
+        self.write[row & 3][index] = entry;
+    }
+
     /// Sends stores to the page at `offset` in guest memory through the slow path from now on.
     pub fn forbid_fast_stores(&mut self, offset: u64) {
+        let (word, bit) = stored_bit(offset);
+        if self.stored[word] & bit == 0 {
+            return;
+        }
         for row in self.write.iter_mut() {
             for entry in row.iter_mut().filter(|e| e.tag != 0 && e.page() == offset) {
                 *entry = Entry::default();
