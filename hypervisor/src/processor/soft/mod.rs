@@ -1,6 +1,6 @@
 //! The software processor: x86-64 long mode, interpreted, in safe Rust.
 //!
-//! How it runs: [`decode`] turns the bytes at a guest address into a block of [`op::Op`]s, each
+//! How it runs: [`fetch`] and [`decode`] turn the bytes at a guest address into a block of [`op::Op`]s, each
 //! with a handler function chosen once; [`code`] keeps the blocks per guest physical page and
 //! drops them when the page is written; [`run`] calls handler after handler. Handlers reach guest
 //! memory only through [`access`] (a software TLB in front of [`paging`]).
@@ -16,6 +16,7 @@ pub mod code;
 pub mod cpu;
 pub mod decode;
 pub mod exception;
+mod fetch;
 pub mod flags;
 pub mod float;
 pub mod forms;

@@ -2,10 +2,11 @@
 //! stop. Interrupts and traps are taken between blocks.
 
 use super::{
-    code::{Blocks, Source},
-    cpu::{Cpu, Exception, Exit, segment},
+    code::Blocks,
+    cpu::{Cpu, Exception, Exit},
     decode::{self, MAX_INSTRUCTION},
     exception::{Origin, TripleFault},
+    fetch::{Code, page_after},
     flags,
     forms::Forms,
     op::Op,
@@ -22,8 +23,6 @@ use std::collections::BTreeMap;
 
 /// How many names of unimplemented instructions are kept.
 const MAX_NAMES: usize = 64;
-/// Bytes that a block is decoded from at most, and one.
-const BUFFER: usize = 256;
 /// DR6: single step.
 const SINGLE_STEP: u64 = 1 << 14;
 
@@ -268,14 +267,14 @@ impl SoftProcessor {
         self.cpu.interrupt_shadow = false;
         let start = self.cpu.rip;
         let mut ops = Vec::new();
-        let code = match decode(&mut self.cpu, 1, &mut ops, &mut self.forms) {
-            Ok(code) => code,
-            Err(exit) => return self.leave(exit, start, start),
-        };
+        let mut code = Code::default();
+        if let Err(exit) = code.decode(&mut self.cpu, 1, &mut ops, &mut self.forms) {
+            return self.leave(exit, start, start);
+        }
         self.cpu.gpr[usize::from(Cpu::RIP)] = start;
         let (index, exit) = execute(&mut self.cpu, &ops);
         self.cpu.executed = self.cpu.executed.wrapping_add(index as u64 + 1);
-        let next = next_address(&self.cpu, start, code.length as u64);
+        let next = next_address(&self.cpu, start, code.bytes().len() as u64);
         let stop = self.leave(exit, start, next);
         if stop.is_some() || matches!(exit, Exit::Exception | Exit::Entered) {
             return stop;
@@ -324,11 +323,12 @@ impl SoftProcessor {
             cpu.jumps.forget_all();
         }
         let first = self.blocks.decoded();
-        let code = decode(cpu, usize::MAX, self.blocks.room(), &mut self.forms)?;
+        let mut code = Code::default();
+        let source = code.decode(cpu, usize::MAX, self.blocks.room(), &mut self.forms)?;
         let bytes = code.bytes();
         cpu.tally
             .accept(Flow::InstructionDecode, bytes.len() as u64);
-        let fresh = self.blocks.insert(code.source, bytes, first, &mut cpu.code);
+        let fresh = self.blocks.insert(source, bytes, first, &mut cpu.code);
         for page in fresh.into_iter().flatten() {
             cpu.tlb.forbid_fast_stores(page);
         }
@@ -404,69 +404,6 @@ fn execute(cpu: &mut Cpu, ops: &[Op]) -> (usize, Exit) {
     (ops.len(), Exit::Resync)
 }
 
-/// Code that was copied out of guest memory and decoded.
-struct Code {
-    source: Source,
-    buffer: [u8; BUFFER],
-    length: usize,
-}
-
-impl Code {
-    fn bytes(&self) -> &[u8] {
-        self.buffer.get(..self.length).unwrap_or(&self.buffer)
-    }
-}
-
-/// Decodes at most `limit` instructions at the current address, to the end of `ops`.
-fn decode(cpu: &mut Cpu, limit: usize, ops: &mut Vec<Op>, forms: &mut Forms) -> Result<Code, Exit> {
-    let linear = cpu.code_address(cpu.rip);
-    let verified = cpu.tlb.epoch(linear);
-    let Some(offset) = cpu.translate_fetch(linear)? else {
-        // A hole reads as all ones, which is no instruction.
-        return cpu.raise(Exception::INVALID_OPCODE);
-    };
-    let mut code = Code {
-        source: Source {
-            offset,
-            second_page: None,
-            long_code: cpu.long_code,
-            verified,
-        },
-        buffer: [0; BUFFER],
-        length: 0,
-    };
-    let in_page = ((PAGE_SIZE - offset % PAGE_SIZE) as usize).min(BUFFER);
-    let bytes = code.buffer.get_mut(..in_page).unwrap_or_default();
-    if cpu.memory.read_bytes(offset, bytes).is_none() {
-        return cpu.raise(Exception::INVALID_OPCODE);
-    }
-    if let Some(length) = decode::decode(bytes, cpu.long_code, limit, ops, forms) {
-        code.length = length;
-        return Ok(code);
-    }
-
-    // One instruction that goes on in the next page.
-    code.source.second_page = cpu.translate_fetch(page_after(linear))?;
-    let whole = (in_page + MAX_INSTRUCTION.saturating_sub(in_page)).min(BUFFER);
-    let bytes = code.buffer.get_mut(..whole).unwrap_or_default();
-    let (_, tail) = bytes.split_at_mut(in_page.min(bytes.len()));
-    let second = code.source.second_page;
-    if second
-        .and_then(|second| cpu.memory.read_bytes(second, tail))
-        .is_none()
-    {
-        tail.fill(0xFF);
-    }
-    match decode::decode(bytes, cpu.long_code, 1, ops, forms) {
-        Some(length) => {
-            code.length = length;
-            Ok(code)
-        }
-        // Longer than an instruction can be.
-        None => cpu.raise(Exception::general_protection(0)),
-    }
-}
-
 fn next_address(cpu: &Cpu, start: u64, offset: u64) -> u64 {
     let address = start.wrapping_add(offset);
     if cpu.long_code {
@@ -476,16 +413,7 @@ fn next_address(cpu: &Cpu, start: u64, offset: u64) -> u64 {
     }
 }
 
-fn page_after(linear: u64) -> u64 {
-    (linear | (PAGE_SIZE - 1)).wrapping_add(1)
-}
-
 impl Cpu {
-    /// Linear address of an instruction.
-    fn code_address(&self, rip: u64) -> u64 {
-        self.segment_base[segment::CS].wrapping_add(rip)
-    }
-
     /// Drops the blocks that the guest's stores touched.
     fn settle_code(&mut self, blocks: &mut Blocks) {
         self.tally.accept(Flow::InstructionCodeWrite, 0);
