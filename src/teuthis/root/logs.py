@@ -64,11 +64,11 @@ def read(path: Path, go_on: Callable[[], bool] = lambda: False) -> Iterator[byte
                 while True:
                     while data := file.read(_CHUNK):
                         yield data
-                    if not more:
-                        return
                     if _replaced(file.fileno(), path):
                         yield from iter(lambda: file.read(_CHUNK), b"")
                         break
+                    if not more:
+                        return
                     time.sleep(_POLL_SECONDS)
                     more = go_on()
         except FileNotFoundError:

@@ -92,3 +92,17 @@ def test_following_through_rotations(tmp_path: Path) -> None:
     # It is read a few times a second: what is older than two files then may be missed, no more.
     assert text.endswith(b"%08d\n" % 99 * 50)
     assert set(text.split()) <= {b"%08d" % number for number in range(100)}
+
+
+def test_a_rotation_just_before_the_end(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "log", 20)
+    log.write(b"the first\n")
+    lines = [b"", b"the last\n"]
+
+    def go_on() -> bool:
+        if lines:
+            log.write(lines.pop(0))
+        return bool(lines)
+
+    assert b"".join(logs.read(tmp_path / "log", go_on)) == b"the first\nthe last\n"
+    log.close()
