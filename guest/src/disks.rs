@@ -4,7 +4,8 @@
 //! driver is bound by itself while the disks are found; then they are bound one after the other.
 
 use std::{
-    fs, io,
+    fs::{self, OpenOptions},
+    io::{self, Write},
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -29,7 +30,7 @@ pub fn announced(command_line: &str) -> usize {
 
 /// From now on disks are found, not used.
 pub fn hold() -> io::Result<()> {
-    fs::write(BIND_BY_ITSELF, "0")
+    set(BIND_BY_ITSELF, "0")
 }
 
 /// Waits for `count` disks and makes them usable in the order of their numbers.
@@ -46,23 +47,33 @@ pub fn attach(count: usize) -> io::Result<()> {
     }
     for (_, name) in disks {
         if !Path::new(FOUND).join(&name).join("device/driver").exists() {
-            fs::write(BIND, name)?;
+            set(BIND, &name)?;
         }
     }
-    fs::write(BIND_BY_ITSELF, "1")
+    set(BIND_BY_ITSELF, "1")
 }
 
-/// (number, name) of each disk there is; a name is HOST:BUS:TARGET:NUMBER.
 /// As [`attach`] for a machine that went on with more disks than it had: those that it had keep
 /// their names.
 pub fn attach_more(count: usize) -> io::Result<()> {
     hold()?;
     for host in fs::read_dir(HOSTS).into_iter().flatten().flatten() {
-        fs::write(host.path().join("scan"), "- - -")?;
+        match set(host.path().join("scan"), "- - -") {
+            // It is just being added, and its disks are looked for when it has been.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            done => done?,
+        }
     }
     attach(count)
 }
 
+/// Writes to a file of sysfs: one that is not there yet is missing, and not forbidden to be made.
+fn set(file: impl AsRef<Path>, value: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).open(file)?;
+    file.write_all(value.as_bytes())
+}
+
+/// (number, name) of each disk there is; a name is HOST:BUS:TARGET:NUMBER.
 fn found() -> io::Result<Vec<(u32, String)>> {
     if !Path::new(FOUND).exists() {
         return Ok(Vec::new());

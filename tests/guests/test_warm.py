@@ -231,9 +231,13 @@ def test_children_end_with_a_program_that_is_killed(vm: teuthis.VM) -> None:
 
 def test_on_a_terminal(vm: teuthis.VM) -> None:
     script = (
-        "import os, sys; print(sys.stdin.isatty(), sys.stdout.line_buffering, os.ttyname(1),"
+        "import os, sys, time\n"
+        "print(sys.stdin.isatty(), sys.stdout.line_buffering, os.ttyname(1),"
         "os.getsid(0) == os.getpgrp() == os.tcgetpgrp(0) == os.getpid(), os.get_terminal_size())\n"
-        "try:\n while True: print(repr(input('? ')))\nexcept KeyboardInterrupt: print('^C')\n"
+        "try:\n print(repr(input('? '))); print('? ', end='', flush=True)\n"
+        # Not in input(): Python forgets a ^C that comes just before it waits for a line.
+        " while True: time.sleep(0.01)\n"
+        "except KeyboardInterrupt: print('^C')\n"
     )
     shown = []
     for words in (["python3", "-c", script], ["env", "python3", "-c", script]):
