@@ -474,6 +474,7 @@ class Hostile:
         self.choices.one(self.ACTIONS)(self)
         self.deliver()
         self.loop.turn(0)
+        self.deliver()
         self.judge()
 
     def deliver(self) -> None:
