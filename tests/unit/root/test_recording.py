@@ -161,7 +161,7 @@ def test_any_file_is_read_or_refused(content: bytes, framed: bool) -> None:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "run.rec"
         if framed:
-            head = struct.pack("<8sII10QQ", b"TEUTHREC", 1, 0, SIZE, *[1] * 9, len(content))
+            head = struct.pack("<8sII10QQ", b"TEUTHREC", VERSION, 0, SIZE, *[1] * 9, len(content))
             content = rewritten(head + content + bytes(64))
         path.write_bytes(content)
         try:
