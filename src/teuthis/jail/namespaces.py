@@ -7,6 +7,7 @@ PID namespace: SECURITY.md says which walls stand between a process and the othe
 import os
 from typing import Final
 
+from teuthis.jail import control_file
 from teuthis.jail.kernel import call, prctl
 
 _CLONE_NEWNS: Final = 0x0002_0000
@@ -28,17 +29,9 @@ def user() -> None:
     call("unshare", _CLONE_NEWUSER)
     # Our own /proc files are ours only while dumpable; a change of user has cleared that.
     prctl(_PR_SET_DUMPABLE, 1)
-    _write("/proc/self/setgroups", "deny")
-    _write("/proc/self/uid_map", f"{uid} {uid} 1")
-    _write("/proc/self/gid_map", f"{gid} {gid} 1")
-
-
-def _write(file: str, text: str) -> None:
-    descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(descriptor, text.encode())
-    finally:
-        os.close(descriptor)
+    control_file.write("/proc/self/setgroups", "deny")
+    control_file.write("/proc/self/uid_map", f"{uid} {uid} 1")
+    control_file.write("/proc/self/gid_map", f"{gid} {gid} 1")
 
 
 def network() -> None:

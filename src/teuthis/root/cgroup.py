@@ -20,6 +20,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from teuthis.jail import control_file
+
 MIB: Final = 1 << 20
 OWN_MEMORY: Final = 768 * MIB
 """What a VM's processes may take beside guest RAM: interpreter, decoded code, page tables."""
@@ -54,7 +56,7 @@ class Group:
         if self.directory is not None:
             # The process may be gone already; whoever waits for it will say so.
             with suppress(ProcessLookupError):
-                _write(self.directory / "cgroup.procs", str(pid))
+                control_file.write(self.directory / "cgroup.procs", str(pid))
 
 
 def place(own: Path = _OWN, mounts: Path = _MOUNTS) -> Place | None:
@@ -90,7 +92,7 @@ def lease(memory_size: int, cpus: int, where: Place | None) -> Iterator[Group]:
     directory.mkdir()
     try:
         for file, value in _limits(memory_size, cpus, where.controllers).items():
-            _write(directory / file, value)
+            control_file.write(directory / file, value)
         yield Group(directory)
     finally:
         _remove(directory)
@@ -127,14 +129,6 @@ def _controllers(group: Path) -> frozenset[str]:
     except OSError:
         return frozenset()
     return frozenset(handed_on).intersection(_WANTED)
-
-
-def _write(file: Path, value: str) -> None:
-    descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(descriptor, value.encode())
-    finally:
-        os.close(descriptor)
 
 
 def _sweep(directory: Path) -> None:
