@@ -35,7 +35,7 @@ impl Common {
 
     /// The guest that goes on now is another one than the one that was saved.
     fn announce_generation(&mut self) {
-        for seat in self.bench.iter().flatten().take(1) {
+        if let Some(seat) = self.bench.iter().flatten().next() {
             let memory = seat.processor.memory();
             self.guest.partition.announce_generation(memory);
         }
