@@ -128,7 +128,8 @@ def test_a_snapshot_is_started_from_more_than_once(saved: Path) -> None:
 
 def test_programs_run_on(vm: teuthis.VM, tmp_path: Path) -> None:
     loop = "i=0; while :; do i=$((i+1)); echo $i > /tmp/count; usleep 10000; done"
-    vm.run(["sh", "-c", f"({loop}) > /dev/null 2>&1 < /dev/null &"], check=True)
+    counting = "until [ -s /tmp/count ]; do usleep 10000; done"
+    vm.run(["sh", "-c", f"({loop}) > /dev/null 2>&1 < /dev/null & {counting}"], check=True)
     with vm.popen(["sleep", "1000"]) as talking:
         vm.snapshot(tmp_path / "running")
         talking.kill()
