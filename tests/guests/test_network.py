@@ -19,6 +19,7 @@ import pytest
 import teuthis
 from teuthis.errors import ConfigurationError, HostError
 from teuthis.jail.surface import processes, surface
+from teuthis.root.network import named
 
 from .processes import alive, await_true, run
 
@@ -228,6 +229,7 @@ def test_the_switch_comes_with_the_first_vm_and_goes_with_the_last() -> None:
             teuthis.VM("128M", network=name, mtu=9000)
     with teuthis.VM("128M", network=name) as again:
         assert again.address == "10.126.8.1"
+    assert left("life") == []
 
 
 def test_the_link_goes_down_with_the_switch_and_the_vm_lives() -> None:
@@ -241,6 +243,12 @@ def test_the_link_goes_down_with_the_switch_and_the_vm_lives() -> None:
         assert sh(vm, "ping -c 1 -W 1 10.126.8.9; echo lives").split()[-1] == "lives"
         with teuthis.VM("128M", network=network("dies")) as other:  # a new switch
             assert other.address == "10.126.8.1"
+    assert left("dies") == []
+
+
+def left(kind: str) -> list[Path]:
+    """The files of a network that has ended."""
+    return list(named._directory().glob(f"{kind}-{os.getpid()}.*"))
 
 
 def own_switch(before: set[int]) -> set[int]:

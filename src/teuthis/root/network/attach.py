@@ -87,7 +87,7 @@ def attach(
             processes,
         )
         return attachment, config
-    address, pid = named.join(wanted, wanted.name, switch, counters, allow_missing_walls)
+    address, pid = named.join(wanted, wanted.name, held, switch, counters, allow_missing_walls)
     prefix = named.SUBNET.prefixlen
     processes = {"switch": pid}
     attachment = Attachment(

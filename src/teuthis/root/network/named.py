@@ -1,12 +1,17 @@
 """Named networks: a switch for each name and user, started by its first VM, ended with its last.
 
-The socket on which a switch takes VMs lies in a directory that only its user can enter; the other
-users' VMs cannot join. A lock keeps two first VMs from starting two switches.
+A network is three files in a directory that only its user can enter, so other users' VMs cannot
+join: NAME.socket, on which the switch takes VMs; NAME.pid, with its process id, locked (shared)
+for each VM of the network as long as it lives; NAME.lock, held by whoever joins or leaves, which
+keeps two first VMs from starting two switches. Who leaves last ends the switch and removes all
+three. What is left of a network whose end nobody has seen goes when a VM joins any other.
 """
 
 import fcntl
 import ipaddress
 import os
+import select
+import signal
 import socket
 import stat
 import subprocess
@@ -32,6 +37,7 @@ __all__ = ["SUBNET", "join"]
 
 _PATIENCE: Final = 20.0
 """Seconds for a switch to start and to answer."""
+_AT_ONCE: Final = fcntl.LOCK_EX | fcntl.LOCK_NB
 _WHY: Final = {
     Outcome.MALFORMED: "its switch did not understand the request: is it of another version?",
     Outcome.MAC_TAKEN: "another VM there has this MAC address: choose another, or none",
@@ -42,9 +48,16 @@ _WHY: Final = {
 
 
 def join(
-    wanted: Wanted, name: str, frames: int, counters: int, allow_missing_walls: frozenset[str]
+    wanted: Wanted,
+    name: str,
+    held: Descriptors,
+    frames: int,
+    counters: int,
+    allow_missing_walls: frozenset[str],
 ) -> tuple[ipaddress.IPv4Address, int]:
     """Plugs a VM into network `name`; the address that it has there, and the switch's process id.
+
+    It is in the network until `held` closes.
 
     Raises:
         ConfigurationError: the network does not take it.
@@ -58,17 +71,21 @@ def join(
     )
     request = msgspec.json.encode(member)
     directory = _directory()
+    _sweep(directory)
     path = directory / f"{name}.socket"
-    with _locked(directory / f"{name}.lock"):
+    with _locked(path):
         answer = _ask(path, request, [frames, counters])
         if answer is None:
             # Until it answers, the switch may not run under its user id yet.
             with identity.lease() as own:
                 _start(path, own.worker, allow_missing_walls)
                 answer = _ask(path, request, [frames, counters])
-        pid = int(path.with_suffix(".pid").read_text()) if answer else 0
-    if answer is None:
-        raise HostError(f"the switch of network {name} did not start: see `teuthis doctor`")
+        held.callback(_leave, path)
+        if answer is None:
+            raise HostError(f"the switch of network {name} did not start: see `teuthis doctor`")
+        membership = held.own(os.open(path.with_suffix(".pid"), os.O_RDONLY | os.O_CLOEXEC))
+        fcntl.flock(membership, fcntl.LOCK_SH)
+        pid = int(os.read(membership, 16))
     return _judged(answer, name, counters), pid
 
 
@@ -105,13 +122,66 @@ def _directory() -> Path:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+def _locked(path: Path, how: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Nobody else starts or ends the switch at `path` meanwhile; without one, no file stays.
+
+    Raises:
+        BlockingIOError: somebody else is at it, and `how` says not to wait.
+    """
+    with Descriptors() as held:
+        held.own(_lock(path.with_suffix(".lock"), how))
+        try:
+            yield
+        finally:
+            if not _answers(path):
+                for suffix in (".socket", ".pid", ".lock"):  # the lock last: it guards the others
+                    path.with_suffix(suffix).unlink(missing_ok=True)
+
+
+def _lock(path: Path, how: int) -> int:
+    """The lock file, held. One that its holder removed while we waited guards nothing."""
+    while True:
+        with Descriptors() as opened:
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            lock = opened.own(os.open(path, flags, 0o600))
+            fcntl.flock(lock, how)
+            if os.fstat(lock).st_nlink:
+                opened.pop_all()
+                return lock
+
+
+def _answers(path: Path) -> bool:
+    """Whether a switch has the socket at `path`."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as requests:
+        try:
+            requests.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+    return True
+
+
+def _sweep(directory: Path) -> None:
+    """Removes what switches left that were killed, or whose VMs' owners were."""
+    for lock in directory.glob("*.lock"):
+        with suppress(BlockingIOError), _locked(lock.with_suffix(".socket"), _AT_ONCE):
+            pass
+
+
+def _leave(path: Path) -> None:
+    """Ends the switch at `path` if no VM is there any more.
+
+    It would end by itself, but only when it sees its last VM gone.
+    """
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
+        with _locked(path), Descriptors() as opened:
+            pid = opened.own(os.open(path.with_suffix(".pid"), os.O_RDONLY | os.O_CLOEXEC))
+            fcntl.flock(pid, _AT_ONCE)
+            switch = opened.own(os.pidfd_open(int(os.read(pid, 16))))
+            if _answers(path):  # so it lived when its pidfd was opened: that is not another's
+                signal.pidfd_send_signal(switch, signal.SIGKILL)
+                select.select([switch], [], [], _PATIENCE)
+    except (OSError, ValueError):
+        pass  # others are there, or it has ended; if neither, it ends itself and is swept
 
 
 def _ask(path: Path, request: bytes, descriptors: list[int]) -> bytes | None:
@@ -133,8 +203,8 @@ def _ask(path: Path, request: bytes, descriptors: list[int]) -> bytes | None:
 def _start(path: Path, uid: int | None, allow_missing_walls: frozenset[str]) -> None:
     """Starts a switch that takes VMs at `path`. The lock is held."""
     with Descriptors() as given:
-        with suppress(FileNotFoundError):
-            path.unlink()
+        for suffix in (".socket", ".pid"):  # VMs of a switch that was killed are not this one's
+            path.with_suffix(suffix).unlink(missing_ok=True)
         requests = given.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
         requests.bind(str(path))
         config = SwitchConfig(
