@@ -117,6 +117,24 @@ def test_two_vms_have_nothing_in_common() -> None:
 
 
 @needs_root
+def test_what_its_owner_left_open_is_in_no_process_of_a_vm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = tmp_path / "left open"
+    monkeypatch.chdir(tmp_path)
+    zygote.warm()
+    descriptor = os.open(left, os.O_CREAT | os.O_RDWR)
+    os.set_inheritable(descriptor, True)
+    known = children(os.getpid())
+    with teuthis.VM("128M"):
+        for pid in children(os.getpid()) - known:
+            files = Path(f"/proc/{pid}/fd").iterdir()
+            assert left not in {file.readlink() for file in files}
+            assert Path(f"/proc/{pid}/cwd").readlink() == Path("/")
+    os.close(descriptor)
+
+
+@needs_root
 def test_the_surface_of_a_vm_is_told() -> None:
     known = children(os.getpid())
     with teuthis.VM("128M"):

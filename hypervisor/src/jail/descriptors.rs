@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::Jail;
+use rustix::process::chdir;
 use std::{
     io,
     os::fd::{FromRawFd, OwnedFd, RawFd},
@@ -46,8 +47,9 @@ pub fn adopt<const N: usize>(
 }
 
 /// Closes all but the link, what is read and written, what KVM made and 0 to 2, which are
-/// /dev/null.
+/// /dev/null; and leaves the directory of whoever started it.
 pub fn close_others(jail: &Jail) -> io::Result<()> {
+    chdir("/")?;
     let own = jail.link.iter().chain(&jail.reads).chain(&jail.writes);
     let mut kept: Vec<_> = own.copied().collect();
     if let Some(kvm) = &jail.kvm {

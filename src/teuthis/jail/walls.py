@@ -45,7 +45,8 @@ _BEYOND_ALL: Final = 1 << 30
 
 
 def _close_others(jail: Jail) -> None:
-    """Closes every descriptor that is not on the list, whoever left it open."""
+    """Closes what is not on the list, whoever left it open; leaves its starter's directory."""
+    os.chdir("/")
     at = 3
     for kept in sorted({*jail.descriptors, _BEYOND_ALL}):
         if kept > at:  # an empty range that ends at 0 would be taken for all there are

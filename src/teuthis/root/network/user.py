@@ -124,7 +124,7 @@ def _start_passt(
         option = "--tcp-ports" if each.protocol == "tcp" else "--udp-ports"
         arguments += [option, f"{each.address}/{each.host}:{each.guest}"]
     try:
-        passt = Child.start([program, *arguments], [stream, ready_write], stderr=log)
+        passt = Child.start_foreign([program, *arguments], [stream, ready_write], stderr=log)
     finally:
         os.close(ready_write)
     held.callback(passt.end)
