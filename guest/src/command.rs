@@ -16,7 +16,7 @@ use nix::{
         signal::{Signal, killpg},
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
-    unistd::Pid,
+    unistd::{Pid, fchown},
 };
 
 use crate::{
@@ -24,7 +24,7 @@ use crate::{
     outgoing::Outgoing,
     setting::{Setting, find},
     terminal::{self, Size},
-    warm,
+    user, warm,
 };
 
 const SHELL: &str = "/bin/sh";
@@ -75,11 +75,18 @@ impl Command {
         let Some((name, arguments)) = exec.argv.split_first() else {
             return Err(Errno::EINVAL.into());
         };
+        let user = user::find(&exec.user)?;
         let streams = match exec.terminal {
             Some(size) => Streams::terminal(size)?,
             None => Streams::pipes()?,
         };
-        let setting = Setting::of(exec, &streams.program)?;
+        if let Some(user) = &user {
+            // So that it may open its /dev/stdout, or its terminal, once more.
+            for stream in &streams.program {
+                fchown(stream, Some(user.uid), None)?;
+            }
+        }
+        let setting = Setting::of(exec, &streams.program, user.as_ref())?;
         let pid = match warm::start(&exec.argv, &setting) {
             Some(started) => started?,
             None => {

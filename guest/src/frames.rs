@@ -14,6 +14,7 @@ pub const PORT: u32 = values::AGENT_HELLO_PORT as u32;
 /// Bytes that each stream may send before the other side grants more.
 pub const INITIAL_CREDIT: u32 = values::AGENT_HELLO_INITIAL_CREDIT as u32;
 pub const MAX_DATA_BYTES: usize = Flow::AgentStdout.max_bytes() as usize;
+const MAX_USER_BYTES: usize = values::AGENT_EXEC_USER_BYTES_MAX as usize;
 const RESUMED_ENTROPY_BYTES: usize = 64;
 const TIME_BYTES: usize = 12;
 const MAX_NEWS_BYTES: usize =
@@ -55,6 +56,8 @@ pub struct Exec {
     pub environment: Vec<OsString>,
     /// Empty: the root directory.
     pub directory: PathBuf,
+    /// A name or a number, perhaps with a group (`user::find`). Empty: root.
+    pub user: OsString,
     /// The program is to have a terminal, of this size.
     pub terminal: Option<Size>,
 }
@@ -229,6 +232,7 @@ impl Fields<'_> {
             argv: self.strings()?,
             environment: self.strings()?,
             directory: self.string()?.into(),
+            user: self.string().filter(|user| user.len() <= MAX_USER_BYTES)?,
             terminal,
         })
     }
@@ -314,6 +318,7 @@ mod tests {
             &1u32.to_le_bytes(),
             &string("A=b"),
             &string("/tmp"),
+            &string("app:1000"),
         ]
         .concat()
     }
@@ -344,6 +349,7 @@ mod tests {
                         argv: vec!["echo".into(), "hi".into()],
                         environment: vec!["A=b".into()],
                         directory: "/tmp".into(),
+                        user: "app:1000".into(),
                         terminal: None,
                     }),
                     Request::Stdin(b"input".to_vec()),
@@ -395,24 +401,29 @@ mod tests {
     #[test]
     fn malformed_frames_are_refused() {
         let exec = exec();
+        let without_user = &exec[..exec.len() - 12];
+        let of = |user: &str| frame(0x01, &[without_user, &string(user)].concat());
+        assert!(decode(&of(&"x".repeat(MAX_USER_BYTES))).is_ok());
         for bytes in [
-            frame(0x05, b""),                               // unknown
-            frame(0x0D, &[0; 75]),                          // cut
-            frame(0x0D, &[0xFF; 76]),                       // more than a second of nanoseconds
-            frame(0x0D, &[0; 76 + 1025]),                   // more news than there can be
+            of(&"x".repeat(MAX_USER_BYTES + 1)), // a user whose name is too long
+            frame(0x01, without_user),           // no user at all
+            frame(0x05, b""),                    // unknown
+            frame(0x0D, &[0; 75]),               // cut
+            frame(0x0D, &[0xFF; 76]),            // more than a second of nanoseconds
+            frame(0x0D, &[0; 76 + 1025]),        // more news than there can be
             frame(0x0D, &[&[0; 76][..], &[0xFF]].concat()), // news that are no text
-            frame(0x03, b"x"),                              // more than it takes
-            frame(0x04, b"abc"),                            // less than it needs
-            frame(0x06, &[3, 0, 0, 0, 1, 0, 0, 0]),         // no such stream
-            frame(0x09, &[0; 4]),                           // no longer there
-            frame(0x0B, &exec),                             // a terminal without a size
-            frame(0x0C, &[24, 0]),                          // half a size
-            frame(0x01, &exec[..exec.len() - 1]),           // cut short inside
-            frame(0x01, &[&exec[..], b"x"].concat()),       // more behind
-            frame(0x01, &[0xFF; 8]),                        // a count that cannot be
-            vec![0x02, 1, 0, 0, 0, 0, 0, 0],                // bytes that must be zero
-            vec![0x02, 0, 0, 0, 0x01, 0x40, 0, 0],          // one byte too long
-            vec![0x01, 0, 0, 0, 0x01, 0, 1, 0],             // one byte too long
+            frame(0x03, b"x"),                   // more than it takes
+            frame(0x04, b"abc"),                 // less than it needs
+            frame(0x06, &[3, 0, 0, 0, 1, 0, 0, 0]), // no such stream
+            frame(0x09, &[0; 4]),                // no longer there
+            frame(0x0B, &exec),                  // a terminal without a size
+            frame(0x0C, &[24, 0]),               // half a size
+            frame(0x01, &exec[..exec.len() - 1]), // cut short inside
+            frame(0x01, &[&exec[..], b"x"].concat()), // more behind
+            frame(0x01, &[0xFF; 8]),             // a count that cannot be
+            vec![0x02, 1, 0, 0, 0, 0, 0, 0],     // bytes that must be zero
+            vec![0x02, 0, 0, 0, 0x01, 0x40, 0, 0], // one byte too long
+            vec![0x01, 0, 0, 0, 0x01, 0, 1, 0],  // one byte too long
             vec![0x02, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF],
         ] {
             assert_eq!(decode(&bytes), Err(Malformed), "{bytes:?}");

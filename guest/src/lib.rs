@@ -22,4 +22,5 @@ mod setting;
 pub mod system;
 mod terminal;
 pub mod transport;
+mod user;
 mod warm;

@@ -20,7 +20,7 @@ use crate::{
     frames::{Decoder, Malformed, Reply, Request},
     log, network,
     outgoing::Outgoing,
-    system,
+    system, user,
 };
 
 pub struct Session {
@@ -186,6 +186,9 @@ impl Session {
                         Some(code) if code == Errno::ENOTDIR as i32 => {
                             exec.directory.display().to_string()
                         }
+                        Some(code) if user::describe(code).is_some() => {
+                            exec.user.display().to_string()
+                        }
                         _ => program.unwrap_or_default(),
                     };
                     self.fail(&what, &error);
@@ -232,7 +235,8 @@ impl Session {
     /// Tells the host what went wrong and ends the work. Returns that it is over.
     fn fail(&mut self, what: &str, error: &io::Error) -> bool {
         let errno = error.raw_os_error().unwrap_or(Errno::EINVAL as i32);
-        let text = format!("{what}: {}", Errno::from_raw(errno).desc());
+        let why = user::describe(errno).unwrap_or_else(|| Errno::from_raw(errno).desc());
+        let text = format!("{what}: {why}");
         self.outgoing.push(&Reply::Error {
             errno: errno as u32,
             text: &text,

@@ -22,7 +22,7 @@ use nix::{
     unistd::{AccessFlags, Pid, access},
 };
 
-use crate::{frames::Exec, terminal};
+use crate::{frames::Exec, terminal, user::User};
 
 const DEFAULT_PATH: &str = "/bin:/sbin:/usr/bin:/usr/sbin";
 /// What a program finds in its environment unless the host says otherwise.
@@ -35,10 +35,16 @@ pub struct Setting<'a> {
     pub streams: &'a [OwnedFd; 3],
     /// They are one terminal.
     pub has_terminal: bool,
+    /// Who it runs as, unless that is root.
+    pub user: Option<&'a User>,
 }
 
 impl<'a> Setting<'a> {
-    pub fn of(exec: &'a Exec, streams: &'a [OwnedFd; 3]) -> io::Result<Self> {
+    pub fn of(
+        exec: &'a Exec,
+        streams: &'a [OwnedFd; 3],
+        user: Option<&'a User>,
+    ) -> io::Result<Self> {
         let directory = match exec.directory.as_path() {
             path if path.as_os_str().is_empty() => Path::new("/"),
             path => path,
@@ -54,6 +60,9 @@ impl<'a> Setting<'a> {
         let mut environment: BTreeMap<_, _> = DEFAULT_ENVIRONMENT
             .map(|(key, value)| (OsStr::new(key), OsStr::new(value)))
             .into();
+        if let Some(user) = user {
+            environment.insert(OsStr::new("HOME"), &user.home);
+        }
         for variable in &exec.environment {
             let bytes = variable.as_bytes();
             let Some(split) = bytes.iter().position(|&byte| byte == b'=') else {
@@ -67,13 +76,14 @@ impl<'a> Setting<'a> {
             directory,
             streams,
             has_terminal: exec.terminal.is_some(),
+            user,
         })
     }
 
     /// Starts `program`, which calls itself `name`, in a process group of its own.
     pub fn start(&self, program: &Path, name: &OsStr, arguments: &[OsString]) -> io::Result<Pid> {
         let needs_nothing_first = env::current_dir().is_ok_and(|ours| ours == self.directory);
-        if needs_nothing_first && !self.has_terminal {
+        if needs_nothing_first && !self.has_terminal && self.user.is_none() {
             self.spawn(program, name, arguments)
         } else {
             self.fork(program, name, arguments)
@@ -124,6 +134,11 @@ impl<'a> Setting<'a> {
             terminal::lead(&mut command);
         } else {
             command.process_group(0);
+        }
+        if let Some(user) = self.user {
+            let user = user.clone();
+            // SAFETY: between fork and exec, `assume` makes three system calls and allocates nothing.
+            unsafe { command.pre_exec(move || Ok(user.assume()?)) };
         }
         let [stdin, stdout, stderr] = self.streams;
         command

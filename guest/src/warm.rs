@@ -34,7 +34,8 @@ const PATIENCE: TimeVal = TimeVal::new(5, 0);
 
 /// Lets it begin the program with these words. None: that is not for it, or it is not there.
 pub fn start(argv: &[OsString], setting: &Setting) -> Option<io::Result<Pid>> {
-    if !is_python(argv.first()?) {
+    // The one that waits is root's: others get an interpreter of their own.
+    if setting.user.is_some() || !is_python(argv.first()?) {
         return None;
     }
     let (interpreter, pid) = find().ok()?;
@@ -160,6 +161,7 @@ mod tests {
             directory: Path::new("/tmp"),
             streams: &streams,
             has_terminal: true,
+            user: None,
         };
         let expected = b"1\x002\0/tmp\0python3\0-c\0A=b=c";
         assert_eq!(request(&argv, &setting), expected);

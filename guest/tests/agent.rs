@@ -17,7 +17,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::signal::{SigHandler, Signal, raise, signal};
+use nix::{
+    sys::signal::{SigHandler, Signal, raise, signal},
+    unistd::geteuid,
+};
 use teuthis_guest::{
     agent::{Agent, Listener},
     power,
@@ -109,12 +112,16 @@ impl Host {
     }
 
     fn exec_in(&self, argv: &[&str], environment: &[&str], directory: &str) -> Connection {
-        self.request(EXEC, Vec::new(), argv, environment, directory)
+        self.request(EXEC, Vec::new(), argv, environment, directory, "")
+    }
+
+    fn exec_as(&self, user: &str, script: &str) -> Connection {
+        self.request(EXEC, Vec::new(), &["sh", "-c", script], &[], "", user)
     }
 
     fn exec_on_a_terminal(&self, argv: &[&str], size: [u16; 2]) -> Connection {
         let size = size.map(u16::to_le_bytes).concat();
-        self.request(EXEC_TERMINAL, size, argv, &[], "")
+        self.request(EXEC_TERMINAL, size, argv, &[], "", "")
     }
 
     fn request(
@@ -124,6 +131,7 @@ impl Host {
         argv: &[&str],
         environment: &[&str],
         directory: &str,
+        user: &str,
     ) -> Connection {
         let mut connection = self.connect();
         for list in [argv, environment] {
@@ -131,6 +139,7 @@ impl Host {
             list.iter().for_each(|text| push(&mut payload, text));
         }
         push(&mut payload, directory);
+        push(&mut payload, user);
         connection.send(number, &payload);
         connection
     }
@@ -464,6 +473,36 @@ fn programs_that_cannot_be_started() {
     let (errno, text) = host.exec_in(&["true"], &[], "/no/such/directory").error();
     assert_eq!(errno, 20);
     assert!(text.contains("/no/such/directory"), "{text}");
+}
+
+#[test]
+fn a_user_that_is_not_there() {
+    let host = Host::new();
+    let (errno, text) = host.exec_as("no-such-user", "true").error();
+    assert_eq!((errno, &*text), (1001, "no-such-user: no such user"));
+    let (errno, text) = host.exec_as("root:no-such-group", "true").error();
+    assert_eq!((errno, &*text), (1002, "root:no-such-group: no such group"));
+    assert_eq!(host.exec_as(&"x".repeat(257), "true").receive(), None);
+    assert_eq!(host.exec_as("", "true").finish().exit, (0, 0));
+}
+
+#[test]
+fn a_program_of_another_user_has_given_up_all_rights() {
+    if !geteuid().is_root() {
+        // Nobody else can become another user: there is no such program then.
+        assert_eq!(Host::new().exec_as("65534:65533", "true").error().0, 1);
+        return;
+    }
+    let host = Host::new();
+    let script = "grep -E '^(Uid|Gid|Groups|CapPrm|CapEff|CapAmb):' /proc/self/status;
+        (echo gone >/proc/1/oom_score_adj) 2>/dev/null; echo again >/dev/stdout; echo $HOME";
+    let outcome = host.exec_as("65532:65533", script).finish();
+    let text = String::from_utf8(outcome.stdout).unwrap();
+    let words: Vec<_> = text.split_whitespace().collect();
+    let expected = "Uid: 65532 65532 65532 65532 Gid: 65533 65533 65533 65533 Groups: 65533
+        CapPrm: 0000000000000000 CapEff: 0000000000000000 CapAmb: 0000000000000000 again /";
+    assert_eq!(words, expected.split_whitespace().collect::<Vec<_>>());
+    assert_eq!(outcome.exit, (0, 0));
 }
 
 #[test]

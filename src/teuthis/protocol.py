@@ -224,6 +224,10 @@ _ALWAYS: Final = (
 
 RequestId = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
 TerminalSide = Annotated[int, msgspec.Meta(ge=1, le=0xFFFF)]
+MAX_USER: Final = FLOWS["agent.exec"].values["user_bytes_max"]
+"""Bytes of the text that names a user of the guest."""
+ROOT: Final = "root"
+"""The guest's user who needs no entry in its /etc/passwd."""
 
 
 class Exec(msgspec.Struct, tag="exec", frozen=True, forbid_unknown_fields=True):
@@ -241,6 +245,8 @@ class Exec(msgspec.Struct, tag="exec", frozen=True, forbid_unknown_fields=True):
     cwd: str
     tty: tuple[TerminalSide, TerminalSide] | None = None
     """Rows and columns of its terminal, if it is to have one: all its output is then stdout."""
+    user: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_USER)] = ROOT
+    """Who it runs as: name or number, perhaps with a group, as the guest's own files have it."""
 
 
 class Signal(msgspec.Struct, tag="signal", frozen=True, forbid_unknown_fields=True):

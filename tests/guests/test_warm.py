@@ -362,6 +362,14 @@ def test_memory_that_runs_out(vm: teuthis.VM) -> None:
         vm.run(["python3", "-c", script])
 
 
+def test_another_user_has_an_interpreter_of_its_own(vm: teuthis.VM) -> None:
+    script = "import os; print(os.getuid(), os.getgroups(), os.environ['HOME'])"
+    result = vm.run(["python3", "-c", script], user="nobody", check=True)
+    assert result.stdout == b"65534 [65534] /nonexistent\n"
+    assert vm.run(["python3", "-c", IS_WARM], user="nobody").stdout == b"False\n"
+    assert is_warm(vm)
+
+
 def test_a_pool() -> None:
     with teuthis.Pool(1, image="debian", warm="python") as pool, pool.take(100) as vm:
         assert is_warm(vm)

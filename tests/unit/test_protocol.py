@@ -28,7 +28,7 @@ from teuthis.protocol import (
 
 
 def test_requests_survive_the_round_trip() -> None:
-    request = Exec(id=7, argv=["sh", "-c", "true"], env={"A": "b"}, cwd="/")
+    request = Exec(id=7, argv=["sh", "-c", "true"], env={"A": "b"}, cwd="/", user="app:staff")
     assert protocol.decode_request(protocol.encode_request(request), 3) == request
     assert protocol.decode_request(protocol.encode_request(Stop()), 0) == Stop()
 
@@ -59,6 +59,13 @@ def test_request_with_wrong_descriptors_is_refused() -> None:
 def test_malformed_request_is_refused(packet: bytes) -> None:
     with pytest.raises(ProtocolError):
         protocol.decode_request(packet, 0)
+
+
+@pytest.mark.parametrize("user", ["", "x" * 257])
+def test_a_user_that_no_guest_has_is_refused(user: str) -> None:
+    packet = protocol.encode_request(Exec(id=1, argv=["x"], env={}, cwd="/", user=user))
+    with pytest.raises(ProtocolError, match="malformed"):
+        protocol.decode_request(packet, 3)
 
 
 def test_request_too_large_to_send_is_refused() -> None:
@@ -118,7 +125,9 @@ packets = st.builds(
     lambda kind, fields: msgspec.msgpack.encode({"type": kind, **fields}),
     st.sampled_from([kind.__struct_config__.tag for kind in protocol.DESCRIPTORS]) | texts,
     st.dictionaries(
-        st.sampled_from(["id", "argv", "env", "cwd", "path", "mode", "number", "rows", "columns"]),
+        st.sampled_from(
+            ["id", "argv", "env", "cwd", "user", "path", "mode", "number", "rows", "columns"]
+        ),
         st.one_of(numbers, texts, st.lists(texts), st.dictionaries(texts, texts), st.binary()),
     ),
 )

@@ -169,10 +169,11 @@ def run(
     workdir: str,
     limit: float | None,
     env: Mapping[str, str] | None = None,
+    user: str | None = None,
 ) -> int:
     """Runs the program with its streams connected to ours; returns the exit code for us."""
     deadline = None if limit is None else time.monotonic() + limit
-    process = vm.popen(command, stdin=PIPE, cwd=workdir, env=env)
+    process = vm.popen(command, stdin=PIPE, cwd=workdir, env=env, user=user)
     assert process.stdin is not None
     assert process.stderr is not None
     unread = threading.Event()

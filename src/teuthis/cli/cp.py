@@ -19,9 +19,9 @@ def main(
 ) -> None:
     """Copy a file or a directory into a virtual machine, or out of one.
 
-    Into a VM, owners become root. Out of a VM, what is made here is yours: no devices, no setuid,
-    and no symbolic link that leads out of the copy; what is left out for that is said, and the exit
-    code is then 1.
+    The guest's side of it is done as root, whoever its programs run as. Into a VM, owners become
+    root. Out of a VM, what is made here is yours: no devices, no setuid, and no symbolic link that
+    leads out of the copy; what is left out for that is said, and the exit code is then 1.
 
     For example:
 

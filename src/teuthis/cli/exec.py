@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from teuthis.cli import attach, terminal
+from teuthis.cli import attach, options, terminal
 from teuthis.flows import Counters
 
 
@@ -14,11 +14,9 @@ def main(
     timeout: Annotated[
         str | None, typer.Option(help="Time limit, such as 30s or 5m; then the program is killed.")
     ] = None,
-    env: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="An environment variable; may be repeated."),
-    ] = None,
+    env: options.Env = None,
     workdir: Annotated[str, typer.Option(help="Working directory in the guest.")] = "/",
+    user: options.User = None,
     tty: Annotated[
         bool, typer.Option("--tty", "-t", help="Give the program a terminal: this one.")
     ] = False,
@@ -42,7 +40,7 @@ def main(
         variables = dict(attach.variable(text) for text in env or ())
         with attach.connect(name) as vm:
             if tty:
-                code = terminal.run(vm, command, workdir, limit, Counters(), variables)
+                code = terminal.run(vm, command, workdir, limit, Counters(), variables, user)
             else:
-                code = attach.run(vm, command, workdir, limit, variables)
+                code = attach.run(vm, command, workdir, limit, variables, user)
         raise typer.Exit(code)

@@ -10,6 +10,13 @@ Env = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=VALUE", help="An environment variable; may be repeated."),
 ]
+User = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|UID[:GROUP]",
+        help="Who programs run as, by the guest's own /etc/passwd; else the image's user, or root.",
+    ),
+]
 Image = Annotated[
     str, typer.Option(metavar="NAME", help="The image to boot; its disk is never changed.")
 ]

@@ -15,6 +15,7 @@ _VALUES: Final = {
     "--image": "image",
     "--timeout": "timeout",
     "--workdir": "workdir",
+    "--user": "user",
     "--warm": "warm",
 }
 _FLAGS: Final = {"--cold": "cold"}

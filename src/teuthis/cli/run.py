@@ -33,6 +33,7 @@ def main(
     workdir: Annotated[
         str | None, typer.Option(help="Working directory in the guest; the image's, or /.")
     ] = None,
+    user: options.User = None,
     image: options.Image = "tiny",
     keep: options.Keep = None,
     disk: options.Disks = None,
@@ -163,9 +164,9 @@ def main(
             try:
                 directory = workdir or defaults.workdir
                 if tty:
-                    code = terminal.run(vm, program, directory, limit, shown)
+                    code = terminal.run(vm, program, directory, limit, shown, user=user)
                 else:
-                    code = attach.run(vm, program, directory, limit)
+                    code = attach.run(vm, program, directory, limit, user=user)
                 if not vm.closed and (keep is not None or any(map(_is_kept, disks))):
                     _power_off(vm)
             finally:

@@ -7,6 +7,7 @@ import typer
 from teuthis.cli import attach, options, terminal
 from teuthis.errors import GuestPowerOff
 from teuthis.flows import Counters
+from teuthis.protocol import ROOT
 from teuthis.root.guest import Guest
 
 
@@ -16,6 +17,7 @@ def main(
     ] = None,
     memory: options.Memory = "256M",
     env: options.Env = None,
+    user: options.User = None,
     image: options.Image = "tiny",
     keep: options.Keep = None,
     disk: options.Disks = None,
@@ -58,9 +60,10 @@ def main(
             )
         with guest:
             try:
-                code = terminal.run(guest, terminal.SHELL, "/", None, Counters(), variables)
+                code = terminal.run(guest, terminal.SHELL, "/", None, Counters(), variables, user)
                 if name is None and (keep is not None or disk):
-                    guest.run(["sync"])  # what is written to be kept must not stay in the guest
+                    # What is written to be kept must not stay in the guest.
+                    guest.run(["sync"], user=ROOT)
             except GuestPowerOff:
                 attach.say("the guest has switched itself off")
                 code = 0

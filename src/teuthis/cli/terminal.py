@@ -51,6 +51,7 @@ def run(
     limit: float | None,
     counters: Counters,
     env: Mapping[str, str] | None = None,
+    user: str | None = None,
 ) -> int:
     """Runs the program on our terminal; returns the exit code for us.
 
@@ -59,7 +60,9 @@ def run(
     check()
     name = os.environ.get("TERM", "")
     variables = {"TERM": name if _NAME.fullmatch(name) else "vt100", **(env or {})}
-    with vm.popen(command, stdin=PIPE, cwd=workdir, env=variables, tty=_size()) as process:
+    with vm.popen(
+        command, stdin=PIPE, cwd=workdir, env=variables, user=user, tty=_size()
+    ) as process:
         with _Raw():
             code = _show(process, limit, escapes.Filter(counters))
         if code is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 from teuthis.errors import CommandError, ConfigurationError, HostError, OutputTooLarge
+from teuthis.protocol import ROOT
 from teuthis.root.console import harmless
 from teuthis.root.process import PIPE, STDOUT, Process
 from teuthis.root.tar import ArchiveError, Member, Reader, Truncated
@@ -42,12 +43,12 @@ def copy_in(guest: "Guest", source: Path, target: str) -> None:
         raise ConfigurationError(f"{source}: {error.strerror}") from error
     name = source.absolute().name or real.name
     directory = target
-    if guest.run(["test", "-d", target]).exit_code != 0:
+    if guest.run(["test", "-d", target], user=ROOT).exit_code != 0:
         directory, _, name = target.rpartition("/")
         if not name:
             raise ConfigurationError(f"{target!r} is not a directory of the guest")
     with guest.popen(
-        ["tar", "-x", "-f", "-", "-C", directory or "/"], stdin=PIPE, stderr=STDOUT
+        ["tar", "-x", "-f", "-", "-C", directory or "/"], stdin=PIPE, stderr=STDOUT, user=ROOT
     ) as process:
         words = _Words(process.stdout)
         with suppress(BrokenPipeError):  # the guest's `tar` says why
@@ -116,7 +117,7 @@ def copy_out(
     except OSError as error:
         raise ConfigurationError(f"{into}: {error.strerror}") from error
     try:
-        process = guest.popen(["sh", "-c", _PACK, "sh", source])
+        process = guest.popen(["sh", "-c", _PACK, "sh", source], user=ROOT)
         assert process.stdout is not None
         words = _Words(process.stderr)
         reader = Reader(process.stdout, max_size)

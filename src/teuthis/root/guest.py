@@ -19,10 +19,10 @@ from teuthis.root.result import Result
 from teuthis.root.streams import MAX_OUTPUT
 
 DEFAULT_ENVIRONMENT: Final = {
-    "HOME": "/root",
     "LANG": "C.UTF-8",
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 }
+"""HOME is each user's own, which the guest knows."""
 MAX_COPY: Final = 1 << 30
 """Bytes that a guest may send of a file or directory that is copied out."""
 SHUTDOWN_TIMEOUT: Final = 60.0
@@ -39,11 +39,13 @@ class Guest(Closing):
 
     Attributes:
         environment: the variables that programs get.
+        user: who programs run as.
     """
 
-    def __init__(self, machine: Caller, env: Mapping[str, str]) -> None:
+    def __init__(self, machine: Caller, env: Mapping[str, str], user: str) -> None:
         self._machine = machine
         self.environment = env
+        self.user = user
         self._oom_kills = 0
         self._oom_lock = threading.Lock()
 
@@ -55,6 +57,7 @@ class Guest(Closing):
         stderr: int = PIPE,
         env: Mapping[str, str] | None = None,
         cwd: str = "/",
+        user: str | None = None,
         tty: tuple[int, int] | None = None,
     ) -> Process:
         """Starts a program and returns at once; its streams are binary files, as in `subprocess`.
@@ -65,6 +68,7 @@ class Guest(Closing):
             stderr: `teuthis.PIPE`, or `teuthis.STDOUT` to have it in `stdout`.
             env: environment variables beside the VM's own.
             cwd: working directory in the guest.
+            user: who it runs as, instead of the VM's own (`VM`).
             tty: rows and columns of a terminal that the program is to have; all its output then
                 comes in `stdout`, and may command the terminal that shows it.
 
@@ -73,7 +77,7 @@ class Guest(Closing):
             NoAgent: the VM has no agent.
             VMError: the VM is no more.
         """
-        return self._popen(argv, stdin=stdin, stderr=stderr, env=env, cwd=cwd, tty=tty)
+        return self._popen(argv, stdin=stdin, stderr=stderr, env=env, cwd=cwd, user=user, tty=tty)
 
     def _popen(
         self,
@@ -83,6 +87,7 @@ class Guest(Closing):
         stderr: int,
         env: Mapping[str, str] | None,
         cwd: str,
+        user: str | None,
         tty: tuple[int, int] | None = None,
         timeout: float | None = None,
     ) -> Process:
@@ -93,6 +98,7 @@ class Guest(Closing):
             settings.guest_path(cwd),
             stdin=stdin,
             stderr=stderr,
+            user=self.user if user is None else settings.user(user),
             tty=None if tty is None else settings.terminal_size(*tty),
             timeout=timeout,
         )
@@ -106,6 +112,7 @@ class Guest(Closing):
         cwd: str = "/",
         check: bool = False,
         *,
+        user: str | None = None,
         max_output: int = MAX_OUTPUT,
     ) -> Result:
         """Runs a program to its end.
@@ -117,6 +124,7 @@ class Guest(Closing):
             env: environment variables beside the VM's own.
             cwd: working directory in the guest.
             check: raise `CommandFailed` when the exit code is not 0.
+            user: who it runs as, instead of the VM's own (`VM`).
             max_output: bytes of stdout and stderr together (64 MiB unless given), so that no guest
                 can fill this process's memory; `popen` has no such limit.
 
@@ -126,7 +134,9 @@ class Guest(Closing):
             VMError: the VM ended first.
         """
         timeout = settings.time_limit(timeout)
-        process = self._popen(argv, stdin=PIPE, stderr=PIPE, env=env, cwd=cwd, timeout=timeout)
+        process = self._popen(
+            argv, stdin=PIPE, stderr=PIPE, env=env, cwd=cwd, user=user, timeout=timeout
+        )
         result = process.collect(input, timeout, max_output)
         if result.exit_code == 128 + _SIGKILL and self.memory_ran_out():
             raise CommandOutOfMemory(
@@ -149,7 +159,7 @@ class Guest(Closing):
             return self._oom_kills > before
 
     def write_file(self, path: str | os.PathLike[str], data: bytes, mode: int = 0o644) -> None:
-        """Creates or replaces a file of the guest; its directory must exist.
+        """Creates or replaces a file of the guest, as root; its directory must exist.
 
         Raises:
             FileError: the guest refused.
@@ -160,7 +170,7 @@ class Guest(Closing):
         files.write_file(self._machine, settings.guest_path(path), data, mode)
 
     def read_file(self, path: str | os.PathLike[str], *, max_size: int = MAX_OUTPUT) -> bytes:
-        """The content of a file of the guest, of at most `max_size` bytes (64 MiB unless given).
+        """The content of any file of the guest, of at most `max_size` bytes (64 MiB unless given).
 
         Raises:
             FileError: the guest refused.

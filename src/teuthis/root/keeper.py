@@ -29,6 +29,7 @@ from teuthis.flows import Counters, counters_size
 from teuthis.protocol import (
     DESCRIPTORS,
     MAX_REQUEST,
+    ROOT,
     Exec,
     Facts,
     Health,
@@ -159,6 +160,7 @@ class Keeper:
         self._vm = vm
         self._saving = threading.Lock()
         self.environment = vm.environment
+        self.user = vm.user
         self._asked = False
         self._exit_code: int | None = None
         self.counters = Counters(page)
@@ -271,7 +273,7 @@ class Keeper:
             code = process.wait()
             self._exit_code = 128 - code if code < 0 else code
             # What is written to be kept must not stay in the guest.
-            self._vm.run(["sync"], timeout=_SYNC_PATIENCE)
+            self._vm.run(["sync"], timeout=_SYNC_PATIENCE, user=ROOT)
         self.machine.close()
 
 
@@ -313,6 +315,7 @@ class Connection:
                 remote.register(),
                 self._machine.processes,
                 dict(self._keeper.environment),
+                self._keeper.user,
                 self._health,
             )
             packet = msgspec.msgpack.encode(welcome)

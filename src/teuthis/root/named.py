@@ -51,7 +51,7 @@ class NamedVM(Guest):
 
     def __init__(self, record: Record) -> None:
         remote = Remote(record)
-        super().__init__(remote, remote.welcome.environment)
+        super().__init__(remote, remote.welcome.environment, remote.welcome.user)
         self.name = record.name
         self.processes = remote.welcome.processes
         self._record = record
@@ -132,6 +132,7 @@ def start(
     kernel: str | os.PathLike[str] | None = None,
     env: Mapping[str, str] | None = None,
     cwd: str = "/",
+    user: str | None = None,
     on_hang: Literal["report", "kill"] = "report",
     agent: bool = True,
     allow_missing_walls: Collection[str] = (),
@@ -157,6 +158,7 @@ def start(
         kernel: see `VM`.
         env: see `VM`.
         cwd: where the program starts.
+        user: see `VM`.
         on_hang: see `VM`.
         processor: see `VM`.
         cpus: see `VM`.
@@ -189,6 +191,7 @@ def start(
         allow_missing_walls=tuple(allow_missing_walls),
         command=tuple(settings.arguments(command)) if command else (),
         workdir=settings.guest_path(cwd),
+        user=None if user is None else settings.user(user),
         on_hang=on_hang,
         processor=processor,
         cpus=cpus,
@@ -211,11 +214,11 @@ def _start(record: Record) -> NamedVM:
 
 def _from_snapshot(plan: Plan, directory: Path) -> Plan:
     """The plan of a VM that goes on from a snapshot, of which the user said `plan` besides."""
-    beside = replace(plan, env={}, command=(), workdir="/", allow_missing_walls=())
+    beside = replace(plan, env={}, command=(), workdir="/", user=None, allow_missing_walls=())
     if beside != Plan():
         raise ConfigurationError(
             "a VM that goes on from a snapshot has memory, image, disks, network, processor and "
-            "agent from there: say only its program, variables and missing walls"
+            "agent from there: say only its program, user, variables and missing walls"
         )
     found = snapshot.describe(directory)
     memory = f"{found.memory_size >> 20}M"

@@ -71,6 +71,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     allow_missing_walls: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
     workdir: str = "/"
+    user: str | None = None
     on_hang: Literal["report", "kill"] = "report"
     processor: str = "auto"
     cpus: int = 1
@@ -92,6 +93,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
                 directory / ORIGIN if self.forked else Path(self.restore or ""),
                 console=console,
                 env=self.env,
+                user=self.user,
                 publish=not self.forked,
                 allow_missing_walls=self.allow_missing_walls,
             )
@@ -111,6 +113,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
             net_rate=self.net_rate,
             kernel=self.kernel,
             env=self.env,
+            user=self.user,
             agent=self.agent,
             allow_missing_walls=self.allow_missing_walls,
             console=console,

@@ -34,6 +34,7 @@ class Pool(Closing):
         memory: int | str = DEFAULT_MEMORY,
         image: str = store.TINY,
         env: Mapping[str, str] | None = None,
+        user: str | None = None,
         warm: str | None = None,
         allow_missing_walls: Collection[str] = (),
     ) -> None:
@@ -44,6 +45,7 @@ class Pool(Closing):
             memory: guest memory, as of `VM`.
             image: the image that they boot, as of `VM`.
             env: environment variables of all programs, as of `VM`.
+            user: who programs run as, as of `VM`.
             warm: an interpreter that has started already, as of `VM`.
             allow_missing_walls: as of `VM`.
 
@@ -56,6 +58,7 @@ class Pool(Closing):
         self._memory = settings.memory_size(memory)
         self._image = store.find(image).name
         self._env = env
+        self._user = None if user is None else settings.user(user)
         self._warm = interpreters.kind(warm)
         self._walls = tuple(allow_missing_walls)
         self._changed = threading.Condition()
@@ -150,6 +153,7 @@ class Pool(Closing):
             self._memory,
             image=self._image,
             env=self._env,
+            user=self._user,
             warm=self._warm,
             allow_missing_walls=self._walls,
             processor="soft" if self._image == store.TINY else "auto",

@@ -18,7 +18,8 @@ from teuthis.errors import (
     NoAgent,
     OutputTooLarge,
 )
-from teuthis.protocol import Exec, Resize, Signal, StatusKind
+from teuthis.flows import FLOWS
+from teuthis.protocol import ROOT, Exec, Resize, Signal, StatusKind
 from teuthis.root import settings
 from teuthis.root.caller import Caller
 from teuthis.root.result import Result
@@ -33,6 +34,8 @@ NO_AGENT: Final = (
     "this VM was started without our agent (agent=False, --no-agent), so nobody in it runs "
     "commands or moves files for us: use its own services, over its network for instance"
 )
+_UNKNOWN_USER: Final = FLOWS["agent.error"].values["unknown_user"]
+_UNKNOWN_GROUP: Final = FLOWS["agent.error"].values["unknown_group"]
 _KILL_PATIENCE: Final = 2.0
 """Seconds that the guest's kernel gets to end a killed program."""
 _DEATH_PATIENCE: Final = 3.0
@@ -57,6 +60,7 @@ class Process(Closing):
         *,
         stdin: int | None = None,
         stderr: int = PIPE,
+        user: str = ROOT,
         tty: tuple[int, int] | None = None,
         timeout: float | None = None,
     ) -> None:
@@ -72,7 +76,7 @@ class Process(Closing):
             else:
                 self.stderr = pipes.reader()
             self._answer = machine.submit(
-                lambda number: Exec(number, args, env, cwd, tty), pipes.given
+                lambda number: Exec(number, args, env, cwd, tty, user), pipes.given
             )
             pipes.sent()
             try:
@@ -81,13 +85,13 @@ class Process(Closing):
                 self.kill()
                 raise _too_slow(args, timeout, self._result(-signal.SIGKILL, None)) from None
             if self.pid == 0:
-                raise self._not_started(cwd)
+                raise self._not_started(cwd, user)
             self.stdin = stdin_pipe if stdin == PIPE else None
             if self.stdin is None:
                 stdin_pipe.close()
             pipes.keep()
 
-    def _not_started(self, cwd: str) -> CommandError:
+    def _not_started(self, cwd: str, user: str) -> CommandError:
         number = self._answer.finished.result().value
         if number == errno.ECONNRESET:
             self._machine.raise_end(_DEATH_PATIENCE)
@@ -101,6 +105,15 @@ class Process(Closing):
         if number == errno.ENOTDIR:
             return CommandNotFound(
                 f"the working directory {cwd!r} of {program!r} does not exist in the guest"
+            )
+        if number in (_UNKNOWN_USER, _UNKNOWN_GROUP):
+            name, _, group = user.partition(":")
+            missing = f"user {name!r} in its /etc/passwd"
+            if number == _UNKNOWN_GROUP:
+                missing = f"group {group!r} in its /etc/group"
+            return CommandError(
+                f"{program!r} cannot run as {user!r}: the guest has no {missing}. "
+                "Say one that is there, a number, or root (`user`, --user)"
             )
         if number in (errno.EACCES, errno.ENOEXEC, errno.EISDIR):
             return CommandNotExecutable(

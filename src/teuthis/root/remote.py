@@ -24,7 +24,7 @@ from teuthis.root import store
 from teuthis.root.caller import Caller
 from teuthis.root.record import Record
 
-VERSION: Final = 2
+VERSION: Final = 3
 MAX_PAGES: Final = 16
 _MAX_WELCOME: Final = MAX_REQUEST
 _PATIENCE: Final = 10.0
@@ -42,6 +42,7 @@ class Welcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         register: which flows the pages count, in which order.
         processes: the VM's processes by name, as process ids.
         environment: the variables that its programs get.
+        user: who they run as.
         health: whether the guest's kernel answers; changes follow as statuses.
     """
 
@@ -49,6 +50,7 @@ class Welcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     register: str
     processes: dict[str, int]
     environment: dict[str, str]
+    user: str
     health: Health
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from teuthis.errors import ConfigurationError
+from teuthis.protocol import MAX_USER
 
 MIB: Final = 1 << 20
 MINIMUM_MEMORY: Final = 96 * MIB
@@ -131,6 +132,21 @@ def environment(*layers: Mapping[str, str] | None) -> dict[str, str]:
                 raise ConfigurationError(f"{name!r} cannot be the name of an environment variable")
             merged[_text(name, "variable name")] = _text(value, f"variable {name}")
     return merged
+
+
+def user(name: str) -> str:
+    """A user of the guest, as container images and `docker run` say it.
+
+    Raises:
+        ConfigurationError: the guest could have no such user.
+    """
+    name = _text(name, "user")
+    if not 0 < len(name.encode()) <= MAX_USER:
+        raise ConfigurationError(
+            f"user {name[:80]!r} cannot be: say NAME, UID, NAME:GROUP or UID:GID "
+            f"with at most {MAX_USER} bytes"
+        )
+    return name
 
 
 def guest_path(path: str | os.PathLike[str]) -> str:

@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import msgspec
 
 from teuthis.errors import ConfigurationError, SnapshotError
+from teuthis.protocol import MAX_USER
 from teuthis.root.processor import MAX_CPUS, Processor
 from teuthis.root.saved import PAGE, Identity, Saved, SavedDisk, runs
 
 if TYPE_CHECKING:
     from teuthis.root.network import Wanted
 
-FORMAT: Final = 7
+FORMAT: Final = 8
 _MANIFEST: Final = "snapshot.json"
 _MAX_STATE: Final = 64 << 20
 _CHUNK: Final = 1 << 20
@@ -83,10 +84,12 @@ class ManifestNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What `snapshot.json` says."""
 
-    format: Literal[7]
+    format: Literal[8]
     memory_size: Annotated[int, msgspec.Meta(ge=PAGE, le=1 << 46, multiple_of=PAGE)]
     env: dict[str, str]
     """Environment variables of all programs."""
+    user: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_USER)]
+    """Who they run as."""
     processor: Processor
     cpus: Annotated[int, msgspec.Meta(ge=1, le=MAX_CPUS)]
     memory: Digest
@@ -103,7 +106,7 @@ class _Format(msgspec.Struct):
     format: int
 
 
-def write(directory: Path, saved: Saved, env: dict[str, str]) -> None:
+def write(directory: Path, saved: Saved, env: dict[str, str], user: str) -> None:
     """Writes a saved machine to `directory`, which appears complete or not at all.
 
     Raises:
@@ -127,6 +130,7 @@ def write(directory: Path, saved: Saved, env: dict[str, str]) -> None:
                 format=FORMAT,
                 memory_size=saved.memory_size,
                 env=env,
+                user=user,
                 processor=saved.processor,
                 cpus=saved.cpus,
                 memory=memory_digest(saved.template, saved.pages),

@@ -19,7 +19,7 @@ from teuthis.errors import (
 )
 from teuthis.images import store
 from teuthis.images.store import Image
-from teuthis.protocol import Health
+from teuthis.protocol import ROOT, Health
 from teuthis.root import boot, settings, snapshot, templates
 from teuthis.root.console import Sink
 from teuthis.root.guest import DEFAULT_ENVIRONMENT, Guest
@@ -71,6 +71,7 @@ class VM(Guest):
         kernel: str | os.PathLike[str] | None = None,
         console: Sink | None = None,
         env: Mapping[str, str] | None = None,
+        user: str | None = None,
         boot_timeout: float | None = None,
         agent: bool = True,
         on_hang: Literal["report", "kill"] = "report",
@@ -109,6 +110,10 @@ class VM(Guest):
                 bytes, so look at them with care.
             env: environment variables of all programs, beside those that the image brings along;
                 nothing of this process's own is passed on.
+            user: who programs run as, unless they are started for another: "NAME", "UID",
+                "NAME:GROUP" or "UID:GID", as the guest's /etc/passwd and /etc/group have them. A
+                number needs no entry. The image's own unless given, and "root" if it says none.
+                Files are copied, read and written as root.
             boot_timeout: seconds that the boot may take; 120 unless given, 600 without our agent.
             agent: False for an image that boots by itself, without our agent ("debian-stock"): it
                 is ready when its kernel answers heartbeats, and can be watched, asked for facts
@@ -145,6 +150,7 @@ class VM(Guest):
             network, publish=publish, host_ports=host_ports, mac=mac, mtu=mtu, rate=net_rate
         )
         variables = settings.environment(DEFAULT_ENVIRONMENT, chosen.defaults.env, env)
+        own_user = settings.user(chosen.defaults.user or ROOT if user is None else user)
         if on_hang not in ("report", "kill"):
             raise ConfigurationError(f"on_hang={on_hang!r}: say 'report' or 'kill'")
         if interpreters.kind(warm) is not None and not agent:
@@ -193,7 +199,7 @@ class VM(Guest):
                 record=None if record is None else os.fspath(record),
                 cpus=cpus,
             )
-        self._begin(machine, variables, boot_timeout)
+        self._begin(machine, variables, own_user, boot_timeout)
         if warm is not None and saved is None:
             try:
                 interpreters.start(self, chosen)
@@ -201,9 +207,9 @@ class VM(Guest):
                 self.close()
                 raise
 
-    def _begin(self, machine: Machine, env: Mapping[str, str], timeout: float) -> None:
+    def _begin(self, machine: Machine, env: Mapping[str, str], user: str, timeout: float) -> None:
         """Takes a machine over and waits until its agent is ready."""
-        super().__init__(machine, env)
+        super().__init__(machine, env, user)
         self.machine = machine
         self._finalizer = weakref.finalize(self, machine.close)
         try:
@@ -235,7 +241,7 @@ class VM(Guest):
         """
         directory = Path(path)
         with self._save() as saved:
-            snapshot.write(directory, saved, dict(self.environment))
+            snapshot.write(directory, saved, dict(self.environment), self.user)
 
     @classmethod
     def restore(
@@ -244,6 +250,7 @@ class VM(Guest):
         *,
         console: Sink | None = None,
         env: Mapping[str, str] | None = None,
+        user: str | None = None,
         publish: bool = True,
         allow_missing_walls: Collection[str] = (),
     ) -> Self:
@@ -253,6 +260,7 @@ class VM(Guest):
             path: the snapshot's directory.
             console: a binary file that the kernel's log is written to from now on.
             env: environment variables of all programs, beside those that the VM had.
+            user: who programs run as; as there unless given.
             publish: whether the ports of this host that led to the VM lead to this one.
             allow_missing_walls: as of `VM`.
 
@@ -263,8 +271,9 @@ class VM(Guest):
         saved, manifest = snapshot.read(Path(path))
         with saved:
             variables = settings.environment(manifest.env, env)
+            own_user = settings.user(manifest.user if user is None else user)
             machine = _restored(saved, console, allow_missing_walls, publish=publish)
-        return cls._ready_with(machine, variables)
+        return cls._ready_with(machine, variables, own_user)
 
     def fork(self, count: int = 1) -> list[Self]:
         """Running copies of the VM, which goes on. They share its memory until they change it.
@@ -284,7 +293,7 @@ class VM(Guest):
             with self._save() as saved:
                 for _ in range(count):  # all are under way before any of them is waited for
                     machines.append(_restored(saved))
-            return [self._ready_with(machine, self.environment) for machine in machines]
+            return [self._ready_with(machine, self.environment, self.user) for machine in machines]
         except BaseException:
             for machine in machines:
                 machine.close()
@@ -297,10 +306,10 @@ class VM(Guest):
         return saved
 
     @classmethod
-    def _ready_with(cls, machine: Machine, env: Mapping[str, str]) -> Self:
+    def _ready_with(cls, machine: Machine, env: Mapping[str, str], user: str) -> Self:
         vm = cls.__new__(cls)
         vm.processor = machine.processor
-        vm._begin(machine, env, BOOT_TIMEOUT)
+        vm._begin(machine, env, user, BOOT_TIMEOUT)
         return vm
 
     def __repr__(self) -> str:
@@ -353,7 +362,7 @@ def _make_template(
     start = boot.load(image, "soft", disks=len(root), drivers=drivers)
     vm = VM.__new__(VM)
     vm.processor = "soft"
-    vm._begin(Machine(size, start, None, allow_missing_walls, root), {}, timeout)
+    vm._begin(Machine(size, start, None, allow_missing_walls, root), {}, ROOT, timeout)
     with vm:
         _settle(vm)
         vm.snapshot(directory)
@@ -377,7 +386,7 @@ def _make_warm_template(
 def _settle(vm: VM) -> None:
     """Lets a guest do what each VM from its template would do: load all drivers, run a program."""
     with suppress(CommandNotFound, CommandNotExecutable):
-        vm.run(["true"])
+        vm.run(["true"], user=ROOT)
     deadline = time.monotonic() + _SETTLE_SECONDS
     while vm.health is not Health.ALIVE and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -400,6 +409,7 @@ def run(
     cwd: str = "/",
     check: bool = False,
     *,
+    user: str | None = None,
     memory: int | str = DEFAULT_MEMORY,
     image: str = store.TINY,
     kernel: str | os.PathLike[str] | None = None,
@@ -407,4 +417,4 @@ def run(
 ) -> Result:
     """Runs one program in a VM of its own; see `VM` and `VM.run`."""
     with VM(memory, image=image, kernel=kernel) as vm:
-        return vm.run(argv, input, timeout, env, cwd, check, max_output=max_output)
+        return vm.run(argv, input, timeout, env, cwd, check, user=user, max_output=max_output)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from teuthis.errors import CommandNotExecutable, CommandNotFound, ConfigurationError
+from teuthis.protocol import ROOT
 from teuthis.root.console import harmless
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def start(guest: Guest, image: Image) -> None:
     source = Path(__file__).with_name("python.py").read_bytes()
     try:
         # Each program says its own PYTHONPATH.
-        result = guest.run(_COMMAND, input=source, env={"PYTHONPATH": ""})
+        result = guest.run(_COMMAND, input=source, env={"PYTHONPATH": ""}, user=ROOT)
     except (CommandNotFound, CommandNotExecutable) as error:
         raise ConfigurationError(
             f"the image {image.name!r} has no python3 that could be kept warm: leave out `warm`, "

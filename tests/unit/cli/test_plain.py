@@ -13,8 +13,8 @@ from teuthis.cli.verbs import app
 
 _RUN = typer.main.get_group(app("run")).commands["run"]
 _WORDS = (
-    *("--memory", "--image", "--timeout", "--workdir", "--env", "--cold", "--warm", "--mem"),
-    *("--memory=1G", "-t", "-", "--", "", "A=1", "512M", "sh", "-c", "python", "--disk"),
+    *("--memory", "--image", "--timeout", "--workdir", "--env", "--cold", "--warm", "--user"),
+    *("--mem", "--memory=1G", "-t", "-", "--", "", "A=1", "512M", "sh", "-c", "python", "--disk"),
 )
 
 

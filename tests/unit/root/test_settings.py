@@ -101,3 +101,14 @@ def test_what_cannot_be_an_environment(layer: dict[str, str]) -> None:
 def test_what_cannot_be_a_guest_path(path: str) -> None:
     with pytest.raises((ConfigurationError, TypeError)):
         settings.guest_path(path)
+
+
+@pytest.mark.parametrize("user", ["app", "0", "1000:1000", "app:staff", "x" * 256, "ü:"])
+def test_users_are_for_the_guest_to_judge(user: str) -> None:
+    assert settings.user(user) == user
+
+
+@pytest.mark.parametrize("user", ["", "x" * 257, "ü" * 129, "a\0b", "\udcff", 0])
+def test_what_no_guest_has_for_a_user(user: str) -> None:
+    with pytest.raises(ConfigurationError, match="user"):
+        settings.user(user)

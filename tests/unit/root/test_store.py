@@ -213,7 +213,7 @@ def test_a_keeper_that_is_none(home: Path) -> None:
         client.send(packet)
         client.close()
 
-    welcome = remote.Welcome(remote.VERSION + 1, remote.register(), {}, {}, Health.UNKNOWN)
+    welcome = remote.Welcome(remote.VERSION + 1, remote.register(), {}, {}, "root", Health.UNKNOWN)
     other = msgspec.msgpack.encode(welcome)
     for packet, says in ((b"garbage", "does not greet"), (other, "another version")):
         thread = threading.Thread(target=greet, args=(packet,))

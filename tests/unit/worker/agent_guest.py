@@ -23,7 +23,7 @@ def u32(*numbers: int) -> bytes:
     return struct.pack(f"<{len(numbers)}I", *numbers)
 
 
-def parse_exec(payload: bytes) -> tuple[list[bytes], list[bytes], bytes]:
+def parse_exec(payload: bytes) -> tuple[list[bytes], list[bytes], bytes, bytes]:
     at = 0
 
     def number() -> int:
@@ -39,7 +39,7 @@ def parse_exec(payload: bytes) -> tuple[list[bytes], list[bytes], bytes]:
 
     argv = [text() for _ in range(number())]
     environment = [text() for _ in range(number())]
-    return argv, environment, text()
+    return argv, environment, text(), text()
 
 
 class Task:

@@ -118,13 +118,16 @@ def test_any_stream_is_decoded_or_refused(pieces: list[bytes]) -> None:
 
 
 def test_exec_is_encoded_as_the_agent_reads_it() -> None:
-    raw = frames.encode_exec([b"a", b""], [b"K=V"], b"/")
+    raw = frames.encode_exec([b"a", b""], [b"K=V"], b"/", b"app:1000")
     assert raw[0] == 1
-    assert parse_exec(raw[8:]) == ([b"a", b""], [b"K=V"], b"/")
+    assert parse_exec(raw[8:]) == ([b"a", b""], [b"K=V"], b"/", b"app:1000")
+    frames.encode_exec([b"a"], [], b"/", b"x" * 256)
 
 
 def test_frames_that_are_too_large_are_not_sent() -> None:
     with pytest.raises(ValueError, match="limit"):
-        frames.encode_exec([b"x" * 65536], [], b"/")
+        frames.encode_exec([b"x" * 65536], [], b"/", b"root")
+    with pytest.raises(ValueError, match="limit"):
+        frames.encode_exec([b"x"], [], b"/", b"x" * 257)
     with pytest.raises(ValueError, match="limit"):
         frames.encode_write_file(0, b"x" * 4097)

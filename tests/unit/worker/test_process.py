@@ -83,7 +83,7 @@ def run(
     stdin_read, stdin_write = os.pipe()
     out_read, out_write = os.pipe()
     err_read, err_write = os.pipe()
-    request = Exec(id=number, argv=["prog", "x y"], env={"A": "1=2"}, cwd="/tmp")
+    request = Exec(id=number, argv=["prog", "x y"], env={"A": "1=2"}, cwd="/tmp", user="app:ü")
     process.ask(request, stdin_read, out_write, err_write)
     for descriptor in (stdin_read, out_write, err_write):
         os.close(descriptor)
@@ -107,7 +107,8 @@ def test_program_with_streams_and_exit_code(process: Process, agent: AgentGuest)
     task, out, err = run(process, agent, stdin=b"some input")
     assert task.request is not None
     assert task.request[0] == EXEC
-    assert parse_exec(task.request[1]) == ([b"prog", b"x y"], [b"A=1=2"], b"/tmp")
+    words, variables = [b"prog", b"x y"], [b"A=1=2"]
+    assert parse_exec(task.request[1]) == (words, variables, b"/tmp", "app:ü".encode())
     task.say(STARTED, u32(42))
     agent.until(lambda: task.input_ended)
     assert task.input == b"some input"

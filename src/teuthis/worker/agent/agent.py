@@ -284,6 +284,7 @@ def _request_frame(request: protocol.Exec | protocol.ReadFile | protocol.WriteFi
                 [argument.encode() for argument in request.argv],
                 [f"{name}={value}".encode() for name, value in request.env.items()],
                 request.cwd.encode(),
+                request.user.encode(),
                 request.tty,
             )
         case protocol.ReadFile():

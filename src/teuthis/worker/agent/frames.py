@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from teuthis.flows import FLOWS, Counters
+from teuthis.protocol import MAX_USER
 
 HEADER: Final = struct.Struct("<B3sI")
 _ZERO = bytes(3)
@@ -179,12 +180,15 @@ def encode_exec(
     argv: list[bytes],
     environment: list[bytes],
     directory: bytes,
+    user: bytes,
     terminal: tuple[int, int] | None = None,
 ) -> bytes:
     """EXEC, on a terminal of so many rows and columns if given; the environment as "NAME=value".
 
     Raises `ValueError` when it does not fit.
     """
+    if len(user) > MAX_USER:
+        raise ValueError(f"a user of {len(user)} bytes, the limit is {MAX_USER}")
     return encode(
         "agent.exec" if terminal is None else "agent.exec-terminal",
         b"".join(
@@ -195,6 +199,7 @@ def encode_exec(
                 _U32.pack(len(environment)),
                 *map(_text, environment),
                 _text(directory),
+                _text(user),
             ]
         ),
     )
