@@ -71,5 +71,6 @@ class Doorbells:
             return
         self._pending = False
         self.attend()
-        with suppress(BlockingIOError):  # full, hence already signalled
+        # Full, hence already signalled; or the hypervisor is gone, as reading the link will tell.
+        with suppress(BlockingIOError, BrokenPipeError):
             os.eventfd_write(self._to_hypervisor, 1)

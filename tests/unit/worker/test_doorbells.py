@@ -71,6 +71,16 @@ def test_eventfd_at_its_limit_does_not_block(shared: Shared) -> None:
     assert shared.page[2048] == 1
 
 
+def test_a_hypervisor_that_has_been_killed_is_no_defect_of_ours(shared: Shared) -> None:
+    # What it is woken by is a pipe, whose other end goes with it.
+    read, write = os.pipe()
+    os.close(read)
+    os.dup2(write, shared.to_hypervisor)
+    os.close(write)
+    shared.doorbells.ring(3, 0)
+    shared.doorbells.flush()
+
+
 RUNG = recorded("doorbell.to-worker").map(lambda sent: {int.from_bytes(sent, "little") % 2048: 1})
 
 
