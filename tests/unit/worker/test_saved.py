@@ -14,7 +14,7 @@ from teuthis.protocol import Status, StatusKind
 from teuthis.worker.agent.agent import Agent
 from teuthis.worker.loop import Loop
 from teuthis.worker.saved import StateError, restore, save
-from teuthis.worker.vmbus.channel import Channel
+from teuthis.worker.vmbus.channel import Channel, Saveable
 from teuthis.worker.vmbus.messages import Offer
 
 from .agent_guest import ENTROPY, HELLO, AgentGuest, frame, u32
@@ -26,7 +26,7 @@ LOOP = Loop()
 INSTANCE = bytes(range(16))
 
 
-class Device:
+class Device(Saveable):
     """A device that is there from the start and remembers a number."""
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final
 import msgspec
 
 from teuthis.flows import FLOWS, Counters
-from teuthis.worker.vmbus.channel import Channel
+from teuthis.worker.vmbus.channel import Channel, Saveable
 from teuthis.worker.vmbus.messages import Offer
 from teuthis.worker.vmbus.ring import IN_BAND, Outgoing, Packet, RingError
 from teuthis.worker.vmbus.server import Server
@@ -52,7 +52,7 @@ class Answer(msgspec.Struct, frozen=True):
     body: bytes
 
 
-class Service:
+class Service(Saveable):
     """The device behind one service's channel. Subclasses ask and judge the bodies of answers."""
 
     flow: ClassVar[str]

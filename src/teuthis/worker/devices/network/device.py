@@ -30,7 +30,7 @@ from teuthis.worker.devices.network.rndis import RndisError
 from teuthis.worker.devices.network.saved import State
 from teuthis.worker.memory import GuestMemory, PageRange
 from teuthis.worker.vmbus import gpa
-from teuthis.worker.vmbus.channel import Channel
+from teuthis.worker.vmbus.channel import Channel, Saveable
 from teuthis.worker.vmbus.messages import Offer
 from teuthis.worker.vmbus.ring import (
     COMPLETION,
@@ -74,7 +74,7 @@ class _Buffer(msgspec.Struct, frozen=True):
     pages: PageRange
 
 
-class Network:
+class Network(Saveable):
     """The device behind the adapter's channel."""
 
     def __init__(

@@ -20,7 +20,7 @@ from teuthis.worker.devices.storage.backend import Backend
 from teuthis.worker.devices.storage.scsi import CheckCondition, Data, Disk, Mismatch
 from teuthis.worker.devices.storage.vstor import Direction, Srb, SrbError, SrbStatus
 from teuthis.worker.memory import GuestMemory
-from teuthis.worker.vmbus.channel import Channel
+from teuthis.worker.vmbus.channel import Channel, Saveable
 from teuthis.worker.vmbus.gpa import GpaError, buffers
 from teuthis.worker.vmbus.messages import Offer
 from teuthis.worker.vmbus.ring import (
@@ -87,7 +87,7 @@ class _Saved(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     unsent: tuple[_Body, Number] | None
 
 
-class Storvsp:
+class Storvsp(Saveable):
     """The SCSI controller of one VM."""
 
     def __init__(
