@@ -126,6 +126,16 @@ def test_a_snapshot_is_started_from_more_than_once(saved: Path) -> None:
     assert used < 160 << 20, "pages of zeros are not kept"
 
 
+@pytest.mark.parametrize("name", ["pages", "hypervisor", "worker"])
+def test_one_that_was_good_is_looked_at_again_when_it_has_changed(copied: Path, name: str) -> None:
+    teuthis.VM.restore(copied).close()
+    content = bytearray((copied / name).read_bytes())
+    content[0] ^= 1
+    (copied / name).write_bytes(content)
+    with pytest.raises(teuthis.SnapshotError, match=f"{name} is not what was saved"):
+        teuthis.VM.restore(copied)
+
+
 def test_programs_run_on(vm: teuthis.VM, tmp_path: Path) -> None:
     loop = "i=0; while :; do i=$((i+1)); echo $i > /tmp/count; usleep 10000; done"
     counting = "until [ -s /tmp/count ]; do usleep 10000; done"

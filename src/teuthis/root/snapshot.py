@@ -12,6 +12,7 @@ The disks themselves are not part of it: they stay where they were, and must not
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable
@@ -31,9 +32,11 @@ if TYPE_CHECKING:
 
 FORMAT: Final = 8
 _MANIFEST: Final = "snapshot.json"
+_PARTS: Final = ("pages", "hypervisor", "worker")
 _MAX_STATE: Final = 64 << 20
 _CHUNK: Final = 1 << 20
 
+Stamp = tuple[int, ...]
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
@@ -198,14 +201,9 @@ def read(
         SnapshotError: it is not there, damaged, cut off, newer, or no snapshot at all.
     """
     try:
-        manifest = _manifest((directory / _MANIFEST).read_bytes(), directory)
+        unchanged = tuple(_stamp(directory / name) for name in (_MANIFEST, *_PARTS))
+        manifest, parts = _judged(directory, unchanged)
         network = manifest.network.wanted() if manifest.network else None
-        parts = {}
-        for name in ("pages", "hypervisor", "worker"):
-            parts[name] = _part(directory / name, getattr(manifest, name))
-        pages = parts["pages"]
-        if len(pages) != manifest.memory_size // PAGE or pages.translate(None, b"\0\1"):
-            raise _damaged(directory / "pages")
         with ExitStack() as undo:
             memory = _open(directory / "memory", undo)
             if os.fstat(memory).st_size != manifest.memory_size:
@@ -242,6 +240,26 @@ def read(
         manifest.cpus,
     )
     return saved, manifest
+
+
+@functools.lru_cache(maxsize=4)
+def _judged(directory: Path, _: tuple[Stamp | None, ...]) -> tuple[Manifest, dict[str, bytes]]:
+    """The small files of a snapshot, as long as they are the same. Raises `SnapshotError`."""
+    manifest = _manifest((directory / _MANIFEST).read_bytes(), directory)
+    parts = {name: _part(directory / name, getattr(manifest, name)) for name in _PARTS}
+    pages = parts["pages"]
+    if len(pages) != manifest.memory_size // PAGE or pages.translate(None, b"\0\1"):
+        raise _damaged(directory / "pages")
+    return manifest, parts
+
+
+def _stamp(path: Path) -> Stamp | None:
+    """What tells whether a file is the same, unchanged: the time of a change nobody can set."""
+    try:
+        at = path.stat()
+    except OSError:
+        return None  # who reads it will say so
+    return at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns
 
 
 def describe(directory: Path) -> Manifest:
