@@ -158,8 +158,16 @@ class SavedMachine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return replace(self, state=now[self.state], template=template)
 
 
+class Birth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a worker is born with: a JSON document. It says nothing of the VM that it will have."""
+
+    uid: Annotated[int, msgspec.Meta(ge=1, lt=1 << 32)] | None = None
+    """The worker's own user id, when root starts it."""
+    allow_missing_walls: frozenset[str] = frozenset()
+
+
 class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a worker is born with: a JSON document, in which descriptors are numbers."""
+    """The VM that a worker is given: a JSON document, in which descriptors are numbers."""
 
     memory: Descriptor
     memory_size: Annotated[int, msgspec.Meta(ge=4096, le=1 << 46)]
@@ -176,9 +184,6 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = 1
     agent: bool = True
     """Whether our agent is in the guest; else the VM is ready when its heart beats."""
-    uid: Annotated[int, msgspec.Meta(ge=1, lt=1 << 32)] | None = None
-    """The worker's own user id, when root starts it."""
-    allow_missing_walls: frozenset[str] = frozenset()
     disks: tuple[DiskConfig, ...] = ()
     saved: SavedMachine | None = None
     lockstep: bool = False
@@ -212,6 +217,10 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             network=network and replace(network, frames=now[network.frames]),
         )
 
+
+MAX_CONFIG: Final = 64 * 1024
+MAX_DESCRIPTORS: Final = 253
+"""What one packet can carry (SCM_MAX_FD)."""
 
 _ALWAYS: Final = (
     *("memory", "link", "doorbells", "to_worker", "to_hypervisor"),

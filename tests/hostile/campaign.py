@@ -25,6 +25,7 @@ from teuthis.root import loader
 from teuthis.root.disks import Disk
 from teuthis.root.loader import BootState
 from teuthis.root.machine import Machine
+from teuthis.root.reserved import Reserved
 
 HERE: Final = Path(__file__).parent
 MEMORY: Final = 64 << 20
@@ -259,7 +260,8 @@ def attack(guest: Path, initrd: Path, seed: int, seconds: float, *, scribble: bo
 
     disks = Disks(guest.parent)
     before = children(os.getpid())
-    machine = Machine(MEMORY, load, None, disks=disks.given)
+    with Reserved(MEMORY) as reserved:
+        machine = Machine(reserved, load, None, disks=disks.given)
     pids = children(os.getpid()) - before
     client = _Client(machine)
     deadline = time.monotonic() + seconds + 5

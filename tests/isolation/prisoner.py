@@ -15,7 +15,7 @@ from typing import NamedTuple
 from teuthis.errors import MissingWall
 from teuthis.jail import switch, walls, worker
 from teuthis.jail.walls import Jail
-from teuthis.protocol import WorkerConfig
+from teuthis.protocol import Birth, WorkerConfig
 from teuthis.switch.protocol import SwitchConfig
 
 GUEST_MEMORY = 256 << 20
@@ -91,14 +91,15 @@ def of_worker(uid: int | None, answer: int) -> Cell:
         counters=0,
         control=control[0].fileno(),
         console=answer,
-        uid=uid,
     )
+    birth = Birth(uid)
     _alive.extend((*link, *control))
 
     def after(epoll: int) -> Jail:
-        return worker.worker(config, worker.system_calls(epoll, config.link, config.control))
+        calls = worker.system_calls(epoll, config.link, config.control)
+        return worker.worker(config, birth, calls)
 
-    return Cell(worker.worker(config, {}), after)
+    return Cell(worker.worker(config, birth, {}), after)
 
 
 def of_switch(uid: int | None, answer: int) -> Cell:

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from teuthis.root import zygote
 
 from ..guests.processes import CLI, alive, await_true, children, zygotes
 from .prison import PRISONS, Prison, call
-from .test_walls import limits, needs_root, status
+from .test_walls import NAMESPACES, limits, needs_root, status
 
 pytestmark = pytest.mark.timeout(300)  # many processes, on hosts that have much to do
 
@@ -106,6 +107,56 @@ def test_that_of_a_command_holds_no_more_and_ends_with_it(number: signal.Signals
         await_true(lambda: not alive(pids))
         assert os.read(left, 1) == b""  # nobody has the other end
     os.close(left)
+
+
+RESERVE = """
+import sys, time
+from teuthis.root.reserved import Reserved
+reserved = Reserved(256 << 20)
+print(reserved.own.worker, flush=True)
+sys.stdin.read()
+reserved.__exit__()
+print("closed", flush=True)
+time.sleep(1000)
+"""
+
+
+@needs_root
+@pytest.mark.parametrize("number", [None, signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_without_a_vm_has_nothing_and_ends_with_its_owner(
+    number: signal.Signals | None,
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", RESERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as owner:
+        assert owner.stdin is not None
+        assert owner.stdout is not None
+        uid = owner.stdout.readline().strip()
+        await_true(lambda: any(waits(pid, uid) for pid in children(owner.pid)), 60)
+        (pid,) = children(owner.pid)
+        said = status(pid)
+        assert {int(said[name], 16) for name in ("CapPrm", "CapEff", "CapBnd")} == {0}
+        assert sorted(kind for kind, _ in open_files(pid)) == ["/dev/null", "socket:[]"]
+        assert shared_objects(pid) == set()
+        for name in NAMESPACES:
+            own, ours = (Path(f"/proc/{who}/ns/{name}").readlink() for who in (pid, "self"))
+            assert own != ours
+        if number is None:
+            owner.stdin.close()
+            assert owner.stdout.readline() == "closed\n"
+            assert not alive([pid])
+            owner.kill()
+        else:
+            everybody = {pid} | zygotes(owner.pid)
+            owner.send_signal(number)
+            await_true(lambda: not alive(everybody))
+
+
+def waits(pid: int, uid: str) -> bool:
+    """Whether a worker has raised its first walls and sleeps."""
+    said = status(pid)
+    raised = said["Uid"].split()[0] == uid and said["NoNewPrivs"] == "1"
+    return raised and said["State"].startswith("S")
 
 
 @needs_root

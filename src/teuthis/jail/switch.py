@@ -58,9 +58,10 @@ def _joining(requests: int) -> AllowList:
     }
 
 
-def walls_of(config: SwitchConfig) -> Sequence[Wall]:
-    """What is left to raise; a network outlives the VM that it was started for."""
-    return [wall for wall in walls.REST if wall.name != "parent-death" or config.uplink is not None]
+def first_walls(config: SwitchConfig) -> Sequence[Wall]:
+    """What is raised first; a named network outlives the VM that it was started for."""
+    named = config.uplink is None
+    return [wall for wall in walls.FIRST if not (named and wall.name == "parent-death")]
 
 
 def switch(config: SwitchConfig, calls: AllowList) -> Jail:

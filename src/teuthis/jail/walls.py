@@ -76,10 +76,10 @@ WALLS: Final = (
 )
 """In the order in which they must be raised."""
 
-FIRST: Final = WALLS[:1]
-"""Raised while nothing but the given descriptors is known to be needed."""
+FIRST: Final = WALLS[:-2]
+"""Raised before anything is known of what the process will serve."""
 
-REST: Final = WALLS[1:]
+REST: Final = WALLS[-2:]
 """Raised once everything is mapped and loaded."""
 
 NAMES: Final = tuple(wall.name for wall in WALLS)

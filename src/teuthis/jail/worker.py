@@ -10,7 +10,7 @@ from teuthis.jail.kernel import PUNCH_HOLE
 from teuthis.jail.limits import MIB, NOTHING
 from teuthis.jail.seccomp import integer, null, without
 from teuthis.jail.walls import Jail
-from teuthis.protocol import DiskConfig, WorkerConfig
+from teuthis.protocol import Birth, DiskConfig, WorkerConfig
 
 _PROT_EXEC: Final = 4
 _MAP_PRIVATE_ANONYMOUS: Final = 0x22
@@ -74,7 +74,12 @@ def _always(epoll: int, link: int, control: int) -> AllowList:
     }
 
 
-def worker(config: WorkerConfig, calls: AllowList) -> Jail:
+def unborn(birth: Birth, owner: int) -> Jail:
+    """The jail of a worker that has no VM yet, but the socket over which it is given one."""
+    return Jail({}, {}, [owner], birth.uid, birth.allow_missing_walls)
+
+
+def worker(config: WorkerConfig, birth: Birth, calls: AllowList) -> Jail:
     """The jail of the worker that was given `config`."""
     return Jail(
         system_calls=calls,
@@ -89,8 +94,8 @@ def worker(config: WorkerConfig, calls: AllowList) -> Jail:
             resource.RLIMIT_FSIZE: max(map(_written_bytes, config.disks), default=0),
         },
         descriptors=config.descriptors(),
-        uid=config.uid,
-        allow_missing=config.allow_missing_walls,
+        uid=birth.uid,
+        allow_missing=birth.allow_missing_walls,
     )
 
 

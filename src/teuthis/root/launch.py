@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from teuthis import programs
 from teuthis.flows import FLOWS, Counters, counters_size
-from teuthis.jail import host, identity
 from teuthis.protocol import SavedMachine, Template, WorkerConfig
-from teuthis.root import cgroup, generation, zygote
+from teuthis.root import generation
 from teuthis.root.console import Console, Sink
 from teuthis.root.descriptors import Descriptors
 from teuthis.root.processor import Processor, open_device
+from teuthis.root.reserved import Reserved
 from teuthis.root.saved import Memory, Saved, SavedDisk
 from teuthis.root.spawn import Child
 
@@ -62,33 +62,32 @@ Start = Load | Saved
 
 
 def launch(
-    memory_size: int,
+    reserved: Reserved,
     start: Start,
     sink: Sink | None,
-    allow_missing_walls: Collection[str] = (),
     disks: Sequence[Disk | SavedDisk] = (),
     network: Wanted | None = None,
     *,
     agent: bool = True,
     processor: Processor = "soft",
     record: str | None = None,
-    cpus: int = 1,
 ) -> Processes:
     """Makes the memory and the channels of a VM, loads its memory, starts its two processes.
 
     With `record`, the name of a file, guest and worker run in turns and leave a recording.
 
-    The worker is asked for first, so that it is born while the kernel is being loaded; the
-    hypervisor waits for the worker's word before the guest's first instruction.
+    The worker has been asked for before; the hypervisor waits for its word before the guest's first
+    instruction.
 
     Raises:
-        ConfigurationError: `allow_missing_walls` names something else; a disk cannot be used.
+        ConfigurationError: a disk cannot be used.
         HostError, OSError: something that a VM needs cannot be had here.
         KernelError: a `Load` could not make the guest ready.
         RecordingError: the recording's file cannot be made.
     """
-    allowed = host.check_names(allow_missing_walls)
-    with Descriptors() as given, Descriptors() as held:
+    memory_size, cpus, allowed = reserved.memory_size, reserved.cpus, reserved.allowed
+    own, group, birth = reserved.own, reserved.group, reserved.birth
+    with Descriptors() as given, reserved.take_over() as held:
         memory = held.memory_file("ram", memory_size)
         doorbells = given.memory_file("doorbells", _DOORBELLS_SIZE)
         pages = tuple(
@@ -104,8 +103,6 @@ def launch(
         console = Console(console_read, sink)
         given.own(console_write)
 
-        own = held.enter_context(identity.lease())
-        group = held.enter_context(cgroup.lease(memory_size, cpus, cgroup.place()))
         attached, adapter = None, None
         if network is not None:
             from teuthis.root.network import attach
@@ -134,14 +131,11 @@ def launch(
             console=console_write,
             network=adapter,
             agent=agent,
-            uid=own.worker,
-            allow_missing_walls=allowed,
             disks=tuple(disk.config for disk in opened),
             saved=saved,
             lockstep=record is not None,
         )
-        birth = zygote.ask(msgspec.json.encode(config), config.descriptors())
-        held.callback(birth.end)
+        birth.give(msgspec.json.encode(config), config.descriptors())
 
         descriptors = {
             "--memory-fd": memory,

@@ -13,7 +13,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
@@ -21,13 +21,13 @@ from teuthis.errors import HostError, SnapshotError, TeuthisError, VMClosed, VME
 from teuthis.flows import Count, by_flow, total
 from teuthis.jail import host
 from teuthis.protocol import STATUS_SIZE, Ended, Health, ProtocolError, Save, Stop, encode_request
-from teuthis.root import zygote
 from teuthis.root.caller import Caller, done
 from teuthis.root.console import Console, Sink
 from teuthis.root.ending import ending
 from teuthis.root.launch import Start, launch
 from teuthis.root.processor import Processor
 from teuthis.root.promise import Promise
+from teuthis.root.reserved import Reserved
 from teuthis.root.saved import Saved, SavedDisk, copy
 
 if TYPE_CHECKING:
@@ -45,10 +45,9 @@ class Machine(Caller):
 
     def __init__(
         self,
-        memory_size: int,
+        reserved: Reserved,
         start: Start,
         sink: Sink | None,
-        allow_missing_walls: Collection[str] = (),
         disks: Sequence[Disk] = (),
         network: Wanted | None = None,
         *,
@@ -56,7 +55,6 @@ class Machine(Caller):
         end_when_hung: bool = False,
         processor: Processor = "soft",
         record: str | None = None,
-        cpus: int = 1,
     ) -> None:
         """Starts a VM; `ready` says when its agent answers, or without `agent` its kernel.
 
@@ -66,14 +64,13 @@ class Machine(Caller):
             HostError, KernelError, RecordingError: see `launch`.
         """
         super().__init__()
-        zygote.warm()
         self.ready = self._requests.ready
         self._final: list[int] = []
         self._end_when_hung = end_when_hung
         self._recorded = record is not None
         self._network, self._agent = network, agent
         self.processor: Processor = processor
-        self._cpus = cpus
+        self._cpus = reserved.cpus
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
 
         def run() -> None:
@@ -81,16 +78,14 @@ class Machine(Caller):
             # started by the thread that sees them end.
             try:
                 self._processes = launch(
-                    memory_size,
+                    reserved,
                     start,
                     sink,
-                    allow_missing_walls,
                     disks,
                     network,
                     agent=agent,
                     processor=processor,
                     record=record,
-                    cpus=cpus,
                 )
                 self._counters = self._processes.counters[0]
                 self._talk_over(self._processes.control)

@@ -25,6 +25,7 @@ from teuthis.root.console import Sink
 from teuthis.root.guest import DEFAULT_ENVIRONMENT, Guest
 from teuthis.root.machine import Machine
 from teuthis.root.processor import DEVICE, choose, kvm
+from teuthis.root.reserved import Reserved
 from teuthis.root.result import Result
 from teuthis.root.saved import Saved, seal
 from teuthis.root.streams import MAX_OUTPUT
@@ -162,43 +163,42 @@ class VM(Guest):
         self.processor = "soft" if record is not None else choose(processor, cpus)
         saved = None
         boots = cold or console or keep or kernel or record
-        if self.processor == "soft" and agent and not boots:
-            make = _make_template if warm is None else _make_warm_template
-            saved = templates.open_template(
-                chosen,
-                size,
-                warm,
-                lambda path: make(path, chosen, size, boot_timeout, allow_missing_walls),
-            )
-        start: Start
-        if saved is None:
-            disks = [*root, *disks]
-            start = boot.load(
-                chosen,
-                self.processor,
-                None if kernel is None else Path(kernel),
-                disks=len(disks),
-                drivers=boot.drivers(chosen, disks=bool(disks), network=net is not None),
-                agent=agent,
-                console=console is not None,
-                cpus=cpus,
-            )
-        else:
-            start = saved
-        with saved or nullcontext():
-            machine = Machine(
-                size,
-                start,
-                console,
-                allow_missing_walls,
-                disks,
-                net,
-                agent=agent,
-                end_when_hung=on_hang == "kill",
-                processor=self.processor,
-                record=None if record is None else os.fspath(record),
-                cpus=cpus,
-            )
+        with Reserved(size, cpus, allow_missing_walls) as reserved:
+            if self.processor == "soft" and agent and not boots:
+                make = _make_template if warm is None else _make_warm_template
+                saved = templates.open_template(
+                    chosen,
+                    size,
+                    warm,
+                    lambda path: make(path, chosen, size, boot_timeout, allow_missing_walls),
+                )
+            start: Start
+            if saved is None:
+                disks = [*root, *disks]
+                start = boot.load(
+                    chosen,
+                    self.processor,
+                    None if kernel is None else Path(kernel),
+                    disks=len(disks),
+                    drivers=boot.drivers(chosen, disks=bool(disks), network=net is not None),
+                    agent=agent,
+                    console=console is not None,
+                    cpus=cpus,
+                )
+            else:
+                start = saved
+            with saved or nullcontext():
+                machine = Machine(
+                    reserved,
+                    start,
+                    console,
+                    disks,
+                    net,
+                    agent=agent,
+                    end_when_hung=on_hang == "kill",
+                    processor=self.processor,
+                    record=None if record is None else os.fspath(record),
+                )
         self._begin(machine, variables, own_user, boot_timeout)
         if warm is not None and saved is None:
             try:
@@ -340,17 +340,16 @@ def _restored(
             f"here: {verdict.reason}"
         )
     network = saved.network
-    return Machine(
-        saved.memory_size,
-        saved,
-        console,
-        allow_missing_walls,
-        network=network and network.elsewhere(network.publish if publish else ()),
-        agent=saved.agent,
-        end_when_hung=saved.end_when_hung,
-        processor=saved.processor,
-        cpus=saved.cpus,
-    )
+    with Reserved(saved.memory_size, saved.cpus, allow_missing_walls) as reserved:
+        return Machine(
+            reserved,
+            saved,
+            console,
+            network=network and network.elsewhere(network.publish if publish else ()),
+            agent=saved.agent,
+            end_when_hung=saved.end_when_hung,
+            processor=saved.processor,
+        )
 
 
 def _make_template(
@@ -362,7 +361,9 @@ def _make_template(
     start = boot.load(image, "soft", disks=len(root), drivers=drivers)
     vm = VM.__new__(VM)
     vm.processor = "soft"
-    vm._begin(Machine(size, start, None, allow_missing_walls, root), {}, ROOT, timeout)
+    with Reserved(size, allow_missing_walls=allow_missing_walls) as reserved:
+        machine = Machine(reserved, start, None, root)
+    vm._begin(machine, {}, ROOT, timeout)
     with vm:
         _settle(vm)
         vm.snapshot(directory)

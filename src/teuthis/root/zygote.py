@@ -65,8 +65,8 @@ class Zygote:
         """Whether it is no more."""
         return self._fate.done()
 
-    def ask(self, config: bytes, descriptors: Sequence[int]) -> Birth:
-        """Asks for a worker with this configuration and copies of these descriptors.
+    def ask(self, birth: bytes) -> Birth:
+        """Asks for a worker.
 
         Raises:
             OSError: it is no more, or it cannot be asked.
@@ -74,7 +74,7 @@ class Zygote:
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with far:
             try:
-                socket.send_fds(self._requests, [config], [far.fileno(), *descriptors])
+                socket.send_fds(self._requests, [birth], [far.fileno()])
             except BaseException:
                 near.close()
                 raise
@@ -92,24 +92,29 @@ class Zygote:
 
 
 class Birth:
-    """A worker that has been asked for."""
+    """A worker that has been asked for. It raises its first walls, then waits for its VM."""
 
-    def __init__(self, zygote: Zygote, answer: socket.socket) -> None:
+    def __init__(self, zygote: Zygote, worker: socket.socket) -> None:
         self._zygote = zygote
-        self._answer = answer
+        self._worker = worker
         self._child: Child | None = None
 
+    def give(self, config: bytes, descriptors: Sequence[int]) -> None:
+        """Gives it its VM: a configuration, and copies of these descriptors."""
+        with suppress(BrokenPipeError, ConnectionResetError):  # `child`, or its end, will say why
+            socket.send_fds(self._worker, [config], descriptors)
+
     def child(self) -> Child:
-        """The worker, once it is there.
+        """The worker, once it is there. It can be given nothing after that.
 
         Raises:
             HostError: it could not be started.
         """
         if self._child is None:
-            with self._answer as answer:
-                answer.settimeout(_PATIENCE)
+            with self._worker as worker:
+                worker.settimeout(_PATIENCE)
                 try:
-                    data, descriptors, _, _ = socket.recv_fds(answer, _ANSWER_BYTES, 1)
+                    data, descriptors = _receive(worker)
                 except OSError as error:
                     raise HostError(f"no worker was started in time: {error}") from error
             if not data:
@@ -130,9 +135,18 @@ class Birth:
 
     def end(self) -> None:
         """Kills the worker, if there is one, and forgets it."""
-        if self._child is not None or self._answer.fileno() >= 0:
+        if self._child is not None or self._worker.fileno() >= 0:
             with suppress(HostError):
                 self.child().end()
+
+
+def _receive(worker: socket.socket) -> tuple[bytes, list[int]]:
+    """The zygote's answer. Raises `OSError`."""
+    try:
+        data, descriptors, _, _ = socket.recv_fds(worker, _ANSWER_BYTES, 1)
+    except ConnectionResetError:  # told once, when what we gave is not read by anybody
+        data, descriptors, _, _ = socket.recv_fds(worker, _ANSWER_BYTES, 1)
+    return data, descriptors
 
 
 _lock = threading.Lock()
@@ -151,14 +165,14 @@ def warm() -> Zygote:
         return _current
 
 
-def ask(config: bytes, descriptors: Sequence[int]) -> Birth:
+def ask(birth: bytes) -> Birth:
     """Asks the zygote for a worker: see `Zygote.ask`."""
     zygote = warm()
     try:
-        return zygote.ask(config, descriptors)
+        return zygote.ask(birth)
     except (BrokenPipeError, ConnectionResetError):
         zygote.fate()  # it has just been killed: there will be another one
-        return warm().ask(config, descriptors)
+        return warm().ask(birth)
 
 
 def _abandon() -> None:

@@ -2,6 +2,11 @@
 
 import sys
 
+from teuthis.errors import MissingWall
+from teuthis.jail import walls
 from teuthis.switch.main import main
 
-sys.exit(main(sys.argv[1:]))
+try:
+    sys.exit(main(sys.argv[1:]))
+except MissingWall as missing:
+    sys.exit(walls.exit_status(missing.name))

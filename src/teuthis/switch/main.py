@@ -10,7 +10,6 @@ from typing import Final
 
 import msgspec
 
-from teuthis.errors import MissingWall
 from teuthis.flows import Counters
 from teuthis.jail import switch as jail
 from teuthis.jail import walls
@@ -31,7 +30,7 @@ _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPA
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Serves one network; 0 when its last VM has gone."""
+    """Serves one network; 0 when its last VM has gone. Raises `MissingWall`."""
     # 1. Read what we were given: the numbers of our descriptors.
     try:
         config = _read_config(arguments)
@@ -43,8 +42,9 @@ def main(arguments: Sequence[str]) -> int:
         os.write(1, b"%d" % pid)
         os._exit(0)
 
-    # 2. Drop everything else that somebody may have left.
-    walls.enter(jail.switch(config, {}), walls.FIRST)
+    # 2. Drop everything else that somebody may have left, and leave: from here on no path, no
+    #    network, no other process, no privilege.
+    walls.enter(jail.switch(config, {}), jail.first_walls(config))
     os.environ.clear()
 
     # 3. Put the switch together around what is left.
@@ -53,14 +53,9 @@ def main(arguments: Sequence[str]) -> int:
     uplink = None if config.uplink is None else _uplink(switch, config.uplink)
     entrance = None if config.requests is None else Entrance(switch, config.requests, config.uid)
 
-    # 4. The door is locked: no path, no network, no other process, no privilege.
-    try:
-        walls.enter(
-            jail.switch(config, jail.system_calls(loop.fileno(), config.requests)),
-            jail.walls_of(config),
-        )
-    except MissingWall as missing:
-        return walls.exit_status(missing.name)
+    # 4. The door is locked: what is left are the system calls that forwarding frames takes.
+    calls = jail.system_calls(loop.fileno(), config.requests)
+    walls.enter(jail.switch(config, calls), walls.REST)
 
     # 5. Only now read what a guest may have made, as long as there is anybody.
     give_up = time.monotonic() + _PATIENCE

@@ -2,12 +2,15 @@
 
 import os
 from contextlib import suppress
+from typing import Final
 
-from teuthis.errors import MissingWall
+import msgspec
+
 from teuthis.flows import Counters
 from teuthis.jail import walls
 from teuthis.jail import worker as jail
-from teuthis.protocol import WorkerConfig
+from teuthis.protocol import MAX_CONFIG, MAX_DESCRIPTORS, Birth, WorkerConfig
+from teuthis.worker import sockets
 from teuthis.worker.console import Console
 from teuthis.worker.control import Control, LifelineCut
 from teuthis.worker.devices.storage.disks import disk_backend
@@ -19,15 +22,25 @@ from teuthis.worker.memory import GuestMemory
 from teuthis.worker.sockets import socket
 from teuthis.worker.template import Template
 
+_decoder: Final = msgspec.json.Decoder(WorkerConfig)
 
-def main(config: WorkerConfig) -> int:
-    """Serves one VM; 0 when it ended in any orderly way."""
-    # 1. We were born with the descriptors in `config` (`zygote.py`). Drop everything else that
-    #    somebody may have left: other descriptors, the environment.
-    walls.enter(jail.worker(config, {}), walls.FIRST)
+
+def main(birth: Birth, owner: socket) -> int:
+    """Serves one VM; 0 when it ended in any orderly way. Raises `MissingWall`."""
+    # 1. We were born with a socket to our owner (`zygote.py`). Drop everything else that somebody
+    #    may have left, and leave: from here on no path, no network, no other process, no privilege.
+    #    All modules are loaded by now.
+    walls.enter(jail.unborn(birth, owner.fileno()), walls.FIRST)
     os.environ.clear()
 
-    # 2. Map guest RAM and the shared pages; their descriptors are of no more use. A restored VM has
+    # 2. Take our VM: its configuration, and its descriptors. An owner that has none for us goes.
+    document, descriptors = sockets.receive(owner, MAX_CONFIG, MAX_DESCRIPTORS)
+    owner.close()
+    if not document:
+        return 0
+    config = _decoder.decode(document).renumbered(descriptors)
+
+    # 3. Map guest RAM and the shared pages; their descriptors are of no more use. A restored VM has
     #    a state to go on from: its bytes are read here and judged behind the door.
     saved, news, template = None, "", None
     if config.saved is not None:
@@ -42,7 +55,7 @@ def main(config: WorkerConfig) -> int:
     for mapped in (config.memory, config.counters, config.doorbells):
         os.close(mapped)
 
-    # 3. Put the machine together around what is left: four descriptors of this VM's own, and the
+    # 4. Put the machine together around what is left: four descriptors of this VM's own, and the
     #    files of its disks.
     loop = Loop()
     link = Link(socket(fileno=config.link), counters, doorbells.attend)
@@ -67,15 +80,12 @@ def main(config: WorkerConfig) -> int:
     if config.network is not None:
         machine.add_network(config.network)
 
-    # 4. The door is locked: from here on no path, no network, no other process, no privilege, and
-    #    the 18 system calls that serving takes (22 with disks). All modules are loaded by now.
+    # 5. The door is locked: what is left are the 18 system calls that serving takes (22 with
+    #    disks).
     calls = jail.system_calls(loop.fileno(), config.link, config.control, config.disks)
-    try:
-        walls.enter(jail.worker(config, calls), walls.REST)
-    except MissingWall as missing:
-        return walls.exit_status(missing.name)
+    walls.enter(jail.worker(config, birth, calls), walls.REST)
 
-    # 5. Only now read what a guest may have made. Serve it until it, the hypervisor or the client
+    # 6. Only now read what a guest may have made. Serve it until it, the hypervisor or the client
     #    ends; nothing has to be, or can be, taken down piece by piece.
     with suppress(LifelineCut):
         machine.run()

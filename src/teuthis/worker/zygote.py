@@ -1,8 +1,8 @@
 """The zygote: has loaded all that a worker is made of, and becomes one whenever it is asked.
 
 Read it from top to bottom to see what a worker is born with. The zygote itself serves no guest: it
-reads nothing but requests of its owner, and what it hands to a worker are descriptors that it
-closes at once and a configuration that it does not look into. It has one thread.
+reads nothing but requests of its owner, and all that it hands to a worker is a socket, over which
+the owner then gives it its VM. It has one thread.
 
 A worker is born by `clone` with CLONE_PARENT, as a child of the zygote's owner: so the owner waits
 for it, and `parent-death` means the owner, not the zygote.
@@ -18,24 +18,23 @@ from typing import Final
 
 import msgspec
 
-from teuthis.jail import capabilities
+from teuthis.errors import MissingWall
+from teuthis.jail import capabilities, walls
 from teuthis.jail.kernel import prctl
 from teuthis.jail.system_calls import NUMBERS
-from teuthis.protocol import WorkerConfig
+from teuthis.protocol import Birth
 from teuthis.worker import main as worker
 from teuthis.worker import sockets
 from teuthis.worker.sockets import socket
 
 _USAGE: Final = 64
 _DEFECT: Final = 70
-_MAX_CONFIG: Final = 64 * 1024
-_MAX_DESCRIPTORS: Final = 253
-"""What one packet can carry (SCM_MAX_FD)."""
+_MAX_REQUEST: Final = 4096
 _PR_SET_NAME: Final = 15
 _CLONE_PARENT: Final = 0x8000
 _CLONE_PIDFD: Final = 0x1000
 
-_decoder: Final = msgspec.json.Decoder(WorkerConfig)
+_decoder: Final = msgspec.json.Decoder(Birth)
 # Unlike `CDLL` it keeps the interpreter's lock: the child has it as its parent had.
 _libc: Final = ctypes.PyDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -62,18 +61,15 @@ def main(arguments: Sequence[str]) -> int:
 
     # 3. One request, one worker.
     while True:
-        request, descriptors = sockets.receive(requests, _MAX_CONFIG, _MAX_DESCRIPTORS)
+        request, descriptors = sockets.receive(requests, _MAX_REQUEST, 1)
         if not descriptors:
             return 0
-        answer, *given = descriptors
+        owner = socket(fileno=descriptors[0])
         pid, pidfd = _clone()
         if pid == 0:
-            _become_worker(request, given)
-        owner = socket(fileno=answer)
+            _become_worker(request, owner)
         sockets.send(owner, pid.to_bytes(4, "little", signed=True), [pidfd][: pid > 0])
         owner.close()
-        for descriptor in given:
-            os.close(descriptor)
         if pid > 0:
             os.close(pidfd)
 
@@ -87,13 +83,15 @@ def _clone() -> tuple[int, int]:
     return (pid, pidfd.value) if pid >= 0 else (-ctypes.get_errno(), -1)
 
 
-def _become_worker(request: bytes, descriptors: Sequence[int]) -> None:
+def _become_worker(request: bytes, owner: socket) -> None:
     """Never returns."""
     status = _DEFECT
     try:
         os.setsid()
         _name(b"teuthis-worker")
-        status = worker.main(_decoder.decode(request).renumbered(descriptors))
+        status = worker.main(_decoder.decode(request), owner)
+    except MissingWall as missing:
+        status = walls.exit_status(missing.name)
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:

@@ -11,7 +11,7 @@ import pytest
 from teuthis import Disk, layer
 from teuthis.errors import ConfigurationError
 from teuthis.jail import worker
-from teuthis.protocol import DiskConfig, LayerConfig, WorkerConfig
+from teuthis.protocol import Birth, DiskConfig, LayerConfig, WorkerConfig
 from teuthis.root.descriptors import Descriptors
 from teuthis.root.disks import open_disks
 
@@ -181,7 +181,7 @@ def test_the_worker_gets_what_its_disks_need() -> None:
         "fallocate": {11, 13},
     }
     limits = [
-        worker.worker(config(*disks), {}).limits[resource.RLIMIT_FSIZE]
+        worker.worker(config(*disks), Birth(), {}).limits[resource.RLIMIT_FSIZE]
         for disks in ((), (locked,), (locked, discarded), (locked, raw, discarded))
     ]
     assert limits == [0, 0, layer.file_size(2 * SIZE), 4 * SIZE]
@@ -190,4 +190,4 @@ def test_the_worker_gets_what_its_disks_need() -> None:
     calls = named((restored,))
     assert calls["preadv2"] == {12, 13, 14}
     assert calls["pwritev2"] == calls["fallocate"] == {13}, "what others read is never written"
-    assert worker.worker(config(locked, raw), {}).descriptors.count(11) == 1  # type: ignore[attr-defined]
+    assert worker.worker(config(locked, raw), Birth(), {}).descriptors.count(11) == 1  # type: ignore[attr-defined]

@@ -18,6 +18,7 @@ from teuthis.root.console import Console
 from teuthis.root.descriptors import Descriptors
 from teuthis.root.launch import Processes
 from teuthis.root.machine import Machine
+from teuthis.root.reserved import Reserved
 from teuthis.root.saved import Memory
 from teuthis.root.spawn import Child
 
@@ -65,7 +66,8 @@ class Played:
 def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Played]:
     played = Played()
     monkeypatch.setattr(module, "launch", played.launch)
-    played.machine = Machine(0, lambda *_: None, None)  # type: ignore[arg-type]
+    with Reserved(0) as reserved:
+        played.machine = Machine(reserved, lambda *_: None, None)  # type: ignore[arg-type]
     yield played
     os.close(played.console)
     played.control.close()

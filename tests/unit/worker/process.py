@@ -62,21 +62,21 @@ class Process:
             counters=counters,
             control=control.fileno(),
             console=console,
-            uid=self.identity.worker,
         )
-        document = msgspec.json.encode(config)
+        ours, owner = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        socket.send_fds(ours, [msgspec.json.encode(config)], config.descriptors())
         source = str(Path(protocol.__file__).resolve().parents[1])
         code = f"""
 import sys
 sys.path.insert(0, {source!r})
-import msgspec
-from teuthis.protocol import WorkerConfig
+from teuthis.protocol import Birth
 from teuthis.worker.main import main
-sys.exit(main(msgspec.json.decode({document!r}, type=WorkerConfig)))
+from teuthis.worker.sockets import socket
+sys.exit(main(Birth({self.identity.worker}), socket(fileno={owner.fileno()})))
 """
         self.child = subprocess.Popen(
             [sys.executable, "-I", "-c", code],
-            pass_fds=config.descriptors(),
+            pass_fds=[owner.fileno()],
             stdin=subprocess.DEVNULL,
         )
         self.memory = GuestMemory(memory, MEMORY_SIZE)
@@ -84,8 +84,8 @@ sys.exit(main(msgspec.json.decode({document!r}, type=WorkerConfig)))
         self.page = mmap.mmap(doorbells, 4096)
         for descriptor in (memory, doorbells, counters, console):
             os.close(descriptor)
-        link.close()
-        control.close()
+        for end in (ours, owner, link, control):
+            end.close()
         self.ports: set[int] = set()
         self.guest = Guest(self.memory, self)
         self.statuses: list[Status] = []
