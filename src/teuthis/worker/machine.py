@@ -133,9 +133,10 @@ class Machine:
             self._state,
             self._resumed,
             counters,
-            None if saved is None else partial(self._restore, saved),
+            None if saved is None else self._agent.report_ready,
         )
         self._lockstep = Lockstep(link, control, memory, doorbells.flush) if lockstep else None
+        self._saved = saved
         self._disks = disks
         if disks:
             storage = Storvsp(self._server, memory, counters, disks, console.note)
@@ -165,6 +166,9 @@ class Machine:
             self._load_disks()
             self._link.send(partition.START)
             self._link.flush()
+            if self._saved is not None:
+                self._restore(self._saved)
+                self._saved = None
             while self._lockstep is not None:
                 self._lockstep.turn(self)
             while True:

@@ -76,4 +76,4 @@ def _restore(record: bytes, server: Server, sockets: HvSock, agent: Agent) -> No
             streams[channel.relid].attach(channel, None)
             if channel.relid != greeting:
                 server.rescind(channel)
-    agent.report_ready(state.agent.ready)
+    agent.was_ready(state.agent.ready)

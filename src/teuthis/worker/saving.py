@@ -42,11 +42,12 @@ class Saving:
         state: Callable[[], bytes],
         resumed: Callable[[], None],
         counters: Counters,
-        restore: Callable[[], None] | None = None,
+        restored: Callable[[], None] | None = None,
     ) -> None:
         """`state` gives the worker's own state; `resumed` is called when the guest goes on.
 
-        A restored guest begins standing still: `restore` is called when the hypervisor says so.
+        A restored guest begins standing still: `restored` is called before it goes on for the first
+        time, when the hypervisor has taken its state, as the worker has by then.
         """
         self.standing = False
         self._send = send
@@ -54,7 +55,7 @@ class Saving:
         self._state = state
         self._resumed = resumed
         self._counters = counters
-        self._restore = restore
+        self._restored = restored
         self._pausing: int | None = None
         self._saving: tuple[Save, list[int], bytes] | None = None
         self._collector = Collector()
@@ -99,9 +100,9 @@ class Saving:
 
     def paused(self) -> None:
         """The hypervisor stands still. Raises `EndVM` when nobody asked it to."""
-        if self._restore is not None:
-            restore, self._restore = self._restore, None
-            restore()
+        if self._restored is not None:
+            restored, self._restored = self._restored, None
+            restored()
             self._send(link.RESUME)
             self._resumed()
             return

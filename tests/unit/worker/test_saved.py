@@ -102,6 +102,7 @@ def worker() -> Worker:
 def test_a_guest_goes_on_with_another_worker(worker: Worker) -> None:
     other = successor(worker)
     other.restore(worker.save())
+    other.agent.report_ready()
     assert other.statuses == [Status(StatusKind.READY)]
     assert other.device.number == 7
     assert other.device.channel is not None
@@ -149,6 +150,7 @@ def test_an_agent_that_has_not_greeted_may_do_so_later() -> None:
     assert worker.guest.connect()
     other = successor(worker)
     other.restore(worker.save())
+    other.agent.report_ready()
     assert other.statuses == []
     worker.guest.transport, worker.guest.memory = other.transport, other.memory
     greeting = worker.guest.dial(0x7E07)

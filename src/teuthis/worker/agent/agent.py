@@ -150,10 +150,13 @@ class Agent:
             self._say("agent.resumed", now + self._news.encode())
             self._news = ""
 
-    def report_ready(self, ready: bool) -> None:
-        """Tells the root side that a restored agent is there, if it was."""
+    def was_ready(self, ready: bool) -> None:
+        """Whether the saved machine's agent had greeted."""
         self._ready = ready
-        if ready:
+
+    def report_ready(self) -> None:
+        """Tells the root side that a restored agent is there, if it was."""
+        if self._ready:
             self._report(Status(StatusKind.READY))
 
     # ---- greeting --------------------------------------------------------------------------------
