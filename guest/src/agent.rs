@@ -165,7 +165,7 @@ impl<L: Listener> Agent<L> {
         if self.network.is_none() && !ready[0].is_empty() {
             match self.listener.accept() {
                 Ok(stream) => self.sessions.push(Session::new(stream)),
-                Err(error) => log::line(&format!("a connection of the host failed: {error}")),
+                Err(error) => log::line(&format!("a connection failed: {error}")),
             }
         }
         Ok(None)

@@ -1,6 +1,11 @@
 //! The way to the host: vsock, carried by hv_sock.
 
-use std::{io, os::fd::OwnedFd, thread, time::Duration};
+use std::{
+    io::{self, ErrorKind},
+    os::fd::OwnedFd,
+    thread,
+    time::Duration,
+};
 
 use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockListener, VsockStream};
 
@@ -37,6 +42,11 @@ pub fn connect() -> io::Result<Ends> {
 
 impl Listener for VsockListener {
     fn accept(&self) -> io::Result<OwnedFd> {
-        self.accept().map(|(stream, _)| stream.into())
+        let (stream, from) = self.accept()?;
+        // A loopback leads here from the guest's own programs, which may have fewer rights than we.
+        if from.cid() != VMADDR_CID_HOST {
+            return Err(ErrorKind::PermissionDenied.into());
+        }
+        Ok(stream.into())
     }
 }

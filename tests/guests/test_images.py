@@ -20,10 +20,12 @@ from tests.unit.images.archives import (
     hard_link,
     symlink,
 )
+from teuthis.flows import FLOWS
 from teuthis.images import ext4, make, packages, store, tar
 from teuthis.images.importing import import_image
 from teuthis.images.store import Image
 from teuthis.images.tree import Tree
+from teuthis.worker.agent import frames
 
 _SIZE = 64 << 20
 _WITH_MODULES = 256 << 20
@@ -193,3 +195,24 @@ def test_debian_knows_its_packages(debian_vm: teuthis.VM, debian: str) -> None:
 def test_debian_is_as_it_was_made(debian_vm: teuthis.VM, debian: str) -> None:
     debian_vm.run(["sh", "-c", "rm -rf /usr/share/doc; echo x > /x; sync"], check=True)
     assert make.verify(store.find(debian)) == []
+
+
+_ASK = f"""
+import socket, sys
+with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as agent:
+    agent.settimeout(60)
+    agent.connect((1, {FLOWS["agent.hello"].values["port"]}))
+    try:
+        agent.send(sys.stdin.buffer.read())
+        print(agent.recv(100))
+    except ConnectionError:
+        print(b"")
+"""
+
+
+def test_the_agent_obeys_no_program_of_the_guest(debian_vm: teuthis.VM) -> None:
+    debian_vm.run(["modprobe", "vsock_loopback"], check=True)
+    request = frames.encode_exec([b"touch", b"/ran"], [], b"/", b"root")
+    result = debian_vm.run(["python3", "-c", _ASK], request, user="nobody", check=True)
+    assert result.stdout == b"b''\n"
+    assert debian_vm.run(["test", "-e", "/ran"]).exit_code == 1
