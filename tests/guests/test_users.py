@@ -11,6 +11,7 @@ import teuthis
 from tests.guests import named
 from tests.guests.processes import run
 from tests.unit.images.archives import Oci, archive, directory, entry, symlink
+from teuthis.cli import terminal
 from teuthis.errors import CommandError, ConfigurationError
 from teuthis.images import packages
 from teuthis.images.importing import import_image
@@ -208,6 +209,12 @@ def test_a_terminal_is_its_users(vm: teuthis.VM) -> None:
         process.stdin.write(b"bye\n")
         process.stdin.flush()
         assert process.stdout.read() == b"bye\r\nbye\r\n"
+
+
+def test_a_shell_of_a_user_without_a_home(vm: teuthis.VM) -> None:
+    home = {"HOME": "/nonexistent"}
+    result = vm.run(terminal.SHELL, b"pwd; id -un\n", user="nobody", env=home)
+    assert (result.stdout, result.stderr) == (b"/\nnobody\n", b"")
 
 
 def test_it_can_be_killed(vm: teuthis.VM) -> None:
