@@ -12,7 +12,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple
 
 from teuthis.errors import HostError
@@ -22,7 +22,7 @@ PAIRS: Final = 0x8000
 """VMs that one host can run as root."""
 
 LOCKS: Final = "/run/teuthis/identities"
-"""One file per pair in use, locked by the process that started the VM. Gone after a reboot."""
+"""One file per pair in use, locked by the process that started the VM and removed with the VM."""
 
 _PR_SET_KEEPCAPS: Final = 8
 
@@ -57,7 +57,13 @@ def lease(locks: str | os.PathLike[str] = LOCKS) -> Iterator[Identity]:
     try:
         yield Identity(*_pair(number))
     finally:
+        with suppress(OSError):
+            os.unlink(_path(locks, number))
         os.close(lock)
+
+
+def _path(locks: str | os.PathLike[str], number: int) -> str:
+    return f"{os.fspath(locks)}/{number}"
 
 
 def _pair(number: int) -> tuple[int, int]:
@@ -69,7 +75,7 @@ def _lock_any(locks: str | os.PathLike[str]) -> tuple[int, int]:
     start = int.from_bytes(os.urandom(4)) % PAIRS
     for step in range(PAIRS):
         number = (start + step) % PAIRS
-        lock = os.open(f"{os.fspath(locks)}/{number}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(_path(locks, number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         taken = False
         try:
             taken = _take(lock, number)
@@ -82,12 +88,15 @@ def _lock_any(locks: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def _take(lock: int, number: int) -> bool:
-    """Locks a pair, unless another starter has it or a process of a former VM lives on."""
+    """Locks a pair, unless another starter has it or a process of a former VM lives on.
+
+    A file that its holder removed before we had it guards nothing: that pair, too, is let be.
+    """
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    return not any(map(_lives, _pair(number)))
+    return os.fstat(lock).st_nlink > 0 and not any(map(_lives, _pair(number)))
 
 
 def _lives(uid: int) -> bool:

@@ -1,5 +1,6 @@
 """User ids for VMs: never the same for two that live."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -24,8 +25,29 @@ def test_two_vms_never_share_a_user_id(tmp_path: Path, monkeypatch: pytest.Monke
         assert all(uid is not None and uid >= identity.FIRST for uid in uids)
         with pytest.raises(HostError, match="taken"), identity.lease(tmp_path):
             pass
+    assert not list(tmp_path.iterdir())
     with identity.lease(tmp_path) as again:
         assert again in leases
+
+
+@needs_root
+def test_a_lock_that_its_holder_removed_guards_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identity, "PAIRS", 2)
+    flock = fcntl.flock
+    removed: list[Path] = []
+
+    def late(lock: int, how: int) -> None:
+        if not removed:  # whoever held it is done
+            removed.extend(tmp_path.iterdir())
+            removed[0].unlink()
+        flock(lock, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with identity.lease(tmp_path):
+        (file,) = tmp_path.iterdir()
+        assert file.name != removed[0].name
 
 
 @needs_root
