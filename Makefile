@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 STAMPS := build
 EVIDENCE := $(STAMPS)/evidence
 STATIC_TARGET := x86_64-unknown-linux-gnu
+STATIC := --target $(STATIC_TARGET) --config 'target.$(STATIC_TARGET).rustflags = ["-C", "target-feature=+crt-static"]'
 # What a build needs, and what only tests, lint and benchmarks need.
 PACKAGES := gcc libc6-dev python3-venv mmdebstrap e2fsprogs kmod uidmap debian-archive-keyring
 TEST_PACKAGES := acpica-tools chromium cpio strace fdisk iproute2 iperf3 passt
@@ -38,15 +39,15 @@ $(STAMPS)/test-packages.stamp: $(STAMPS)/host.stamp
 	@touch $@
 
 # Cargo itself knows best what is up to date. What runs inside the guest finds no shared libraries
-# there, so it is linked statically.
+# there, so it is linked statically; so is the hypervisor that VMs start with by the thousand, which
+# spares each of them the dynamic linker.
 programs: $(STAMPS)/host.stamp
-	@cargo build --release --locked -p teuthis-hypervisor
+	@mkdir -p target/release
+	@cargo build --release --locked -p teuthis-hypervisor $(STATIC)
+	@ln -f target/$(STATIC_TARGET)/release/teuthis-hypervisor target/release/teuthis-hypervisor
 	@cargo build --profile kvm --locked -p teuthis-hypervisor --no-default-features
 	@ln -f target/kvm/teuthis-hypervisor target/release/teuthis-hypervisor-kvm
-	@cargo build --release --locked -p teuthis-guest -p teuthis-bench-work \
-		--target $(STATIC_TARGET) \
-		--config 'target.$(STATIC_TARGET).rustflags = ["-C", "target-feature=+crt-static"]' \
-		--config profile.release.strip=true
+	@cargo build --release --locked -p teuthis-guest -p teuthis-bench-work $(STATIC) --config profile.release.strip=true
 
 # The attacker of tests/isolation inside the hypervisor's jail; never part of a package.
 prisoner: $(STAMPS)/host.stamp
