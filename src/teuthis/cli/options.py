@@ -1,7 +1,7 @@
 """The options that several verbs share, each written once."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -58,7 +58,7 @@ NetRate = Annotated[
     str | None, typer.Option(help="Bytes a second that the guest may send, such as 10M.")
 ]
 OnHang = Annotated[
-    str, typer.Option(metavar="report|kill", help="What becomes of a guest that hangs.")
+    Literal["report", "kill"], typer.Option(help="What becomes of a guest that hangs.")
 ]
 Kernel = Annotated[
     Path | None, typer.Option(help="A vmlinuz or vmlinux instead of the image's own kernel.")

@@ -114,8 +114,6 @@ def main(
             terminal.check()
             if console:
                 raise ConfigurationError("--console would write over what --tty shows: choose one")
-        if on_hang not in ("report", "kill"):
-            raise ConfigurationError(f"--on-hang {on_hang}: say report or kill")
         log = attach.Log() if console else None
         disks = [attach.disk(text) for text in disk or ()]
         shown = Counters()
@@ -151,7 +149,7 @@ def main(
                 kernel=kernel,
                 console=log,
                 env=variables,
-                on_hang="kill" if on_hang == "kill" else "report",
+                on_hang=on_hang,
                 allow_missing_walls=walls,
                 processor=processor,
                 record=record,

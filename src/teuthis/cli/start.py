@@ -69,8 +69,6 @@ def main(
     words = words or []
     # Its program may have ended before we connect: `teuthis ls -a` says how.
     with attach.verb(), suppress(VMClosed):
-        if on_hang not in ("report", "kill"):
-            raise ConfigurationError(f"--on-hang {on_hang}: say report or kill")
         if name is not None:
             named.start(
                 name,
@@ -88,7 +86,7 @@ def main(
                 env=dict(attach.variable(text) for text in env or ()),
                 cwd=workdir,
                 user=user,
-                on_hang="kill" if on_hang == "kill" else "report",
+                on_hang=on_hang,
                 processor=processor,
                 cpus=cpus,
                 agent=not no_agent,

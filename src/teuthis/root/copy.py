@@ -27,16 +27,7 @@ _KINDS: Final = (stat.S_ISREG, stat.S_ISDIR, stat.S_ISLNK)
 
 
 def copy_in(guest: "Guest", source: Path, target: str) -> None:
-    """Copies a file or a directory of this host to a path of the guest, or into a directory there.
-
-    Owners become root; modes, times and symbolic links stay as they are.
-
-    Raises:
-        ConfigurationError: the source is not there, or holds what cannot be copied.
-        HostError: it cannot be read.
-        CommandError: the guest refused.
-        VMError: the VM is no more.
-    """
+    """Copies a file or a directory of this host to a path of the guest: see `Guest.copy_in`."""
     try:
         real = source.resolve(strict=True)
     except OSError as error:
@@ -89,24 +80,9 @@ def copy_out(
     max_size: int,
     left_out: Callable[[str], None],
 ) -> None:
-    """Copies a file or a directory of the guest to a path of this host, or into a directory here.
+    """Copies a file or a directory of the guest to a path of this host: see `Guest.copy_out`.
 
-    What is made here belongs to the caller; it is never a device, never setuid, and no link in it
-    leads out of it.
-
-    Args:
-        guest: whose file.
-        source: its path there.
-        target: where to.
-        max_size: bytes, headers included, that the guest may send.
-        left_out: called with the name, harmless for terminals, of each file that was left out.
-
-    Raises:
-        ConfigurationError: the target cannot be.
-        HostError: it cannot be written.
-        OutputTooLarge: there is more.
-        CommandError: the guest refused, or what it sent was refused here.
-        VMError: the VM is no more.
+    `left_out` is called with the name, harmless for terminals, of each file that is left out.
     """
     name = source.rstrip("/").rpartition("/")[2]
     if not name or name in (".", ".."):
