@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Read},
+    ops::Range,
     os::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixStream,
@@ -106,9 +107,9 @@ impl<L: Listener> Agent<L> {
             PollFd::new(self.signalled.as_fd(), PollFlags::POLLIN),
         ];
         let mut ranges = Vec::with_capacity(self.sessions.len());
-        for session in &self.sessions {
+        for (index, session) in self.sessions.iter().enumerate() {
             let start = fds.len();
-            session.interests(&mut fds);
+            session.interests(&mut fds, index > 0 && self.network.is_some());
             ranges.push(start..fds.len());
         }
         let chore = self.chore.as_ref();
@@ -145,23 +146,26 @@ impl<L: Listener> Agent<L> {
         if let Some((_, chore)) = self.chore.take_if(|(due, _)| *due <= Instant::now()) {
             chore();
         }
+        // The greeting first, whatever `poll` saw of it: there the host says what this machine has
+        // become, and it said so before it asked for anything.
+        let asked = |(range, session): (&Range<usize>, &Session)| {
+            session.is_idle() && readable(&ready[range.clone()])
+        };
+        let asked = ranges.iter().zip(&self.sessions).any(asked);
+        if self.sessions[0].advance(asked) == Next::Close {
+            return Ok(Some(power::Kind::Off));
+        }
+        self.network = self.sessions[0].network.take().or(self.network.take());
+        self.network.take_if(|network| system::bring_up(network));
         // Back to front: a session that closes does not move those not yet served.
-        for (index, range) in ranges.into_iter().enumerate().rev() {
-            let events = &ready[range];
-            if !children_ended && events.iter().all(|events| events.is_empty()) {
-                continue;
-            }
-            let readable =
-                events[0].intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR);
-            let next = self.sessions[index].advance(readable);
-            self.network = self.sessions[index].network.take().or(self.network.take());
-            match next {
-                Next::Continue => {}
-                Next::Close if index == 0 => return Ok(Some(power::Kind::Off)),
-                Next::Close => drop(self.sessions.remove(index)),
+        for (index, range) in ranges.into_iter().enumerate().skip(1).rev() {
+            let (events, session) = (&ready[range], &mut self.sessions[index]);
+            let held = self.network.is_some() && session.is_idle();
+            let happened = children_ended || events.iter().any(|events| !events.is_empty());
+            if happened && !held && session.advance(readable(events)) == Next::Close {
+                self.sessions.remove(index);
             }
         }
-        self.network.take_if(|network| system::bring_up(network));
         if self.network.is_none() && !ready[0].is_empty() {
             match self.listener.accept() {
                 Ok(stream) => self.sessions.push(Session::new(stream)),
@@ -192,4 +196,10 @@ impl<L: Listener> Agent<L> {
             }
         }
     }
+}
+
+/// Whether a session with these events, those of its stream first, has something to read.
+fn readable(events: &[PollFlags]) -> bool {
+    let news = PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR;
+    events.first().is_some_and(|stream| stream.intersects(news))
 }

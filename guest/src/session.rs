@@ -38,7 +38,7 @@ enum Work {
     Command(Command),
     Sending(Sending),
     Receiving(Receiving),
-    /// All is said; the connection closes when it is sent.
+    /// All is said. The host may ask for something else; what it sent before it knew is of no use.
     Over,
 }
 
@@ -67,9 +67,15 @@ impl Session {
         session
     }
 
-    /// Adds what this session waits for.
-    pub fn interests<'a>(&'a self, fds: &mut Vec<PollFd<'a>>) {
-        let mut events = PollFlags::POLLIN;
+    /// Whether the next thing that the host asks for here is a new one.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.work, Work::Waiting | Work::Over)
+    }
+
+    /// Adds what this session waits for; when it is `held`, nothing new that the host asks for.
+    pub fn interests<'a>(&'a self, fds: &mut Vec<PollFd<'a>>, held: bool) {
+        let mut events = PollFlags::empty();
+        events.set(PollFlags::POLLIN, !(held && self.is_idle()));
         // More file content can follow as soon as the stream takes bytes.
         let more = matches!(&self.work, Work::Sending(file) if file.can_read());
         events.set(PollFlags::POLLOUT, more || !self.outgoing.is_empty());
@@ -124,9 +130,6 @@ impl Session {
         if self.outgoing.flush(self.stream.as_fd()).is_err() {
             return Next::Close;
         }
-        if matches!(self.work, Work::Over) && self.outgoing.is_empty() {
-            return Next::Close;
-        }
         Next::Continue
     }
 
@@ -170,7 +173,7 @@ impl Session {
                 }
                 self.network = system::changed(&news).or(self.network.take());
             }
-            (Work::Waiting, Request::Exec(exec)) => match Command::start(&exec) {
+            (Work::Waiting | Work::Over, Request::Exec(exec)) => match Command::start(&exec) {
                 Ok(command) => {
                     self.outgoing.push(&Reply::Started {
                         pid: command.pid().as_raw() as u32,
@@ -194,11 +197,11 @@ impl Session {
                     self.fail(&what, &error);
                 }
             },
-            (Work::Waiting, Request::ReadFile(path)) => match Sending::open(&path) {
+            (Work::Waiting | Work::Over, Request::ReadFile(path)) => match Sending::open(&path) {
                 Ok(file) => self.work = Work::Sending(file),
                 Err(error) => _ = self.fail(&path.to_string_lossy(), &error),
             },
-            (Work::Waiting, Request::WriteFile { mode, path }) => {
+            (Work::Waiting | Work::Over, Request::WriteFile { mode, path }) => {
                 match Receiving::create(&path, mode) {
                     Ok(file) => self.work = Work::Receiving(file),
                     Err(error) => _ = self.fail(&path.to_string_lossy(), &error),
@@ -225,7 +228,6 @@ impl Session {
                 file.finish(&mut self.outgoing);
                 self.work = Work::Over;
             }
-            // The host may not have seen yet that all is said.
             (Work::Over, _) => {}
             _ => return Err(Malformed),
         }

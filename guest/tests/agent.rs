@@ -127,20 +127,14 @@ impl Host {
     fn request(
         &self,
         number: u8,
-        mut payload: Vec<u8>,
+        payload: Vec<u8>,
         argv: &[&str],
         environment: &[&str],
         directory: &str,
         user: &str,
     ) -> Connection {
         let mut connection = self.connect();
-        for list in [argv, environment] {
-            payload.extend((list.len() as u32).to_le_bytes());
-            list.iter().for_each(|text| push(&mut payload, text));
-        }
-        push(&mut payload, directory);
-        push(&mut payload, user);
-        connection.send(number, &payload);
+        connection.request(number, payload, argv, environment, directory, user);
         connection
     }
 
@@ -168,6 +162,28 @@ fn push(payload: &mut Vec<u8>, text: &str) {
 impl Connection {
     fn send(&mut self, number: u8, payload: &[u8]) {
         self.try_send(number, payload).unwrap();
+    }
+
+    fn request(
+        &mut self,
+        number: u8,
+        mut payload: Vec<u8>,
+        argv: &[&str],
+        environment: &[&str],
+        directory: &str,
+        user: &str,
+    ) {
+        for list in [argv, environment] {
+            payload.extend((list.len() as u32).to_le_bytes());
+            list.iter().for_each(|text| push(&mut payload, text));
+        }
+        push(&mut payload, directory);
+        push(&mut payload, user);
+        self.send(number, &payload);
+    }
+
+    fn exec(&mut self, argv: &[&str]) {
+        self.request(EXEC, Vec::new(), argv, &[], "", "");
     }
 
     fn try_send(&mut self, number: u8, payload: &[u8]) -> io::Result<()> {
@@ -211,17 +227,18 @@ impl Connection {
         u32::from_le_bytes(self.expect(STARTED).try_into().unwrap())
     }
 
-    /// Reads to the end, granting all the credit that output uses.
+    /// Reads until the program has ended, granting all the credit that output uses.
     fn finish(&mut self) -> Outcome {
         let mut outcome = Outcome::default();
-        while let Some((number, payload)) = self.receive() {
+        loop {
+            let (number, payload) = self.receive().expect("the agent closed the connection");
             let stream: u32 = match number {
                 STDOUT => 1,
                 STDERR => 2,
                 EXIT => {
                     let word = |at| u32::from_le_bytes(payload[at..at + 4].try_into().unwrap());
                     outcome.exit = (word(0), word(4));
-                    continue;
+                    return outcome;
                 }
                 STARTED | GRANT => continue,
                 _ => panic!("frame {number:#x}"),
@@ -235,13 +252,11 @@ impl Connection {
             }
             .extend(payload);
         }
-        outcome
     }
 
     fn error(&mut self) -> (u32, String) {
         let payload = self.expect(ERROR);
         let errno = u32::from_le_bytes(payload[..4].try_into().unwrap());
-        assert_eq!(self.receive(), None);
         (errno, String::from_utf8(payload[4..].to_vec()).unwrap())
     }
 }
@@ -506,6 +521,33 @@ fn a_program_of_another_user_has_given_up_all_rights() {
 }
 
 #[test]
+fn a_connection_serves_one_request_after_the_other() {
+    let host = Host::new();
+    let mut connection = host.exec(&["echo", "first"]);
+    assert_eq!(connection.finish().stdout, b"first\n");
+    // What was sent before the end was known is nobody's.
+    connection.send(STDIN, b"too late\n");
+    connection.send(SIGNAL, &9u32.to_le_bytes());
+    connection.grant(1, 16384);
+    connection.send(STDIN_EOF, &[]);
+    connection.exec(&["no-such-program"]);
+    assert_eq!(connection.error().0, 2);
+    connection.exec(&["cat"]);
+    connection.send(STDIN, b"second\n");
+    connection.send(STDIN_EOF, &[]);
+    assert_eq!(connection.finish().stdout, b"second\n");
+    connection.exec(&["head", "-c", "65537", "/dev/zero"]);
+    connection.pid();
+    // Its credit is its own: 65536 bytes, until there is more.
+    let mut size = 0;
+    while size < 65536 {
+        size += connection.expect(STDOUT).len();
+    }
+    connection.grant(1, 1);
+    assert_eq!(connection.finish().stdout, b"\0");
+}
+
+#[test]
 fn sessions_run_at_the_same_time() {
     let host = Host::new();
     let mut connections: Vec<_> = (0..8).map(|_| host.exec(&["cat"])).collect();
@@ -543,14 +585,12 @@ fn a_file_goes_in_and_comes_out() {
         }
     };
     assert_eq!(done, (DONE, 200_000u64.to_le_bytes().to_vec()));
-    assert_eq!(connection.receive(), None);
     assert!(fs::read(&path).unwrap() == content);
     assert_eq!(
         fs::metadata(&path).unwrap().permissions().mode() & 0o7777,
         0o750
     );
 
-    let mut connection = host.connect();
     connection.send(READ_FILE, name);
     let mut received = Vec::new();
     loop {

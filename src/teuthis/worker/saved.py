@@ -4,17 +4,18 @@ It was written by a worker that served a guest, and comes back by way of a file:
 guest data, after the door is locked.
 """
 
+from functools import partial
 from typing import Annotated, Final, Literal
 
 import msgspec
 
 from teuthis.flows import Counters
 from teuthis.worker.agent.agent import Agent, AgentState
-from teuthis.worker.devices.hvsock import Connection, HvSock
+from teuthis.worker.devices.hvsock import Accept, Connection, HvSock
 from teuthis.worker.vmbus.saved import ChannelState, ServerState
 from teuthis.worker.vmbus.server import Server
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 MAX_BYTES: Final = 32 << 20
 
 
@@ -25,7 +26,7 @@ class StateError(ValueError):
 class WorkerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All that a worker needs to go on."""
 
-    format: Literal[1]
+    format: Literal[2]
     server: ServerState
     last_host_port: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
     agent: AgentState
@@ -62,18 +63,20 @@ def _restore(record: bytes, server: Server, sockets: HvSock, agent: Agent) -> No
         raise ValueError("it is too large")
     state = _decoder.decode(record)
     sockets.restore(state.last_host_port)
-    greeting = state.agent.greeting
+    kept: dict[int | None, Accept] = {
+        state.agent.idle: agent.restore_idle,
+        state.agent.greeting: partial(agent.restore, state.agent),
+    }
     streams: dict[int, Connection] = {}
 
     def stream(channel: ChannelState) -> Connection:
-        greets = channel.relid == greeting and channel.ring_gpadl is not None
-        accept = (lambda connection: agent.restore(state.agent, connection)) if greets else None
+        accept = kept.get(channel.relid) if channel.ring_gpadl is not None else None
         streams[channel.relid] = sockets.restored(accept)
         return streams[channel.relid]
 
     for channel in server.restore(state.server, stream):
         if channel.relid in streams:
             streams[channel.relid].attach(channel, None)
-            if channel.relid != greeting:
+            if channel.relid not in kept:
                 server.rescind(channel)
     agent.was_ready(state.agent.ready)

@@ -51,6 +51,7 @@ class Task:
         self.input = bytearray()
         self.input_ended = False
         self.signals: list[int] = []
+        self.over = False
         self.credit = {STDOUT: INITIAL_CREDIT, STDERR: INITIAL_CREDIT}
 
     def frames(self) -> Iterator[tuple[int, bytes]]:
@@ -63,10 +64,15 @@ class Task:
             del data[: 8 + length]
             yield kind, payload
 
-    def step(self) -> None:
-        """Takes what the host sent."""
+    def step(self) -> "Task | None":
+        """Takes what the host sent: a task of its own if that is another request."""
         for kind, payload in self.frames():
-            if self.request is None:
+            if self.over:
+                if kind in (EXEC, EXEC_TERMINAL, READ_FILE, WRITE_FILE):
+                    another = Task(self.channel)
+                    another.request = kind, payload
+                    return another
+            elif self.request is None:
                 self.request = kind, payload
             elif kind == STDIN:
                 self.input += payload
@@ -79,6 +85,7 @@ class Task:
                 assert kind == WINDOW
                 stream, size = struct.unpack("<II", payload)
                 self.credit[STDOUT if stream == 1 else STDERR] += size
+        return None
 
     def say(self, kind: int, payload: bytes = b"") -> None:
         self.channel.send(frame(kind, payload))
@@ -93,7 +100,7 @@ class Task:
 
     def exit(self, code: int, killed: bool = False) -> None:
         self.say(EXIT, u32(int(killed), code))
-        self.channel.finish()
+        self.over = True
 
 
 class AgentGuest:
@@ -122,8 +129,15 @@ class AgentGuest:
             self.tasks.append(Task(channel))
         self._new.clear()
         self.guest.pump()
-        for task in self.tasks:
-            task.step()
+        for task in self.serving:
+            another = task.step()
+            if another is not None:
+                self.tasks.append(another)
+
+    @property
+    def serving(self) -> list[Task]:
+        """The last task of each connection."""
+        return list({id(task.channel): task for task in self.tasks}.values())
 
     def until(self, condition: Callable[[], object]) -> None:
         deadline = time.monotonic() + 60

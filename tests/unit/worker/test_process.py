@@ -28,6 +28,7 @@ from .agent_guest import (
     ENTROPY,
     ERROR,
     EXEC,
+    EXIT,
     INITIAL_CREDIT,
     READ_FILE,
     STARTED,
@@ -120,7 +121,90 @@ def test_program_with_streams_and_exit_code(process: Process, agent: AgentGuest)
     out.join()
     err.join()
     assert (out.data, err.data) == (b"to stdout", b"to stderr")
+
+
+def exited(process: Process, agent: AgentGuest) -> Status:
+    found: list[Status] = []
+
+    def look() -> bool:
+        status = process.status(StatusKind.EXITED)
+        found.extend([status] if status else [])
+        return bool(found)
+
+    agent.until(look)
+    return found[0]
+
+
+def end(process: Process, agent: AgentGuest, task: Task) -> None:
+    task.say(STARTED, u32(9))
+    task.exit(0)
+    exited(process, agent)
+
+
+def whole_input(agent: AgentGuest, task: Task) -> bytes:
+    agent.until(lambda: task.input_ended)
+    return bytes(task.input)
+
+
+def test_a_connection_serves_one_program_after_the_other(
+    process: Process, agent: AgentGuest
+) -> None:
+    for number in range(1, 4):
+        text = b"for %d" % number
+        task, out, _ = run(process, agent, number, stdin=text)
+        task.say(STARTED, u32(9))
+        task.write(STDOUT, bytes(INITIAL_CREDIT))  # its credit is its own
+        assert whole_input(agent, task) == text
+        task.exit(number)
+        assert exited(process, agent) == Status(StatusKind.EXITED, number, number)
+        out.join()
+        assert len(out.data) == INITIAL_CREDIT
+    assert len(agent.tasks) == 3
+    assert len({task.channel.relid for task in agent.tasks}) == 1
+
+
+def test_of_the_connections_that_are_over_one_is_kept(process: Process, agent: AgentGuest) -> None:
+    one, _, _ = run(process, agent, 1)
+    two, _, _ = run(process, agent, 2)
+    end(process, agent, one)
+    end(process, agent, two)
+    agent.until(lambda: two.channel.ended)
+    two.channel.finish()
+    agent.until(lambda: two.channel.gone)
+    assert not one.channel.gone
+
+
+@pytest.mark.parametrize("late", [frame(STDOUT, b"late"), frame(EXIT, u32(0, 0)), b"\x82"])
+def test_what_nobody_asked_for_ends_the_connection(
+    process: Process, agent: AgentGuest, late: bytes
+) -> None:
+    task, _, _ = run(process, agent)
+    end(process, agent, task)
+    task.channel.send(late)
     agent.until(lambda: task.channel.gone)
+    assert process.counters.snapshot()["agent.unknown"].kinds == {"unasked": 1}
+    end(process, agent, run(process, agent, 8)[0])
+
+
+def test_a_last_frame_with_more_behind_it_ends_the_connection(
+    process: Process, agent: AgentGuest
+) -> None:
+    task, _, _ = run(process, agent)
+    task.say(STARTED, u32(9))
+    task.channel.send(frame(EXIT, u32(0, 3)) + frame(STDOUT, b"late"))
+    agent.until(lambda: process.status(StatusKind.EXITED) == Status(StatusKind.EXITED, 7, 3))
+    agent.until(lambda: task.channel.gone)
+    end(process, agent, run(process, agent, 8)[0])
+
+
+def test_a_kept_connection_that_the_guest_ends_is_not_used(
+    process: Process, agent: AgentGuest
+) -> None:
+    task, _, _ = run(process, agent)
+    end(process, agent, task)
+    task.channel.finish()
+    agent.until(lambda: task.channel.gone)
+    end(process, agent, run(process, agent, 8)[0])
 
 
 def test_program_killed_by_a_signal(process: Process, agent: AgentGuest) -> None:

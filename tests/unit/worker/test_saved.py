@@ -1,5 +1,6 @@
 """The worker's state: a guest goes on with another worker; what no worker wrote is refused."""
 
+import os
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -10,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from teuthis.flows import FLOWS
-from teuthis.protocol import Status, StatusKind
+from teuthis.protocol import Exec, Status, StatusKind
 from teuthis.worker.agent.agent import Agent
 from teuthis.worker.loop import Loop
 from teuthis.worker.saved import StateError, restore, save
 from teuthis.worker.vmbus.channel import Channel, Saveable
 from teuthis.worker.vmbus.messages import Offer
 
-from .agent_guest import ENTROPY, HELLO, AgentGuest, frame, u32
+from .agent_guest import ENTROPY, ERROR, HELLO, STARTED, AgentGuest, frame, u32
 from .conftest import World
 from .simulator import service
 
@@ -126,6 +127,48 @@ def test_a_guest_goes_on_with_another_worker(worker: Worker) -> None:
     assert other.accepted("state.worker") == 1
 
 
+def test_an_idle_connection_is_kept(worker: Worker) -> None:
+    null = [os.open(os.devnull, os.O_RDWR) for _ in range(3)]
+    worker.agent.handle(Exec(id=1, argv=["x"], env={}, cwd="/"), null)
+    agent = AgentGuest(worker.guest)
+    agent.until(lambda: agent.tasks and agent.tasks[0].request)
+    (task,) = agent.tasks
+    other = successor(worker)
+    other.restore(worker.save())
+    assert rescinded(other) == [task.channel.relid], "it was at work"
+    task.say(STARTED, u32(9))
+    task.exit(0)
+    agent.step()
+    other = successor(worker)
+    other.restore(worker.save())
+    assert rescinded(other) == []
+    assert other.save() == worker.save()
+    offers = len(other.server.outbox)
+    null = [os.open(os.devnull, os.O_RDWR) for _ in range(3)]
+    other.agent.handle(Exec(id=1, argv=["x"], env={}, cwd="/"), null)
+    assert len(other.server.outbox) == offers, "a connection of its own"
+
+
+def test_an_idle_connection_that_is_not_settled_is_closed(worker: Worker) -> None:
+    null = [os.open(os.devnull, os.O_RDWR) for _ in range(3)]
+    worker.agent.handle(Exec(id=1, argv=["x" * 60_000], env={}, cwd="/"), null)
+    agent = AgentGuest(worker.guest)
+    # The guest takes none of the request, which is larger than the ring.
+    worker.guest.pump()
+    (channel,) = agent._new
+    channel.do_open(pages_each=7)
+    channel.send(frame(ERROR, u32(2)))
+    worker.server.doorbell(channel.relid)
+    other = successor(worker)
+    other.restore(worker.save())
+    assert rescinded(other) == [channel.relid]
+
+
+def rescinded(worker: Worker) -> list[int]:
+    messages = [m for m in worker.server.outbox if m.payload[:4] == u32(2)]
+    return [struct.unpack_from("<I", m.payload, 8)[0] for m in messages]
+
+
 def test_streams_of_programs_are_closed(worker: Worker) -> None:
     class Handler:
         def opened(self) -> None: ...
@@ -141,8 +184,7 @@ def test_streams_of_programs_are_closed(worker: Worker) -> None:
     offered[0].do_open()
     other = successor(worker)
     other.restore(worker.save())
-    rescinded = [m for m in other.server.outbox if m.payload[:4] == u32(2)]
-    assert [struct.unpack_from("<I", m.payload, 8)[0] for m in rescinded] == [offered[0].relid]
+    assert rescinded(other) == [offered[0].relid]
 
 
 def test_an_agent_that_has_not_greeted_may_do_so_later() -> None:
@@ -168,7 +210,7 @@ def changed(record: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda s: s.update(format=2),
+        lambda s: s.update(format=1),
         lambda s: s.pop("agent"),
         lambda s: s.update(more=1),
         lambda s: s.update(last_host_port=7),

@@ -135,6 +135,40 @@ def test_exit_is_reported_once_all_output_is_written(bench: Bench) -> None:
     assert len(bench.statuses) == 2
 
 
+@pytest.mark.parametrize(
+    ("after", "state"),
+    [
+        (b"", "kept"),
+        (frame(STDOUT, b"x"), "aborted"),
+        (frame(0x99), "aborted"),
+        (frame(STDOUT, b"x")[:-1], "aborted"),
+        (b"\x82", "aborted"),
+    ],
+)
+def test_a_connection_is_given_back_when_nothing_follows(
+    bench: Bench, after: bytes, state: str
+) -> None:
+    kept: list[object] = []
+    bench.session.on_over = kept.append
+    bench.feed(frame(STARTED, u32(9)), *[frame(STDOUT, bytes(16384))] * 2)
+    bench.feed(frame(EXIT, u32(0, 4)) + after)
+    if kept:
+        bench.stream.state = "kept"
+    assert (kept, bench.stream.state) == ([bench.stream] * (state == "kept"), state)
+    sent = len(bench.stream.sent)
+    bench.out.drain()
+    bench.session.closed()
+    assert len(bench.stream.sent) == sent, "credit for whoever has the connection now"
+    assert bench.statuses[1:] == [Status(StatusKind.EXITED, 5, 4)]
+
+
+def test_a_connection_is_not_given_back_by_one_side_alone(bench: Bench) -> None:
+    kept: list[object] = []
+    bench.session.on_over = kept.append
+    bench.session.fail(errno.ESHUTDOWN)
+    assert (kept, bench.stream.state) == ([], "closed")
+
+
 def test_frames_after_the_result_are_ignored(bench: Bench) -> None:
     bench.feed(frame(STARTED, u32(9)), frame(EXIT, u32(1, 9)) + frame(0x99), b"garbage")
     assert bench.statuses[1:] == [Status(StatusKind.EXITED, 5, 0, 9)]

@@ -37,6 +37,8 @@ class AgentState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     greeting: int | None
     """The channel of its greeting connection."""
     ready: bool
+    idle: int | None
+    """The channel of the connection that is kept for the next request."""
 
 
 class Greeting:
@@ -82,6 +84,30 @@ class Greeting:
         self._agent.lost()
 
 
+class Idle:
+    """A connection whose operation is over, kept for the next one.
+
+    To open one costs a guest more than to start a program.
+    """
+
+    def __init__(self, agent: "Agent", connection: Connection, counters: Counters) -> None:
+        self.connection = connection
+        self._agent = agent
+        self._counters = counters
+
+    def opened(self) -> None:
+        """Never called: it is open."""
+
+    def received(self, data: bytes) -> None:
+        """Takes the connection away: nobody asked for anything, so whose answer would it be."""
+        self._counters.reject("agent.unknown", "unasked")
+        self.connection.abort()
+
+    def closed(self) -> None:
+        """The guest does not want it any more."""
+        self._agent.forget(self)
+
+
 class Agent:
     """Greeting and sessions of one VM."""
 
@@ -105,6 +131,7 @@ class Agent:
         self._console = console
         self._greeting: Greeting | None = None
         self._news = news
+        self._idle: Idle | None = None
         self._ready = False
         self._abandoned = False
         self._sessions: dict[int, Session] = {}
@@ -130,14 +157,23 @@ class Agent:
 
     def save(self) -> AgentState:
         """The state from which another worker goes on; programs and files are not part of it."""
-        greeting = self._greeting
-        relid = None if greeting is None else self._sockets.relid(greeting.connection)
-        return AgentState(relid, self._ready)
+        greeting, idle = self._greeting, self._idle
+        return AgentState(
+            None if greeting is None else self._sockets.relid(greeting.connection),
+            self._ready,
+            # Whoever goes on does not have what is still unsent.
+            self._sockets.relid(idle.connection) if idle and idle.connection.settled else None,
+        )
 
     def restore(self, state: AgentState, connection: Connection) -> Handler:
         """Goes on with the greeting connection of a saved machine."""
         self._greeting = Greeting(self, connection, self._counters, greeted=state.ready)
         return self._greeting
+
+    def restore_idle(self, connection: Connection) -> Handler:
+        """Goes on with the idle connection of a saved machine."""
+        self._idle = Idle(self, connection, self._counters)
+        return self._idle
 
     def resumed(self) -> None:
         """Gives a guest that stood still the time of day, and random numbers.
@@ -211,11 +247,28 @@ class Agent:
 
         def accept(connection: Connection) -> Handler:
             session.connection = connection
+            session.on_over = lambda _: self._keep(connection)
             return session
 
-        if not self._sockets.connect(PORT, accept):
+        if self._idle is not None:
+            connection, self._idle = self._idle.connection, None
+            connection.handler = accept(connection)
+            session.opened()
+        elif not self._sockets.connect(PORT, accept):
             session.connection = None
             session.fail(errno.ENOTCONN)
+
+    def _keep(self, connection: Connection) -> None:
+        """Keeps one connection for the next request."""
+        if self._idle is None:
+            connection.handler = self._idle = Idle(self, connection, self._counters)
+        else:
+            connection.close()
+
+    def forget(self, idle: Idle) -> None:
+        """Called by an idle connection that is over."""
+        if self._idle is idle:
+            self._idle = None
 
     def _problem(self, request_id: int) -> int:
         if not self._ready:

@@ -135,6 +135,11 @@ class FrameDecoder:
         self._counters = counters
         self._buffer = b""
 
+    @property
+    def empty(self) -> bool:
+        """Whether no part of a frame is held, once all that was fed has been taken."""
+        return not self._buffer
+
     def feed(self, data: bytes) -> Iterator[Frame]:
         """The frames that `data` completes. Raises `FrameError`, after which nothing follows."""
         if self._buffer:

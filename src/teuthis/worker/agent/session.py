@@ -7,7 +7,7 @@ ends the session, not the VM.
 
 import errno
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final, Protocol
 
@@ -65,6 +65,8 @@ class Session:
 
     on_text: Callable[[str], None]
     """Takes the guest's own words about an error."""
+    on_over: Callable[[Stream], None]
+    """Takes the connection when nothing more of this operation can come by it."""
 
     def __init__(
         self,
@@ -79,6 +81,7 @@ class Session:
         self.id = request_id
         self.connection: Stream | None = None
         self.on_text = lambda text: None
+        self.on_over = lambda connection: connection.close()
         self._request = request
         self._counters = counters
         self._report = report
@@ -111,10 +114,12 @@ class Session:
         """Bytes of the agent's."""
         if self._result is not None:
             return
+        arrived = self._decoder.feed(data)
         try:
-            for frame in self._decoder.feed(data):
+            for frame in arrived:
                 self._frame(frame)
                 if self._result is not None:
+                    self._leave(arrived)
                     return
         except FrameError as error:
             self._counters.reject(error.flow, error.kind)
@@ -129,7 +134,24 @@ class Session:
 
     def fail(self, number: int) -> None:
         """Ends the session as failed, unless it has its result."""
-        self._end(Status(StatusKind.FAILED, self.id, number))
+        if self._result is None:
+            self._end(Status(StatusKind.FAILED, self.id, number))
+            if self.connection is not None:
+                self.connection.close()
+
+    def _leave(self, arrived: Iterator[frames.Frame]) -> None:
+        """The agent has said its last frame; whatever followed it, nobody was to send."""
+        connection, self.connection = self.connection, None
+        if connection is None:
+            return
+        try:
+            silent = next(arrived, None) is None and self._decoder.empty
+        except FrameError:
+            silent = False
+        if silent:
+            self.on_over(connection)
+        else:
+            connection.abort()
 
     # ---- frames ----------------------------------------------------------------------------------
 
@@ -142,7 +164,7 @@ class Session:
                 self._more_credit(credit)
             case frames.Error(number, text):
                 self.on_text(text)
-                self.fail(number)
+                self._end(Status(StatusKind.FAILED, self.id, number))
             case frames.Done():
                 raise FrameError("agent.done", "state", "nothing to be done with here")
             case frames.Hello():
@@ -206,8 +228,6 @@ class Session:
         self._result = result
         if self._source is not None:
             self._source.close()
-        if self.connection is not None:
-            self.connection.close()
         if not self._unfinished:
             self._report(result)
         for sink in self._sinks.values():

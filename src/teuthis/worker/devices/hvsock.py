@@ -96,6 +96,11 @@ class Connection:
         """Of its channel."""
         return None if self._channel is None else self._channel.relid
 
+    @property
+    def settled(self) -> bool:
+        """Whether the guest has been given all that was sent, and more may be sent."""
+        return not (self._unsent or self._closing or self._over)
+
     def attach(self, channel: Channel, deadline: float | None) -> None:
         """Binds the channel that was offered for this connection."""
         self._channel = channel
