@@ -122,14 +122,14 @@ def _directory() -> Path:
 
 
 @contextmanager
-def _locked(path: Path, how: int = fcntl.LOCK_EX) -> Iterator[None]:
+def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Nobody else starts or ends the switch at `path` meanwhile; without one, no file stays.
 
     Raises:
-        BlockingIOError: somebody else is at it, and `how` says not to wait.
+        BlockingIOError, FileNotFoundError: with `wait=False`; somebody else is at it, or was.
     """
     with Descriptors() as held:
-        held.own(_lock(path.with_suffix(".lock"), how))
+        held.own(_lock(path.with_suffix(".lock"), wait=wait))
         try:
             yield
         finally:
@@ -138,13 +138,13 @@ def _locked(path: Path, how: int = fcntl.LOCK_EX) -> Iterator[None]:
                     path.with_suffix(suffix).unlink(missing_ok=True)
 
 
-def _lock(path: Path, how: int) -> int:
+def _lock(path: Path, *, wait: bool) -> int:
     """The lock file, held. One that its holder removed while we waited guards nothing."""
     while True:
         with Descriptors() as opened:
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if wait else 0)
             lock = opened.own(os.open(path, flags, 0o600))
-            fcntl.flock(lock, how)
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else _AT_ONCE)
             if os.fstat(lock).st_nlink:
                 opened.pop_all()
                 return lock
@@ -163,7 +163,10 @@ def _answers(path: Path) -> bool:
 def _sweep(directory: Path) -> None:
     """Removes what switches left that were killed, or whose VMs' owners were."""
     for lock in directory.glob("*.lock"):
-        with suppress(BlockingIOError), _locked(lock.with_suffix(".socket"), _AT_ONCE):
+        with (
+            suppress(BlockingIOError, FileNotFoundError),
+            _locked(lock.with_suffix(".socket"), wait=False),
+        ):
             pass
 
 
