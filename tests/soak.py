@@ -90,7 +90,7 @@ def _mapped() -> tuple[str, ...]:
 def _files() -> set[str]:
     """Files where a VM without a network makes some: the cache's layers, shared memory.
 
-    The user ids' lock files stay, one for each of at most 32,768 pairs (`teuthis.jail.identity`).
+    Not the locks of user ids (`teuthis.jail.identity`): other programs' VMs have some, too.
     """
     found = set(map(str, cache.directory("layers").iterdir()))
     return found | {str(path) for path in Path("/dev/shm").glob("*teuthis*")}

@@ -64,13 +64,15 @@ def _users(pids: set[int]) -> set[int]:
 
 
 def _is_free(uid: int) -> bool:
-    """Whether the lease of a user id has been given back."""
+    """Whether the lease of a user id has been given back, with its file or by its owner's death."""
     path = Path(identity.LOCKS) / str((uid - identity.FIRST) // 2)
-    with path.open() as lock:
-        try:
+    try:
+        with path.open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+    except BlockingIOError:
+        return False
+    except FileNotFoundError:
+        pass
     return True
 
 
