@@ -12,6 +12,7 @@ ours to write: as root on most hosts; for an ordinary user in what `systemd` del
 """
 
 import errno
+import functools
 import itertools
 import os
 import time
@@ -112,8 +113,9 @@ def _limits(memory_size: int, cpus: int, controllers: frozenset[str]) -> Mapping
     }
 
 
+@functools.cache
 def _mounted(mounts: Path) -> Path | None:
-    """Where the whole of cgroup v2 is mounted (proc_pid_mountinfo(5))."""
+    """Where the whole of cgroup v2 is mounted (proc_pid_mountinfo(5)), which stays so."""
     for line in mounts.read_text().splitlines():
         before, _, after = line.partition(" - ")
         if after.startswith("cgroup2 "):
