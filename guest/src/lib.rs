@@ -9,6 +9,7 @@ mod clock;
 mod command;
 mod disks;
 mod entropy;
+mod faults;
 mod file;
 pub mod flows;
 pub mod frames;

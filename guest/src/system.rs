@@ -17,7 +17,7 @@ use nix::{
     unistd::sethostname,
 };
 
-use crate::{disks, log, network, root};
+use crate::{disks, faults, log, network, root};
 
 /// File system type, where, options, flags.
 const MOUNTS: [(&str, &str, &str, MsFlags); 7] = {
@@ -74,6 +74,9 @@ pub fn prepare() -> io::Result<Vec<Module>> {
     load(listed(LOAD_ORDER));
     let late = listed(LOAD_LATE);
     let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    if let Some(bytes) = faults::wanted(&command_line) {
+        report("mapping of files", faults::map_around(bytes));
+    }
     let count = disks::announced(&command_line);
     if count > 0 {
         disks::attach(count).map_err(|error| named("disks", error))?;

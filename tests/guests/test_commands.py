@@ -221,3 +221,10 @@ def test_bad_arguments_say_so(vm: VM) -> None:
         vm.run(["true"], timeout=0)
     with pytest.raises(teuthis.ConfigurationError):
         vm.run(["true"], cwd="tmp")
+
+
+def test_a_guest_on_the_software_processor_maps_little_around_a_page() -> None:
+    with teuthis.VM(processor="soft") as vm:
+        assert b"debugfs" not in vm.run(["cat", "/proc/mounts"], check=True).stdout
+        look = "mount -t debugfs none /sys/kernel/debug && cat /sys/kernel/debug/fault_around_bytes"
+        assert vm.run(["sh", "-c", look], check=True).stdout == b"16384\n"
