@@ -149,6 +149,12 @@ impl GuestMemory {
 
     /// Takes what is not here yet from `template`.
     pub fn with_template(mut self, template: Template) -> Self {
+        // What is here already would be mapped fault by fault, while the guest runs. A read maps
+        // what there is around it, this many pages at once on Linux.
+        const AROUND: usize = 16;
+        for page in template.placed(AROUND) {
+            let _ = self.read::<u8>(page.saturating_mul(PAGE_SIZE));
+        }
         self.template = Some(template);
         self
     }
@@ -444,6 +450,23 @@ mod tests {
         assert_eq!(memory.peek(0x7000), Some(0));
         memory.touch(PAGES * PAGE_SIZE);
         memory.touch(u64::MAX);
+    }
+
+    #[test]
+    fn pages_that_were_put_in_place_are_left_as_they_are() {
+        let (data, pages) = (file(PAGES * PAGE_SIZE), file(PAGE_SIZE + PAGES));
+        let cells: Shared<AtomicU8> = Shared::map(&pages, (PAGE_SIZE + PAGES) as usize).unwrap();
+        for page in [3, 4, 15] {
+            cells[PAGE_SIZE as usize + page].store(2, Ordering::Relaxed);
+        }
+        let source = Template::map(&data, &pages, PAGES * PAGE_SIZE).unwrap();
+        assert_eq!(source.placed(16).collect::<Vec<_>>(), [3]);
+        assert_eq!(source.placed(5).collect::<Vec<_>>(), [3, 15]);
+        let memory = GuestMemory::anonymous(PAGES * PAGE_SIZE).unwrap();
+        memory.write(0x4008, 7u64).unwrap();
+        let memory = memory.with_template(source);
+        memory.touch(0x4008);
+        assert_eq!(memory.peek(0x4008), Some(7));
     }
 
     #[test]

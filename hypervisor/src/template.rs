@@ -5,7 +5,8 @@
 //! between machines copy-on-write, but then these two would not see each other's writes. So RAM is
 //! a file of the machine's own, empty at first, and whoever needs a page's data first copies it
 //! there from the template. The page file says which pages are there: after a header page one byte
-//! per page, 0 for a page that is still only in the template.
+//! per page, 0 for a page that is still only in the template, and 2 for one that the root side has
+//! copied before either process had the file.
 //!
 //! Both processes may want the same page at once. A lock by Peterson's algorithm keeps them apart:
 //! two flags and a turn in the header, no system call, and plain stores and loads, as the worker's
@@ -30,6 +31,8 @@ const HYPERVISOR_WANTS: usize = 0;
 const WORKER_WANTS: usize = 1;
 const TURN: usize = 2;
 const WORKERS_TURN: u8 = 1;
+/// What the root side wrote for a page that it has put into RAM before either process had it.
+const PLACED: u8 = 2;
 /// How often to look whether the worker has let go: some seconds. A worker that does not is dead,
 /// or hostile, and can hurt this machine only.
 const PATIENCE: u32 = 1 << 30;
@@ -79,6 +82,17 @@ impl Template {
     #[inline]
     pub fn is_present(&self, page: u64) -> bool {
         self.cell(page).is_none_or(|cell| cell.load(SeqCst) != 0)
+    }
+
+    /// The first of the pages in each group of `group` that the root side has put into RAM.
+    pub fn placed(&self, group: usize) -> impl Iterator<Item = u64> {
+        let cells = self.pages.get(HEADER..).unwrap_or_default();
+        let groups = cells.chunks(group.max(1)).zip((0..).step_by(group.max(1)));
+        groups.filter_map(|(cells, start)| {
+            let is_placed = |cell: &AtomicU8| cell.load(SeqCst) == PLACED;
+            let first = cells.iter().position(is_placed)?;
+            Some(start + first as u64)
+        })
     }
 
     /// Copies from the template. `None` when the range leaves it.

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -21,8 +22,8 @@ from tests.guests.test_network import PAGE as PAGE_OF_HOST
 from tests.guests.test_network import fetch, host_server, needs_passt
 from teuthis import Disk, layer
 from teuthis.images import cache
-from teuthis.root import snapshot
-from teuthis.root.saved import PAGE
+from teuthis.root import first_pages, generation, snapshot
+from teuthis.root.saved import IN_FILE, PAGE, PLACED
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -148,6 +149,33 @@ def test_programs_run_on(vm: teuthis.VM, tmp_path: Path) -> None:
         deadline = time.monotonic() + 60
         while int(restored.read_file("/tmp/count") or b"0") <= first:
             assert time.monotonic() < deadline, "the program does not go on"
+
+
+def test_pages_that_are_put_in_place_are_what_they_were(vm: teuthis.VM, copied: Path) -> None:
+    """Whichever they are: those that a program touched, or any."""
+    digest = ["sh", "-c", "cat /init /tmp/file /bin/busybox | sha256sum"]
+    expected = vm.run(digest, check=True).stdout
+    pages = (copied / "pages").read_bytes()
+    with teuthis.VM.restore(copied) as before:
+        before.run(["true"], check=True)
+        first_pages.write(copied, before.machine.memory, pages)
+    touched = (copied / first_pages.NAME).read_bytes()
+    own, count = generation.ADDRESS // PAGE, len(pages)
+    possible = [page for page in range(count) if pages[page] == IN_FILE and page != own]
+    chosen = set(random.Random(1).sample(possible, first_pages.MOST))
+    anywhere = bytes(0 if page in chosen else 1 for page in range(count))
+    for listed in (touched, anywhere):
+        (copied / first_pages.NAME).write_bytes(listed)
+        with teuthis.VM.restore(copied) as restored:
+            memory = restored.machine.memory
+            assert memory.pages is not None
+            assert PLACED in os.pread(memory.pages, count, PAGE)
+            assert restored.run(digest, check=True).stdout == expected
+            restored.write_file("/tmp/more", b"of a copy")
+            (copy,) = restored.fork()
+            with copy:
+                assert copy.run(digest, check=True).stdout == expected
+                assert copy.read_file("/tmp/more") == b"of a copy"
 
 
 def test_a_name_that_is_taken_is_refused(vm: teuthis.VM, saved: Path) -> None:
@@ -453,6 +481,7 @@ def test_a_template_is_made_once_and_again_when_it_is_damaged(
         assert vm.run(["sh", "-c", "echo $A $HOME"]).stdout == b"b /root\n"
     (made,) = (each for each in own_cache.iterdir() if each.is_dir())
     first = (made / "memory").stat().st_ino
+    assert 0 < (made / first_pages.NAME).read_bytes().count(0) <= first_pages.MOST
     with teuthis.VM("192M") as vm:
         assert vm.run(["sh", "-c", "echo $A"]).stdout == b"\n"
     assert (made / "memory").stat().st_ino == first

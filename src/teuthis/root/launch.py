@@ -233,6 +233,8 @@ def _restored(
         return Memory(saved.memory_size, memory), SavedMachine(state, news=news)
     pages = held.memory_file("pages", len(saved.page_file()))
     os.pwrite(pages, saved.page_file(), 0)
+    if saved.first is not None:
+        saved.first.put(memory)
     generation.give(memory, pages)
     template = held.own(os.dup(saved.template))
     whole = Memory(saved.memory_size, memory, template, pages)

@@ -28,7 +28,7 @@ from teuthis.root.launch import Start, launch
 from teuthis.root.processor import Processor
 from teuthis.root.promise import Promise
 from teuthis.root.reserved import Reserved
-from teuthis.root.saved import Saved, SavedDisk, copy
+from teuthis.root.saved import Memory, Saved, SavedDisk, copy
 
 if TYPE_CHECKING:
     from teuthis.root.disks import Disk
@@ -125,6 +125,11 @@ class Machine(Caller):
             "hypervisor": self._processes.hypervisor.pid,
             **network,
         }
+
+    @property
+    def memory(self) -> Memory:
+        """Its memory: descriptors, while it lives."""
+        return self._processes.memory
 
     @property
     def counter_pages(self) -> tuple[int, ...]:

@@ -15,15 +15,18 @@ from typing import TYPE_CHECKING, Final, Self
 import msgspec
 
 if TYPE_CHECKING:
+    from teuthis.root.first_pages import FirstPages
     from teuthis.root.network import Wanted
     from teuthis.root.processor import Processor
 
 PAGE: Final = 4096
 IN_FILE: Final = 0
 ZERO: Final = 1
+PLACED: Final = 2
+"""In the page file of a machine: put into its memory before it runs."""
 _CHUNK: Final = 1 << 20
 _ZEROS: Final = bytes(PAGE)
-_HEADER: Final = bytes(PAGE)
+HEADER: Final = bytes(PAGE)
 """Of the page file; see `teuthis.worker.template`."""
 
 
@@ -88,6 +91,7 @@ class Saved(msgspec.Struct, frozen=True):
         end_when_hung: whether it ends when its kernel answers no heartbeats.
         processor: what ran the guest, and must go on running it.
         cpus: how many processors the guest has.
+        first: the pages that its guest touches first, if that is known.
     """
 
     memory_size: int
@@ -101,6 +105,7 @@ class Saved(msgspec.Struct, frozen=True):
     end_when_hung: bool = False
     processor: Processor = "soft"
     cpus: int = 1
+    first: FirstPages | None = None
     _held: ExitStack = msgspec.field(default_factory=ExitStack)
 
     def __post_init__(self) -> None:
@@ -110,7 +115,7 @@ class Saved(msgspec.Struct, frozen=True):
 
     def page_file(self) -> bytes:
         """The content of the page file of a VM that is started from this."""
-        return _HEADER + self.pages
+        return self.first.page_file if self.first else HEADER + self.pages
 
     def fill(self, memory: int) -> None:
         """Copies all of the memory into the empty file `memory`."""
@@ -153,15 +158,16 @@ def copy(memory: Memory, target: int) -> bytes:
         run = start
         for at in range(0, len(data), PAGE):
             if data[at : at + PAGE] == _ZEROS:
-                _write(target, data[run - start : at], run)
+                write_all(target, data[run - start : at], run)
                 run = start + at + PAGE
             else:
                 pages[(start + at) // PAGE] = IN_FILE
-        _write(target, data[run - start :], run)
+        write_all(target, data[run - start :], run)
     return bytes(pages)
 
 
-def _write(target: int, data: bytes | memoryview, offset: int) -> None:
+def write_all(target: int, data: bytes | memoryview, offset: int) -> None:
+    """Writes all of `data` to a file, there."""
     view = memoryview(data)
     while view:
         written = os.pwrite(target, view, offset)
@@ -171,7 +177,7 @@ def _write(target: int, data: bytes | memoryview, offset: int) -> None:
 def pieces(memory: Memory) -> Iterator[tuple[int, bytes]]:
     """Offset and content of all that may be other than zero, in whole pages."""
     if memory.template is None or memory.pages is None:
-        for start, end in _extents(memory.own, memory.size):
+        for start, end in extents(memory.own, memory.size):
             yield from _read(memory.own, start, end)
         return
     pages = os.pread(memory.pages, PAGE + memory.size // PAGE, 0)[PAGE:]
@@ -183,12 +189,12 @@ def pieces(memory: Memory) -> Iterator[tuple[int, bytes]]:
         if not present:
             yield from _read(memory.template, at * PAGE, end * PAGE)
         else:
-            for start, stop in _extents(memory.own, end * PAGE, at * PAGE):
+            for start, stop in extents(memory.own, end * PAGE, at * PAGE):
                 yield from _read(memory.own, start, stop)
         at = end
 
 
-def _extents(file: int, end: int, start: int = 0) -> Iterator[tuple[int, int]]:
+def extents(file: int, end: int, start: int = 0) -> Iterator[tuple[int, int]]:
     """Where a sparse file has data, in whole pages."""
     while start < end:
         try:

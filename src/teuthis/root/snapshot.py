@@ -24,6 +24,7 @@ import msgspec
 
 from teuthis.errors import ConfigurationError, SnapshotError
 from teuthis.protocol import MAX_USER
+from teuthis.root import first_pages
 from teuthis.root.processor import MAX_CPUS, Processor
 from teuthis.root.saved import PAGE, Identity, Saved, SavedDisk, runs
 
@@ -238,6 +239,7 @@ def read(
         manifest.end_when_hung,
         manifest.processor,
         manifest.cpus,
+        first_pages.read(directory, memory, parts["pages"]),
     )
     return saved, manifest
 

@@ -5,8 +5,9 @@ them has a memory file of its own, empty at first; whoever needs a page, the hyp
 worker, first copies it there. `hypervisor/src/template.rs` is the other half and tells why.
 
 The page file: a header page, then one byte per page, 0 for a page that is still only in the
-template. The first three bytes of the header are a lock by Peterson's algorithm: who wants it, and
-whose turn it is. It takes plain stores and loads and one barrier, which is what there is here.
+template, 2 for one that the root side has copied before either had the file. The first three bytes
+of the header are a lock by Peterson's algorithm: who wants it, and whose turn it is. It takes plain
+stores and loads and one barrier, which is what there is here.
 """
 
 import mmap
