@@ -96,7 +96,7 @@ def of_worker(uid: int | None, answer: int) -> Cell:
     _alive.extend((*link, *control))
 
     def after(epoll: int) -> Jail:
-        calls = worker.system_calls(epoll, config.link, config.control)
+        calls = worker.system_calls([epoll], config.link, config.control)
         return worker.worker(config, birth, calls)
 
     return Cell(worker.worker(config, birth, {}), after)

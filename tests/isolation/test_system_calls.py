@@ -2,15 +2,11 @@
 
 import mmap
 
-import pytest
-
 from teuthis.jail import switch, worker
 from teuthis.jail.bpf import X32_BIT
 from teuthis.jail.system_calls import HIGHEST, NAMES, NUMBERS
 
 from .prison import OF_RUST, SIGSYS, Prison, call
-
-pytestmark = pytest.mark.timeout(300)  # many processes, on hosts that have much to do
 
 HYPERVISOR = {
     "sendto",
@@ -30,7 +26,7 @@ REPLAY = HYPERVISOR - {"sendto", "recvfrom", "ppoll"}
 """What it keeps where it replays a recording: there is nobody to talk to or to wait for."""
 KVM = {"ioctl", "timer_settime", "rt_sigtimedwait"}
 """What it has beside when the guest runs on the host's processor, and has one."""
-WORKER = set(worker.system_calls(0, 0, 0))
+WORKER = set(worker.system_calls([0], 0, 0))
 SWITCH = set(switch.system_calls(0, 0))
 """Of a named network; the one before passt does without what joining takes."""
 CALLS = {"worker": WORKER, "hypervisor": HYPERVISOR, "switch": SWITCH, "replay": REPLAY}

@@ -24,10 +24,10 @@ _DESCRIPTORS: Final = 1024
 
 
 def system_calls(
-    epoll: int, link: int, control: int, disks: Sequence[DiskConfig] = ()
+    epolls: Sequence[int], link: int, control: int, disks: Sequence[DiskConfig] = ()
 ) -> AllowList:
     """The calls that serving a VM takes, on these descriptors where they are always the same."""
-    return {**_always(epoll, link, control), **_storage(disks)}
+    return {**_always(epolls, link, control), **_storage(disks)}
 
 
 def _storage(disks: Sequence[DiskConfig]) -> AllowList:
@@ -46,16 +46,15 @@ def _storage(disks: Sequence[DiskConfig]) -> AllowList:
     return {name: alternatives for name, alternatives in calls.items() if alternatives}
 
 
-def _always(epoll: int, link: int, control: int) -> AllowList:
+def _always(epolls: Sequence[int], link: int, control: int) -> AllowList:
     return {
-        "epoll_wait": ((integer(0, epoll),),),
-        "epoll_ctl": ((integer(0, epoll),),),
+        "epoll_wait": tuple((integer(0, each),) for each in epolls),
+        "epoll_ctl": tuple((integer(0, each),) for each in epolls),
         # The hypervisor: messages to and from nobody else.
         "recvfrom": ((integer(0, link), null(4)),),
         "sendto": ((integer(0, link), null(4)), (integer(0, control), null(4))),
         # The root side: requests with descriptors, which only it can send.
         "recvmsg": ((integer(0, control),),),
-        "poll": (),
         # Doorbells, the console, the streams of commands.
         "read": (),
         "write": (),

@@ -11,7 +11,6 @@ from teuthis.worker.outbox import Outbox
 from teuthis.worker.sockets import socket
 
 _MAX_DESCRIPTORS = 3
-_FINISH_SECONDS = 1.0
 
 
 class LifelineCut(Exception):
@@ -72,6 +71,9 @@ class Control:
             raise LifelineCut from error
 
     def finish(self, status: Status) -> None:
-        """Sends the last status, waiting a little for a slow reader. Raises `LifelineCut`."""
-        self._socket.settimeout(_FINISH_SECONDS)
+        """Sends the last status, however slow its reader, who kills us in the end, may be.
+
+        Raises `LifelineCut`.
+        """
+        self._socket.setblocking(True)
         self.send(status)

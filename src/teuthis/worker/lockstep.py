@@ -5,7 +5,6 @@ in a turn the worker does all there is to do, hands out what came of it, names w
 says that it is done.
 """
 
-import select
 import struct
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Final, Protocol
 from teuthis.worker import link as partition
 from teuthis.worker.control import Control, LifelineCut
 from teuthis.worker.link import Incoming, Link
+from teuthis.worker.loop import READ, WRITE, Few
 from teuthis.worker.memory import GuestMemory
 
 _RANGE: Final = struct.Struct("<QQ")
@@ -41,11 +41,17 @@ class Lockstep:
     """The turns of one worker."""
 
     def __init__(
-        self, link: Link, control: Control, memory: GuestMemory, flush: Callable[[], None]
+        self,
+        link: Link,
+        control: Control,
+        few: Few,
+        memory: GuestMemory,
+        flush: Callable[[], None],
     ) -> None:
-        """`flush` rings the hypervisor's doorbells."""
+        """`few` waits for both; `flush` rings the hypervisor's doorbells."""
         self._link = link
         self._control = control
+        self._few = few
         self._flush = flush
         self._written: list[tuple[int, int]] = []
         memory.journal = self._written
@@ -77,7 +83,7 @@ class Lockstep:
         """What the guest has given since the last turn, and how long this one may last."""
         messages: list[Incoming] = []
         while True:
-            self._wait(select.POLLIN)
+            self._wait(READ)
             for message in self._link.receive(1):
                 if isinstance(message, partition.Turn):
                     return messages, message.wait
@@ -88,15 +94,13 @@ class Lockstep:
     def _send(self) -> None:
         self._link.flush()
         while self._link.blocked:
-            self._wait(select.POLLOUT)
+            self._wait(WRITE)
             self._link.flush()
 
     def _wait(self, events: int) -> None:
         """Waits for the hypervisor; the root side may go meanwhile."""
-        poll = select.poll()
-        poll.register(self._link.fileno(), events)
-        poll.register(self._control.fileno(), 0)
-        if any(descriptor == self._control.fileno() for descriptor, _ in poll.poll()):
+        control = self._control.fileno()
+        if control in self._few.wait({self._link.fileno(): events, control: 0}):
             raise LifelineCut
 
 

@@ -1,7 +1,7 @@
 """A small event loop over epoll: callbacks per descriptor, and work to be continued soon."""
 
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 READ: Final = select.EPOLLIN
@@ -54,3 +54,30 @@ class Loop:
         for callback in work:
             callback()
         return bool(ready or work)
+
+
+class Few:
+    """Waits for a few descriptors alone, always the same, whatever else a loop watches.
+
+    By epoll as well: a process that is stopped in `poll` (SIGSTOP, a frozen container, a host that
+    sleeps) goes on in another system call, `restart_syscall`, which no list of ours allows.
+    """
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._wanted: dict[int, int] = {}
+
+    def fileno(self) -> int:
+        """Descriptor of the epoll instance."""
+        return self._epoll.fileno()
+
+    def wait(self, wanted: Mapping[int, int]) -> list[int]:
+        """Waits for these events of these descriptors; those for which some came."""
+        for descriptor, events in wanted.items():
+            known = self._wanted.get(descriptor)
+            if known is None:
+                self._epoll.register(descriptor, events)
+            elif known != events:
+                self._epoll.modify(descriptor, events)
+            self._wanted[descriptor] = events
+        return [descriptor for descriptor, _ in self._epoll.poll()]

@@ -1,6 +1,5 @@
 """One VM's worker put together: which event goes where, and how the VM ends."""
 
-import select
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -44,7 +43,7 @@ from teuthis.worker.doorbells import Doorbells
 from teuthis.worker.ending import EndVM
 from teuthis.worker.link import Link
 from teuthis.worker.lockstep import Lockstep
-from teuthis.worker.loop import READ, WRITE, Loop
+from teuthis.worker.loop import READ, WRITE, Few, Loop
 from teuthis.worker.memory import GuestMemory
 from teuthis.worker.saved import StateError, restore, save
 from teuthis.worker.saving import Saving
@@ -135,7 +134,11 @@ class Machine:
             counters,
             None if saved is None else self._agent.report_ready,
         )
-        self._lockstep = Lockstep(link, control, memory, doorbells.flush) if lockstep else None
+        self.few = Few()
+        """Waits for the root side and the hypervisor only."""
+        self._lockstep = (
+            Lockstep(link, control, self.few, memory, doorbells.flush) if lockstep else None
+        )
         self._saved = saved
         self._disks = disks
         if disks:
@@ -303,10 +306,9 @@ class Machine:
 
         What else is asked for waits until the guest goes on.
         """
-        waiting = select.poll()
-        for each in (self._control, self._link):
-            waiting.register(each.fileno(), READ | WRITE if each.blocked else READ)
-        for descriptor, _ in waiting.poll():
+        both = (self._control, self._link)
+        wanted = {each.fileno(): READ | WRITE if each.blocked else READ for each in both}
+        for descriptor in self.few.wait(wanted):
             if descriptor == self._control.fileno():
                 self._on_control()
             else:

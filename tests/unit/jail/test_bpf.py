@@ -47,7 +47,7 @@ def test_an_empty_list_allows_nothing() -> None:
 
 
 def test_what_may_be_allowed_is_told_without_knowing_the_arguments() -> None:
-    allowed = worker.system_calls(3, 4, 5)
+    allowed = worker.system_calls([3], 4, 5)
     program = assemble(allowed)
     assert {name for name, number in NUMBERS.items() if may_allow(program, number)} == set(allowed)
     assert evaluate(program, NUMBERS["epoll_wait"], [9]) == KILL_PROCESS

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -65,9 +64,7 @@ def test_what_is_no_disk_is_refused(path: Path, tmp_path: Path) -> None:
     assert "No such file" in refused(Disk(tmp_path / "absent"))
     assert "directory" in refused(Disk(tmp_path))
     os.mkfifo(tmp_path / "pipe")
-    began = time.monotonic()
-    assert "neither" in refused(Disk(tmp_path / "pipe"))
-    assert time.monotonic() - began < 10
+    assert "neither" in refused(Disk(tmp_path / "pipe"))  # and nobody waited for its other end
     assert "neither" in refused(Disk("/dev/null"))
     for size in (0, 1, 511, 513):
         os.truncate(path, size)
@@ -165,7 +162,7 @@ def test_the_worker_gets_what_its_disks_need() -> None:
     discarded = DiskConfig(file=12, size=2 * SIZE, writable=True, punches=True, layer=lost)
 
     def named(disks: tuple[DiskConfig, ...]) -> dict[str, set[int]]:
-        calls = worker.system_calls(0, 0, 0, disks)
+        calls = worker.system_calls([0], 0, 0, disks)
         return {
             name: {alternative[0].value for alternative in calls[name]}
             for name in ("preadv2", "pwritev2", "fdatasync", "fallocate")
