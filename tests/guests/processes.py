@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 CLI = [sys.executable, "-m", "teuthis"]
+PATIENCE = 100.0
+"""Seconds that nothing takes longer than, on a busy host either."""
 
 
 def children(parent: int) -> set[int]:
@@ -51,7 +53,22 @@ def alive(pids: Iterable[int]) -> set[int]:
     return {pid for pid in pids if _stat(Path(f"/proc/{pid}/stat"))[:1] not in ([], ["Z"])}
 
 
-def await_true(condition: Callable[[], object], timeout: float = 10) -> None:
+def open_files() -> set[tuple[str, int, int]]:
+    """What this process has open: each descriptor with its file.
+
+    Compared by what is new: readers of consoles close theirs when they see the end, by and by.
+    """
+    found = set()
+    for path in Path("/proc/self/fd").iterdir():
+        try:
+            status = path.stat()
+        except OSError:  # the one that reads this directory
+            continue
+        found.add((path.name, status.st_dev, status.st_ino))
+    return found
+
+
+def await_true(condition: Callable[[], object], timeout: float = PATIENCE) -> None:
     """Waits until `condition` holds."""
     deadline = time.monotonic() + timeout
     while not condition():
@@ -71,7 +88,7 @@ def start(*arguments: str, **options: object) -> subprocess.Popen[bytes]:
 
 
 def run(
-    *arguments: str, input: bytes = b"", timeout: float = 100
+    *arguments: str, input: bytes = b"", timeout: float = 3 * PATIENCE
 ) -> subprocess.CompletedProcess[bytes]:
     """Runs `teuthis` to its end."""
     return subprocess.run(

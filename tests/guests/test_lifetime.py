@@ -8,15 +8,16 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
 import teuthis
-from tests.guests.processes import alive, await_true, children, kill, zygotes
+from tests.guests.processes import alive, await_true, children, kill, open_files, zygotes
 from teuthis import VM
-from teuthis.root import zygote
+from teuthis.root import machine, zygote
 
 _OWNER = """
 import sys, teuthis
@@ -25,10 +26,6 @@ print("ready", flush=True)
 process = vm.popen(["sleep", "1000"])
 process.wait()
 """
-
-
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def begin() -> tuple[VM, set[int]]:
@@ -55,10 +52,10 @@ def test_closing_leaves_nothing() -> None:
 def test_descriptors_and_threads_are_given_back() -> None:
     teuthis.run(["true"], memory="128M")
     gc.collect()
-    before = descriptors(), threading.active_count()
+    files, threads = open_files(), set(threading.enumerate())
     teuthis.run(["true"], memory="128M")
     gc.collect()
-    assert (descriptors(), threading.active_count()) == before
+    await_true(lambda: open_files() <= files and set(threading.enumerate()) <= threads)
 
 
 def test_an_exception_in_the_block_closes_the_vm() -> None:
@@ -85,7 +82,7 @@ def test_closing_wakes_those_who_wait() -> None:
     vm = VM("128M")
     threading.Timer(0.5, vm.close).start()
     with pytest.raises(teuthis.VMClosed):
-        vm.run(["sleep", "1000"], timeout=60)
+        vm.run(["sleep", "1000"])
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -93,7 +90,7 @@ def test_a_killed_process_ends_the_other(victim: int) -> None:
     vm, pids = begin()
     kill(sorted(pids)[victim])
     with pytest.raises(teuthis.VMError, match="died"):
-        vm.run(["sleep", "1000"], timeout=60)
+        vm.run(["sleep", "1000"])
     await_true(lambda: not alive(pids))
     vm.close()
 
@@ -131,10 +128,49 @@ def test_closing_a_vm_whose_processes_are_stuck() -> None:
     vm, pids = begin()
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
-    began = time.monotonic()
     vm.close()
-    assert time.monotonic() - began < 10
     assert not alive(pids)
+
+
+def stop_and_go_on(vm: VM) -> None:
+    """As a frozen container, or a host that sleeps, does to all processes."""
+    for pid in vm.machine.processes.values():
+        os.kill(pid, signal.SIGSTOP)
+        await_true(lambda pid=pid: "\nState:\tT" in Path(f"/proc/{pid}/status").read_text())  # type: ignore[misc]
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_a_vm_that_is_stopped_by_the_host_goes_on(tmp_path: Path) -> None:
+    with VM("128M", network=f"switch:stopped-{os.getpid()}") as vm:
+        stop_and_go_on(vm)
+        assert vm.run(["echo", "running"]).stdout == b"running\n"
+        vm.pause()
+        for _ in range(3):
+            stop_and_go_on(vm)
+        vm.resume()
+        assert vm.run(["echo", "paused"]).stdout == b"paused\n"
+    script = ["sh", "-c", "sleep 1; echo recorded"]
+    with VM("128M", record=tmp_path / "recording") as vm, vm.popen(script) as process:
+        for _ in range(10):
+            stop_and_go_on(vm)
+        assert process.stdout.read() == b"recorded\n"
+
+
+def test_a_worker_that_comes_late_still_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_PATIENCE", 100.0)
+    vm, _ = begin()
+    worker, hypervisor = (vm.machine.processes[name] for name in ("worker", "hypervisor"))
+    process = vm.popen(["sh", "-c", "echo up; sleep 1; poweroff -f"])
+    assert process.stdout.readline() == b"up\n"
+    with suppress(ProcessLookupError):  # we may come late ourselves
+        os.kill(worker, signal.SIGSTOP)
+        await_true(lambda: not alive([hypervisor]))
+        time.sleep(2)
+        os.kill(worker, signal.SIGCONT)
+    with pytest.raises(teuthis.GuestPowerOff):
+        process.wait()
+    process.close()
+    vm.close()
 
 
 def test_the_thread_that_started_a_vm_may_end() -> None:
@@ -167,7 +203,7 @@ for limit in range(12, 40):
     else:
         break
     resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
-    deadline = time.monotonic() + 10  # the console's reader closes its pipe when it sees the end
+    deadline = time.monotonic() + 100  # the console's reader closes its pipe when it sees the end
     while len(os.listdir("/proc/self/fd")) != before and time.monotonic() < deadline:
         time.sleep(0.01)
     print(len(os.listdir("/proc/self/fd")))
@@ -176,7 +212,7 @@ for limit in range(12, 40):
 
 def test_too_few_descriptors() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", _FEW_DESCRIPTORS], capture_output=True, check=True, timeout=90
+        [sys.executable, "-c", _FEW_DESCRIPTORS], capture_output=True, check=True, timeout=500
     )
     assert b"Too many open files" in done.stdout
     assert len({line for line in done.stdout.splitlines() if line.isdigit()}) == 1
@@ -203,7 +239,7 @@ def test_a_fork_neither_uses_nor_holds_the_vm() -> None:
 
     fork = context.Process(target=use_and_stay)
     fork.start()
-    assert "fork" in says.get(timeout=20)
+    assert "fork" in says.get(timeout=100)
     assert vm.run(["echo", "mine"]).stdout == b"mine\n"
     vm.close()
     assert not alive(pids)
@@ -224,7 +260,7 @@ def test_a_fork_starts_vms_from_a_zygote_of_its_own() -> None:
     fork = context.Process(target=start_one)
     fork.start()
     assert says.get(timeout=100) == b"mine\n"
-    own = says.get(timeout=20)
+    own = says.get(timeout=100)
     assert len(own) == 1
     assert not own & zygotes(os.getpid())
     fork.join()
@@ -260,7 +296,7 @@ def test_ten_in_a_row() -> None:
     for number in range(10):
         before = children(os.getpid())
         assert teuthis.run(["echo", str(number)], memory="128M").stdout == b"%d\n" % number
-        assert children(os.getpid()) == before
+        assert children(os.getpid()) <= before
 
 
 def test_four_at_once() -> None:
@@ -271,4 +307,4 @@ def test_four_at_once() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(hello, range(4))) == [b"0\n", b"1\n", b"2\n", b"3\n"]
-    assert children(os.getpid()) == before
+    assert children(os.getpid()) <= before

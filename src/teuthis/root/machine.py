@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 
 _MAX_STATE: Final = 64 << 20
 """Bytes of state that a worker may write."""
-_PATIENCE: Final = 0.5
-"""Seconds that both processes have to end by themselves before they are killed."""
+_PATIENCE: Final = 5.0
+"""Seconds that both processes have to end by themselves, and to say why, before they are killed.
+Milliseconds, but on a busy host."""
 
 
 class Machine(Caller):
@@ -237,9 +238,14 @@ class Machine(Caller):
             self._counters.reject("control.status", "malformed")
             reason = Ended.WORKER_VIOLATION
         finally:
-            deadline = time.monotonic() + _PATIENCE
-            for child in (self._processes.worker, self._processes.hypervisor):
+            # A worker that breaks the rules is not waited for.
+            patience = 0.0 if reason is Ended.WORKER_VIOLATION else _PATIENCE
+            deadline = time.monotonic() + patience
+            children = (self._processes.worker, self._processes.hypervisor)
+            for child in children:
                 child.wait(max(0.0, deadline - time.monotonic()))
+            for child in children:
+                child.kill()
                 self._processes.counters[0].accept("control.exit-status", 4)
             self._processes.console.finish(_PATIENCE)
             self._finish_recording()
@@ -257,7 +263,6 @@ class Machine(Caller):
         recording, hypervisor = self._processes.recording, self._processes.hypervisor
         if recording is None:
             return
-        hypervisor.kill()  # what it wrote before is in the pipe
         worker = self._processes.worker
         in_order = hypervisor.status == worker.status == 0
         recording.finish(self._processes.memory.own if in_order else None)
@@ -306,7 +311,7 @@ class Machine(Caller):
                 return None
             elif hypervisor in events:
                 poll.unregister(hypervisor)
-                timeout = 1000.0  # for the worker to notice and say why
+                timeout = 1000 * _PATIENCE  # for the worker to notice and say why
             elif timeout is not None:
                 return Ended.HYPERVISOR_DIED
 

@@ -49,7 +49,7 @@ class Played:
 
     def died(self) -> errors.TeuthisError:
         """Why the machine ended; both processes are gone by then."""
-        error = self.machine.ready.exception(20) or self.submit_error()
+        error = self.machine.ready.exception(100) or self.submit_error()
         assert isinstance(error, errors.TeuthisError)
         assert all(child.fate != "still there" for child in self.children)
         return error
@@ -59,13 +59,14 @@ class Played:
             answer = self.machine.submit(lambda number: ReadFile(number, "/x"), [self.console])
         except errors.TeuthisError as error:
             return error
-        return answer.finished.exception(20)
+        return answer.finished.exception(100)
 
 
 @pytest.fixture
 def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Played]:
     played = Played()
     monkeypatch.setattr(module, "launch", played.launch)
+    monkeypatch.setattr(module, "_PATIENCE", 0.5)  # they do not end by themselves
     with Reserved(0) as reserved:
         played.machine = Machine(reserved, lambda *_: None, None)  # type: ignore[arg-type]
     yield played
@@ -76,7 +77,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Played]:
 
 def test_a_request_and_its_answer(worker: Played) -> None:
     worker.say(StatusKind.READY)
-    worker.machine.ready.result(5)
+    worker.machine.ready.result(100)
     read, write = os.pipe()
     answer = worker.machine.submit(
         lambda number: Exec(number, ["echo"], {"A": "1"}, "/"), [read, write, write]
@@ -87,7 +88,7 @@ def test_a_request_and_its_answer(worker: Played) -> None:
         os.close(descriptor)
     worker.say(StatusKind.STARTED, answer.id, 9)
     worker.say(StatusKind.EXITED, answer.id, 0, 15)
-    assert answer.finished.result(5).detail == 15
+    assert answer.finished.result(100).detail == 15
 
 
 @pytest.mark.parametrize(
@@ -154,13 +155,13 @@ def test_closing_while_others_ask(worker: Played) -> None:
     worker.control.recv(1000)
     worker.machine.close()
     for thread in threads:
-        thread.join(20)
+        thread.join(100)
     assert [type(error) for error in seen] == [errors.VMClosed] * 4
 
 
 def test_facts_that_cannot_be_read_are_refused_and_counted(worker: Played) -> None:
     worker.say(StatusKind.READY)
-    worker.machine.ready.result(5)
+    worker.machine.ready.result(100)
     with ThreadPoolExecutor() as pool:
         facts = pool.submit(integration.facts, worker.machine)
         packet, descriptors, _, _ = socket.recv_fds(worker.control, 1 << 17, 3)
@@ -170,5 +171,5 @@ def test_facts_that_cannot_be_read_are_refused_and_counted(worker: Played) -> No
         os.close(descriptors[0])
         worker.say(StatusKind.DONE, request.id, 2)
         with pytest.raises(errors.NoFacts):
-            facts.result(20)
+            facts.result(100)
     assert worker.machine.flows()["client.facts"].rejected == 1
