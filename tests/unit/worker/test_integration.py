@@ -22,7 +22,12 @@ from teuthis.worker.devices.integration.kvp import (
 from teuthis.worker.devices.integration.pipe import Service
 from teuthis.worker.devices.integration.shutdown import WISHES_MAX
 from teuthis.worker.devices.integration.shutdown import Shutdown as ShutdownService
-from teuthis.worker.devices.integration.timesync import JUMP_SECONDS, SAMPLE_SECONDS, TimeSync
+from teuthis.worker.devices.integration.timesync import (
+    JUMP_SECONDS,
+    LATE_SECONDS,
+    SAMPLE_SECONDS,
+    TimeSync,
+)
 from teuthis.worker.loop import Loop
 from teuthis.worker.memory import PAGE_SIZE
 
@@ -494,6 +499,22 @@ def test_the_clock_is_set_once_and_after_a_jump(world: World, seen: Recorder) ->
     seen.time_of_day -= 2 * JUMP_SECONDS  # somebody set it back
     module.service.expire()
     assert module.question().body[24] == 1
+
+
+def test_a_guest_that_heard_the_time_late_is_told_again(world: World, seen: Recorder) -> None:
+    module, question = busy(world, seen, "timesync")
+    world.clock.now += 3
+    seen.time_of_day += 3
+    module.answer(question)
+    module.service.expire()
+    again = module.question()
+    assert again.body[24] == 1
+    now, before = (struct.unpack_from("<Q", each.body)[0] for each in (again, question))
+    assert now - before == 30_000_000
+    world.clock.now += LATE_SECONDS / 2
+    module.answer(again)
+    module.service.expire()
+    assert module.questions() == []
 
 
 def test_otherwise_the_guest_gets_samples(world: World, seen: Recorder) -> None:

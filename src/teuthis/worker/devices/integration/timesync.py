@@ -26,6 +26,8 @@ SAMPLE_SECONDS: Final = 60.0
 """Between samples; a guest takes them as stale after 600."""
 JUMP_SECONDS: Final = 0.5
 """What the host's time of day may move against its monotonic clock before the guest is told."""
+LATE_SECONDS: Final = 0.1
+"""A guest that has not answered by then may have heard the time too late, on a busy host."""
 
 
 class TimeSync(Service):
@@ -45,15 +47,19 @@ class TimeSync(Service):
         self._offset = 0.0
         """Time of day minus monotonic clock, when the guest's clock was set last."""
         self._next: float | None = None
+        self._late = math.inf
+        """From when on it is too late to hear that the clock is to be set."""
 
     def negotiated(self) -> None:
         """Sets the clock: until now the guest knows whole seconds at best."""
         self._tell(_SYNC)
 
     def answered(self, answer: Answer) -> None:
-        """The guest has nothing to say but that it heard."""
+        """The guest has nothing to say but that it heard: too late, and it is told anew."""
         if len(answer.body) < _BODY.size:
             raise Malformed("short", "less than was sent")
+        if self._clock() > self._late:
+            self.resumed()
 
     def resumed(self) -> None:
         """Its clock has stood still too: to be set as soon as it can be told."""
@@ -81,6 +87,8 @@ class TimeSync(Service):
     def _tell(self, flag: int) -> None:
         now, time_of_day = self._clock(), self._time_of_day()
         self._next = now + SAMPLE_SECONDS
+        self._late = math.inf
         if flag == _SYNC:
+            self._late = now + LATE_SECONDS
             self._offset = time_of_day - now
         self.ask(_BODY.pack(_EPOCH + int(time_of_day * _UNITS), 0, 0, flag))
