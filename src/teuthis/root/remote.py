@@ -30,7 +30,7 @@ _MAX_WELCOME: Final = MAX_REQUEST
 _PATIENCE: Final = 10.0
 """Seconds that a keeper may take to greet."""
 
-_DEATH_PATIENCE: Final = 2.0
+_DEATH_PATIENCE: Final = 5.0
 
 
 class Welcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -19,9 +19,9 @@ _PAGE: Final = mmap.PAGESIZE
 HEADER_BYTES: Final = _PAGE
 _HYPERVISOR_WANTS, _WORKER_WANTS, _TURN = range(3)
 _HYPERVISORS_TURN: Final = 0
-_PATIENCE: Final = 10_000_000
-"""How often to look whether the hypervisor has let go: about a second. One that does not is dead,
-or hostile, and can hurt this machine only."""
+_PATIENCE: Final = 1_000_000_000
+"""How often to look whether the hypervisor has let go: a minute or two, as it may have been stopped
+by the host. One that does not let go is dead, or hostile, and can hurt this machine only."""
 
 
 class Template:

@@ -184,16 +184,19 @@ def test_a_damaged_row_is_said_so(home: Path) -> None:
         store.find("web")
 
 
-def test_a_keeper_that_is_just_dying() -> None:
+def test_a_keeper_that_is_just_dying(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel closes a killed process's sockets before it says that the process is gone."""
+    monkeypatch.setattr(remote, "_DEATH_PATIENCE", 100.0)
     record = store.add("web", Plan())
-    with subprocess.Popen(["sleep", "0.7"]) as child:
+    with subprocess.Popen(["sleep", "1000"]) as child:
         start = life._start(child.pid)
         assert start is not None
         store._update(record.run, "keeper", store._text(ProcessId(life.boot(), child.pid, start)))
         store.ready(record.run)
+        found = store.find("web")
+        threading.Timer(0.7, child.kill).start()
         with pytest.raises(errors.VMError, match="is dead: its keeper"):
-            remote.Remote(store.find("web"))
+            remote.Remote(found)
 
 
 def test_a_keeper_that_is_none(home: Path) -> None:
