@@ -1,9 +1,6 @@
 //! Switching the machine off: programs ended, file systems unmounted, all written back.
 
-use std::{
-    fs, thread,
-    time::{Duration, Instant},
-};
+use std::{fs, thread, time::Duration};
 
 use nix::{
     errno::Errno,
@@ -34,12 +31,12 @@ pub const SIGNALS: [(Signal, Kind); 3] = [
 pub const REQUEST: &str = "--power-off";
 const POWER_OFF_COMMAND: &str = "/proc/sys/kernel/poweroff_cmd";
 
-/// How programs are ended, and how long each way is waited for. An interactive shell takes no
-/// notice of the first.
-const ENDINGS: [(Signal, Duration); 3] = [
-    (Signal::SIGTERM, Duration::from_secs(2)),
-    (Signal::SIGHUP, Duration::from_millis(500)),
-    (Signal::SIGKILL, Duration::from_secs(1)),
+/// How programs are ended, and how many pauses each way is waited for: counted, not timed, as time
+/// goes on while the host does not let us run. An interactive shell takes no notice of the first.
+const ENDINGS: [(Signal, u32); 3] = [
+    (Signal::SIGTERM, 200),
+    (Signal::SIGHUP, 50),
+    (Signal::SIGKILL, 100),
 ];
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -75,25 +72,25 @@ pub fn off(kind: Kind) -> ! {
 
 fn end_programs() {
     let everybody = Pid::from_raw(-1);
-    for (signal, patience) in ENDINGS {
+    for (signal, pauses) in ENDINGS {
         let _ = kill(everybody, signal);
         let _ = kill(everybody, Signal::SIGCONT); // who is stopped could not end
-        if all_ended(patience) {
+        if all_ended(pauses) {
             return;
         }
     }
 }
 
 /// Waits until there is no process but ourselves: all others are our descendants.
-fn all_ended(patience: Duration) -> bool {
-    let deadline = Instant::now() + patience;
+fn all_ended(mut pauses: u32) -> bool {
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             Err(Errno::ECHILD) => return true,
-            Ok(WaitStatus::StillAlive) if Instant::now() >= deadline => return false,
+            Ok(WaitStatus::StillAlive) if pauses == 0 => return false,
             Ok(WaitStatus::StillAlive) => thread::sleep(PAUSE),
-            _ => {}
+            _ => continue,
         }
+        pauses -= 1;
     }
 }
 
