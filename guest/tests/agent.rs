@@ -18,8 +18,8 @@ use std::{
 };
 
 use nix::{
-    sys::signal::{SigHandler, Signal, raise, signal},
-    unistd::geteuid,
+    sys::signal::{SigHandler, Signal, kill, raise, signal},
+    unistd::{Pid, geteuid},
 };
 use teuthis_guest::{
     agent::{Agent, Listener},
@@ -43,6 +43,8 @@ const EXIT: u8 = 0x84;
 const ERROR: u8 = 0x85;
 const GRANT: u8 = 0x86;
 const DONE: u8 = 0x87;
+/// Nothing takes longer, on a busy host either.
+const LONG: Duration = Duration::from_secs(100);
 
 struct LocalListener(UnixListener);
 
@@ -201,9 +203,7 @@ impl Connection {
 
     /// The next frame, or `None` when the agent has closed the connection.
     fn receive(&mut self) -> Option<(u8, Vec<u8>)> {
-        self.0
-            .set_read_timeout(Some(Duration::from_secs(20)))
-            .unwrap();
+        self.0.set_read_timeout(Some(LONG)).unwrap();
         let mut header = [0; 8];
         match self.0.read_exact(&mut header) {
             Ok(()) => {}
@@ -265,9 +265,9 @@ fn alive(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
-fn within_seconds(what: impl Fn() -> bool) -> bool {
+fn comes_true(what: impl Fn() -> bool) -> bool {
     let start = Instant::now();
-    while start.elapsed() < Duration::from_secs(5) {
+    while start.elapsed() < LONG {
         if what() {
             return true;
         }
@@ -383,10 +383,11 @@ fn more_input_than_the_credit_ends_the_session() {
     let mut connection = host.exec(&["sleep", "60"]);
     let pid = connection.pid();
     for _ in 0..9 {
-        connection.send(STDIN, &[0; 16384]);
+        // It may be gone before all of it is sent.
+        let _ = connection.try_send(STDIN, &[0; 16384]);
     }
     while connection.receive().is_some() {}
-    assert!(within_seconds(|| !alive(pid)));
+    assert!(comes_true(|| !alive(pid)));
 }
 
 #[test]
@@ -401,23 +402,18 @@ fn a_closed_connection_kills_the_group() {
         .unwrap();
     assert!(alive(pid) && alive(child));
     drop(connection);
-    assert!(within_seconds(|| !alive(pid) && !alive(child)));
+    assert!(comes_true(|| !alive(pid) && !alive(child)));
 }
 
 #[test]
 fn a_background_process_does_not_hold_the_session_open() {
     let host = Host::new();
-    let start = Instant::now();
-    let outcome = host.shell("(sleep 20; echo late) & echo early").finish();
-    assert_eq!(
-        outcome,
-        Outcome {
-            stdout: b"early\n".into(),
-            exit: (0, 0),
-            ..Default::default()
-        }
-    );
-    assert!(start.elapsed() < Duration::from_secs(10));
+    let outcome = host.shell("sleep 1000 & echo $!").finish();
+    assert_eq!(outcome.exit, (0, 0));
+    let text = String::from_utf8(outcome.stdout).unwrap();
+    let background = text.trim().parse().unwrap();
+    assert!(alive(background), "it was waited for, or ended");
+    kill(Pid::from_raw(background as i32), Signal::SIGKILL).unwrap();
 }
 
 #[test]

@@ -35,7 +35,7 @@ const IDLE: &[u8] = &[0xFB, 0xF4, 0xEB, 0xFD];
 /// CLI; HLT.
 const HALT: &[u8] = &[0xFA, 0xF4];
 /// Nothing is to take longer, on a loaded host either.
-const LONG: Duration = Duration::from_secs(10);
+const LONG: Duration = Duration::from_secs(100);
 
 struct Vm {
     child: Child,
