@@ -16,8 +16,10 @@ import re
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Final
@@ -37,7 +39,7 @@ PARTS: Final = 4
 
 @dataclass(frozen=True)
 class Left:
-    """What there is of a kind of thing that a VM uses."""
+    """What there is of the kinds of things that a VM uses."""
 
     children: frozenset[int]
     """Of this process, those included that have ended and were not waited for."""
@@ -65,10 +67,22 @@ class Left:
             groups=frozenset(_groups()),
         )
 
+    def more(self, before: "Left") -> str:
+        """What there is more of than there was; nothing, or less, is nothing."""
+        found = []
+        for name, now in vars(self).items():
+            then = getattr(before, name)
+            if now > then if isinstance(now, int) else Counter(now) - Counter(then):
+                found.append(f"{name}: {then} → {now}")
+        return "; ".join(found)
+
 
 def _children() -> set[int]:
-    tasks = Path("/proc/self/task").iterdir()
-    return {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
+    found: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # a thread that has just ended, whose children have another parent
+            found.update(map(int, (task / "children").read_text().split()))
+    return found
 
 
 def _descriptors(pid: str) -> tuple[str, ...]:
@@ -161,7 +175,7 @@ def memory(pid: int) -> int:
 def one(number: int) -> None:
     """A VM, a program, its output."""
     with teuthis.VM("128M", processor="soft") as vm:
-        assert vm.run(["echo", str(number)], timeout=100).stdout == b"%d\n" % number
+        assert vm.run(["echo", str(number)], timeout=300).stdout == b"%d\n" % number
 
 
 def grows(parts: Sequence[Used], vms: int) -> bool:
@@ -182,13 +196,14 @@ def soak(vms: int) -> str:
         list(pool.map(one, range(warm)))
         (zygote,) = zygotes(os.getpid())
         time.sleep(1)  # consoles are read to their end
-        before, size = _settled(None), memory(os.getpid())
+        gc.collect()
+        before, size = Left.now(), memory(os.getpid())
         used, parts = Used.now(zygote), []
         start = time.monotonic()
         for first in range(warm, warm + PARTS * part, part):
             list(pool.map(one, range(first, first + part)))
-            after = _settled(before)
-            assert after == before, _difference(before, after)
+            more = _settled(before)
+            assert not more, more
             now = Used.now(zygote)
             parts.append(now - used)
             used = now
@@ -202,19 +217,13 @@ def soak(vms: int) -> str:
     )
 
 
-def _settled(wanted: Left | None) -> Left:
-    """What there is, once threads that are about to end have ended."""
+def _settled(before: Left) -> str:
+    """What there is more of than before, once threads that are about to end have ended."""
     gc.collect()
-    if wanted is not None:
-        deadline = time.monotonic() + 10
-        while Left.now() != wanted and time.monotonic() < deadline:
-            time.sleep(0.05)
-    return Left.now()
-
-
-def _difference(before: Left, after: Left) -> str:
-    names = [name for name in vars(before) if getattr(before, name) != getattr(after, name)]
-    return "; ".join(f"{name}: {getattr(before, name)} → {getattr(after, name)}" for name in names)
+    deadline = time.monotonic() + 100
+    while (more := Left.now().more(before)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return more
 
 
 if __name__ == "__main__":

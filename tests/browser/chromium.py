@@ -98,7 +98,7 @@ class Chromium(Closing):
         return result["result"].get("value")
 
     def until(
-        self, expression: str, among: Collection[object] = (True,), seconds: float = 60
+        self, expression: str, among: Collection[object] = (True,), seconds: float = 300
     ) -> Any:
         """Waits until the expression has one of the values."""
         deadline = time.monotonic() + seconds

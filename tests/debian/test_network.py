@@ -9,7 +9,6 @@ import teuthis
 SECONDS = 5
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("direction", [[], ["--reverse"]], ids=["to-server", "from-server"])
 def test_iperf3_between_two_vms(image: str, direction: list[str]) -> None:
     with (

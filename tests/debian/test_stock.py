@@ -35,7 +35,7 @@ def vm(image: str, log: io.BytesIO) -> Iterator[teuthis.VM]:
 
 def test_it_is_alive(vm: teuthis.VM) -> None:
     assert vm.health is teuthis.Health.ALIVE
-    await_true(lambda: vm.flows()["integration.timesync"].count == 1, 60)
+    await_true(lambda: vm.flows()["integration.timesync"].count == 1)
 
 
 def test_it_has_no_agent(vm: teuthis.VM) -> None:

@@ -2,12 +2,11 @@
 
 import hashlib
 import os
-import signal
 import subprocess
-from collections.abc import Iterable
 from pathlib import Path
 
-from tests.guests.processes import alive, await_true, children
+from tests.guests.processes import alive, await_true, kill
+from teuthis import VM
 from teuthis.images import packages, store
 from teuthis.images.kernel import default_kernel
 from teuthis.images.store import Pin, Record
@@ -69,11 +68,8 @@ def make_image(name: str, work: Path) -> None:
     )
 
 
-def kill_worker(known: Iterable[int]) -> None:
-    """Kills the worker of the VM whose processes are not among `known`, and awaits the VM's end."""
-    ours = children(os.getpid()) - set(known)
-    (worker,) = [
-        pid for pid in ours if b"teuthis.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
-    os.kill(worker, signal.SIGKILL)
-    await_true(lambda: not alive(ours))
+def kill_worker(vm: VM) -> None:
+    """Kills a VM's worker, and awaits the VM's end."""
+    pids = vm.machine.processes
+    kill(pids["worker"])
+    await_true(lambda: not alive(pids.values()))

@@ -50,7 +50,6 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         server.shutdown()
 
 
-@pytest.mark.timeout(600)
 def test_apt_installs_through_the_users_network(repository: int) -> None:
     image = make.build("debian", say=print).name
     source = f"deb [trusted=yes] http://10.126.7.1:{repository} ./\n"

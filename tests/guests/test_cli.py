@@ -4,12 +4,11 @@ import os
 import pty
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.guests.processes import CLI, alive, await_true, children, run, start
+from tests.guests.processes import CLI, PATIENCE, alive, await_true, children, run, start
 
 
 def test_hello() -> None:
@@ -38,7 +37,7 @@ def test_streams_are_live() -> None:
     process.stdin.write(b"two\n")
     process.stdin.flush()
     assert process.stdout.readline() == b"two\n"
-    out, err = process.communicate(b"rest", timeout=60)
+    out, err = process.communicate(b"rest", timeout=PATIENCE)
     assert (out, err, process.returncode) == (b"rest", b"", 0)
 
 
@@ -62,11 +61,13 @@ def test_a_command_that_is_not_there() -> None:
 
 
 def test_a_time_limit() -> None:
-    began = time.monotonic()
-    done = run("run", "--timeout", "1s", "--", "sh", "-c", "echo begun; sleep 1000")
-    assert (done.returncode, done.stdout) == (124, b"begun\n")
-    assert b"time limit of 1 s" in done.stderr
-    assert time.monotonic() - began < 60
+    for limit in (1, 10, 100):  # on a busy host it may not come to its first word in a second
+        done = run("run", "--timeout", f"{limit}s", "--", "sh", "-c", "echo begun; sleep 1000")
+        assert done.returncode == 124
+        assert b"time limit of %d s" % limit in done.stderr
+        if done.stdout:
+            break
+    assert done.stdout == b"begun\n"
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,7 @@ def test_signals_end_everything(number: signal.Signals, code: int) -> None:
     pids = children(process.pid)
     assert len(pids) == 2
     process.send_signal(number)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == code
     assert b"Traceback" not in err
     assert not alive(pids)
@@ -135,7 +136,7 @@ def test_kill_9_leaves_nothing(tmp_path: Path) -> None:
     assert process.stdout.readline() == b"begun\n"
     pids = children(process.pid)
     process.kill()
-    process.communicate(timeout=20)
+    process.communicate(timeout=PATIENCE)
     await_true(lambda: not alive(pids))
     assert not list(tmp_path.iterdir())
 
@@ -145,7 +146,7 @@ def test_a_reader_that_goes_away_ends_it_quietly() -> None:
     done = subprocess.run(
         ["bash", "-c", f"{command} | head -2; exit ${{PIPESTATUS[0]}}"],
         capture_output=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     assert (done.stdout, done.stderr, done.returncode) == (b"y\ny\n", b"", 128 + signal.SIGPIPE)

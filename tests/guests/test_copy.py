@@ -12,8 +12,6 @@ from tests.guests.named import home
 from tests.guests.processes import run
 from tests.unit.root.archives import END, member
 
-pytestmark = pytest.mark.timeout(300)  # many commands, on hosts that have much to do
-
 
 @pytest.fixture(scope="module")
 def named(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:

@@ -11,10 +11,8 @@ import pytest
 import teuthis
 from tests.guests import disks
 from tests.guests.disks import MIB
-from tests.guests.processes import children, run
+from tests.guests.processes import run
 from teuthis import STDOUT, VM, Disk
-
-pytestmark = pytest.mark.timeout(300)
 
 
 class Machine:
@@ -38,7 +36,7 @@ class Machine:
         self.run("mkdir /mnt/a /mnt/b /mnt/c")
 
     def run(self, script: str, *, check: bool = True) -> str:
-        done = self.vm.run(["sh", "-c", script], timeout=100)
+        done = self.vm.run(["sh", "-c", script], timeout=300)
         assert not check or done.exit_code == 0, done
         return (done.stdout + done.stderr).decode()
 
@@ -137,14 +135,13 @@ done
 
 def acknowledged_before_the_kill(disk: Disk) -> int:
     """Runs the journal for a while, kills the worker; the last record that was acknowledged."""
-    known = children(os.getpid())
     with VM("192M", disks=[disk]) as vm:
         vm.run(["sh", "-c", "mount -t ext4 /dev/sda /mnt"], check=True)
         process = vm.popen(["sh", "-c", _JOURNAL], stderr=STDOUT)
         with process.stdout:
             lines = [process.stdout.readline() for _ in range(20)]
             time.sleep(0.2)
-            disks.kill_worker(known)
+            disks.kill_worker(vm)
             lines += process.stdout.readlines()
     complete = [line for line in lines if line.endswith(b"\n")]
     return int(complete[-1])

@@ -14,8 +14,6 @@ from teuthis.images.cpio import Archive
 from teuthis.images.modules import ModuleTree
 from teuthis.root import generation
 
-pytestmark = pytest.mark.timeout(600)
-
 LONG = 240.0
 RESEEDED = b"crng reseeded due to virtual machine fork"
 INIT = """#!/busybox sh

@@ -16,7 +16,6 @@ from teuthis.images import cache
 from teuthis.images.kernel import default_kernel
 
 pytestmark = [
-    pytest.mark.timeout(300),
     pytest.mark.skipif(os.geteuid() != 0, reason="all other tests run as this user"),
 ]
 
@@ -81,7 +80,7 @@ def user() -> Iterator[User]:
                 extra_groups=[],
                 cwd="/",
                 capture_output=True,
-                timeout=100,
+                timeout=300,
                 check=False,
             )
 

@@ -23,15 +23,13 @@ from teuthis.root.network import named
 
 from .processes import alive, await_true, run
 
-pytestmark = pytest.mark.timeout(400)  # several VMs at once, on hosts that have much to do
-
 PAGE = b"a page of another machine\n" * 100
 IS_ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not IS_ROOT, reason="makes network namespaces")
 needs_passt = pytest.mark.skipif(shutil.which("passt") is None, reason="passt is not installed")
 
 
-def sh(vm: teuthis.VM, script: str, timeout: float = 60) -> str:
+def sh(vm: teuthis.VM, script: str, timeout: float = 300) -> str:
     """What a shell script in the guest says."""
     result = vm.run(["sh", "-c", script], timeout=timeout)
     return result.stdout.decode() + result.stderr.decode()
@@ -42,7 +40,7 @@ def serve(vm: teuthis.VM) -> None:
     vm.run(["httpd", "-p", "80", "-h", "/tmp"], check=True)
 
 
-def fetch(vm: teuthis.VM, where: str, seconds: int = 20) -> bytes | None:
+def fetch(vm: teuthis.VM, where: str, seconds: int = 60) -> bytes | None:
     """What a page holds; None: nobody answers."""
     # `wget -T` of this busybox falls over, on any machine.
     argv = ["timeout", str(seconds), "wget", "-q", "-O", "-", f"http://{where}/page"]
@@ -124,36 +122,41 @@ def test_a_page_from_one_vm_to_the_other(pair: tuple[teuthis.VM, teuthis.VM]) ->
     assert sh(one, "cat /sys/class/net/eth0/address").strip() == "02:00:00:00:00:0a"
     assert fetch(other, "10.126.8.1") == PAGE
     assert rejected(other, "network.from-worker") == 0
-    counts = other.flows()
-    assert counts["network.from-worker"].count >= counts["rndis.packet"].count - 1 > 5
-    assert counts["switch.joined"].count == 1
+    sent = other.flows()["rndis.packet"].count
+    assert sent > 5
+    await_true(lambda: other.flows()["network.from-worker"].count >= sent)
+    assert other.flows()["switch.joined"].count == 1
 
 
 def test_the_other_way_and_by_ipv6(pair: tuple[teuthis.VM, teuthis.VM]) -> None:
     one, other = pair
     target = re.search(r"fe80::[0-9a-f:]+", sh(one, "ip -6 addr show eth0"))
     assert target is not None
-    await_true(lambda: "1 packets received" in sh(other, f"ping -6 -c 1 {target[0]}%eth0"), 60)
-    assert "2 packets received" in sh(one, "ping -c 2 10.126.8.2")
+    await_true(lambda: "1 packets received" in sh(other, f"ping -6 -c 1 {target[0]}%eth0"))
+    await_true(lambda: "2 packets received" in sh(one, "ping -c 2 10.126.8.2"))
 
 
 def test_many_bytes_survive_both_ways(pair: tuple[teuthis.VM, teuthis.VM]) -> None:
     one, other = pair
     sh(one, "dd if=/dev/urandom of=/tmp/large bs=64k count=80 2>/dev/null")
     wanted = sh(one, "sha256sum < /tmp/large")
-    assert sh(other, "wget -q -O - http://10.126.8.1/large | sha256sum", 120) == wanted
+    assert sh(other, "wget -q -O - http://10.126.8.1/large | sha256sum") == wanted
 
 
 def test_spoofed_addresses_are_dropped_and_counted(pair: tuple[teuthis.VM, teuthis.VM]) -> None:
     one, other = pair
     before = rejected(other, "network.from-worker")
-    said = sh(
-        other,
-        "ip addr add 10.126.8.77/24 dev eth0; ip neigh flush dev eth0;"
-        " ping -c 2 -W 1 -I 10.126.8.77 10.126.8.1; ip addr del 10.126.8.77/24 dev eth0",
-    )
-    assert "0 packets received" in said
-    assert rejected(other, "network.from-worker") >= before + 2
+
+    def spoofed() -> bool:
+        said = sh(
+            other,
+            "ip addr add 10.126.8.77/24 dev eth0; ip neigh flush dev eth0;"
+            " ping -c 2 -W 1 -I 10.126.8.77 10.126.8.1; ip addr del 10.126.8.77/24 dev eth0",
+        )
+        assert "0 packets received" in said
+        return rejected(other, "network.from-worker") >= before + 2
+
+    await_true(spoofed)
     # Claiming somebody else's address, at the level of ARP.
     before = rejected(other, "network.from-worker")
     sh(
@@ -161,8 +164,8 @@ def test_spoofed_addresses_are_dropped_and_counted(pair: tuple[teuthis.VM, teuth
         "ip addr add 10.126.8.1/32 dev lo; arping -c 3 -A -I eth0 10.126.8.1;"
         " arping -c 3 -U -I eth0 10.126.8.1; ip addr del 10.126.8.1/32 dev lo",
     )
-    assert rejected(other, "network.from-worker") >= before + 3
-    assert "0a" in sh(other, "ping -c 1 10.126.8.1; ip neigh show 10.126.8.1")
+    await_true(lambda: rejected(other, "network.from-worker") >= before + 3)
+    await_true(lambda: "0a" in sh(other, "ping -c 1 10.126.8.1; ip neigh show 10.126.8.1"))
     assert rejected(one, "network.from-worker") == 0
 
 
@@ -171,21 +174,21 @@ def test_the_mac_address_cannot_be_changed(pair: tuple[teuthis.VM, teuthis.VM]) 
     said = sh(other, "ip link set eth0 down; ip link set eth0 address 02:00:00:00:00:0b; echo $?")
     assert said.split()[-1] != "0"
     sh(other, "ip link set eth0 up")
-    await_true(lambda: fetch(other, "10.126.8.1", 2) == PAGE, 30)
+    await_true(lambda: fetch(other, "10.126.8.1") == PAGE)
 
 
 def test_a_flood_of_broadcasts_is_bounded(pair: tuple[teuthis.VM, teuthis.VM]) -> None:
     one, other = pair
+    started = time.monotonic()
     seen, dropped = one.flows()["network.to-worker"].count, rejected(other, "network.from-worker")
     flood = "ping -q -i 0.001 -w 4 -I eth0 224.0.0.1"
-    started = time.monotonic()
     sent = re.search(rb"(\d+) packets transmitted", other.run(["sh", "-c", flood]).stdout)
-    seconds = time.monotonic() - started
+    await_true(lambda: one.flows()["network.to-worker"].count > seen)
     received = one.flows()["network.to-worker"].count - seen
-    assert received > 0
+    seconds = time.monotonic() - started
     assert sent is not None
-    if int(sent[1]) > 1000:  # the guest may be too slow for its own flood
-        assert rejected(other, "network.from-worker") > dropped
+    if int(sent[1]) > 250 * (seconds + 1):  # the guest may be too slow for its own flood
+        await_true(lambda: rejected(other, "network.from-worker") > dropped)
         assert received < 250 * (seconds + 1)
     assert fetch(other, "10.126.8.1") == PAGE
 
@@ -201,18 +204,6 @@ def test_networks_of_other_names_do_not_meet() -> None:
         before = one.flows()["network.to-worker"].count
         assert fetch(other, "10.126.8.1", 3) is None
         assert one.flows()["network.to-worker"].count == before
-
-
-def switches() -> set[int]:
-    """The switch processes on this host."""
-    found = set()
-    for pid in processes():
-        try:
-            if b"teuthis.switch" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.add(pid)
-        except OSError:
-            continue
-    return found
 
 
 def test_the_switch_comes_with_the_first_vm_and_goes_with_the_last() -> None:
@@ -233,13 +224,13 @@ def test_the_switch_comes_with_the_first_vm_and_goes_with_the_last() -> None:
 
 
 def test_the_link_goes_down_with_the_switch_and_the_vm_lives() -> None:
-    console, before = Console(), switches()
+    console = Console()
     with teuthis.VM("128M", network=network("dies"), console=console) as vm:
-        (switch,) = own_switch(before)
+        switch = network_processes(vm)["switch"]
         assert sh(vm, "cat /sys/class/net/eth0/carrier").strip() == "1"
         os.kill(switch, signal.SIGKILL)
-        await_true(lambda: sh(vm, "cat /sys/class/net/eth0/carrier").strip() == "0", 30)
-        assert b"the network has gone" in console.text
+        await_true(lambda: sh(vm, "cat /sys/class/net/eth0/carrier").strip() == "0")
+        await_true(lambda: b"the network has gone" in console.text)
         assert sh(vm, "ping -c 1 -W 1 10.126.8.9; echo lives").split()[-1] == "lives"
         with teuthis.VM("128M", network=network("dies")) as other:  # a new switch
             assert other.address == "10.126.8.1"
@@ -251,10 +242,11 @@ def left(kind: str) -> list[Path]:
     return list(named._directory().glob(f"{kind}-{os.getpid()}.*"))
 
 
-def own_switch(before: set[int]) -> set[int]:
-    """The switch that has come since `before`, other runs of the tests aside: our namespace's."""
-    new = switches() - before
-    return {max(new)} if new else set()
+def network_processes(vm: teuthis.VM) -> Mapping[str, int]:
+    """Those that serve its network, by name."""
+    attached = vm.machine.attached
+    assert attached is not None
+    return attached.processes
 
 
 # ---- the user's network --------------------------------------------------------------------------
@@ -363,7 +355,7 @@ def test_the_guest_has_its_address_and_a_way_out(user: tuple[teuthis.VM, int, in
 def test_a_guest_without_our_agent_may_ask_by_dhcp(user: tuple[teuthis.VM, int, int]) -> None:
     vm, _, _ = user
     vm.write_file("/tmp/lease", b'#!/bin/sh\n[ "$1" != bound ] || env\n', mode=0o755)
-    said = sh(vm, "udhcpc -i eth0 -n -q -s /tmp/lease 2>/dev/null")
+    said = sh(vm, "udhcpc -i eth0 -n -q -t 30 -s /tmp/lease 2>/dev/null")
     lease = dict(line.partition("=")[::2] for line in said.splitlines())
     assert (lease["ip"], lease["mask"], lease["mtu"]) == ("10.126.7.2", "24", "65520")
     assert lease["router"] == "10.126.7.1"
@@ -383,7 +375,7 @@ def test_a_host_beyond_this_one_is_reached_and_this_one_is_not(
         # A VM that starts when this host has an address there is kept from that address.
         with host_server("0.0.0.0") as port, teuthis.VM("128M", network="user") as later:
             assert fetch(later, f"{here}:{port}", 3) is None
-            assert rejected(later, "network.to-uplink") > 0
+            await_true(lambda: rejected(later, "network.to-uplink") > 0)
             assert fetch(later, f"{there}:8000") == PAGE
 
 
@@ -393,7 +385,7 @@ def test_the_hosts_loopback_is_out_of_reach(user: tuple[teuthis.VM, int, int]) -
     with host_server() as port:
         before = rejected(vm, "network.to-uplink")
         assert fetch(vm, f"10.126.7.1:{port}", 3) is None
-        assert rejected(vm, "network.to-uplink") > before
+        await_true(lambda: rejected(vm, "network.to-uplink") > before)
         # Sent to the loopback address itself, past the guest's own.
         before = rejected(vm, "network.to-uplink")
         sh(
@@ -403,7 +395,7 @@ def test_the_hosts_loopback_is_out_of_reach(user: tuple[teuthis.VM, int, int]) -
             " echo 1 > /proc/sys/net/ipv4/conf/eth0/route_localnet",
         )
         assert fetch(vm, f"127.0.0.1:{port}", 3) is None
-        assert rejected(vm, "network.to-uplink") > before
+        await_true(lambda: rejected(vm, "network.to-uplink") > before)
     assert fetch(vm, f"10.126.7.1:{open_port}") == PAGE  # it was asked for
 
 
@@ -411,7 +403,7 @@ def test_the_hosts_loopback_is_out_of_reach(user: tuple[teuthis.VM, int, int]) -
 def test_a_published_port_leads_to_the_guest(user: tuple[teuthis.VM, int, int]) -> None:
     _, published, _ = user
     # passt gives up on a guest that takes longer than its patience, on hosts with much to do.
-    await_true(lambda: answer_of(published) == PAGE, 90)
+    await_true(lambda: answer_of(published) == PAGE)
 
 
 def answer_of(port: int) -> bytes:
@@ -439,17 +431,11 @@ def test_without_passt_it_is_said_which_package(monkeypatch: pytest.MonkeyPatch)
         teuthis.VM("128M", network="user")
 
 
-def of_user_network(vm: teuthis.VM) -> Mapping[str, int]:
-    attached = vm.machine.attached
-    assert attached is not None
-    return attached.processes
-
-
 @needs_passt
 @needs_root
 def test_passt_and_switch_are_as_small_as_they_can_be(user: tuple[teuthis.VM, int, int]) -> None:
     vm, _, _ = user
-    pids = of_user_network(vm)
+    pids = network_processes(vm)
     assert set(pids.values()) <= set(processes())
     passt, switch = surface(pids["passt"]), surface(pids["switch"])
     for each in (passt, switch):
@@ -468,20 +454,20 @@ def test_passt_and_switch_are_as_small_as_they_can_be(user: tuple[teuthis.VM, in
 def test_the_link_goes_down_when_either_is_killed(victim: str) -> None:
     console = Console()
     with teuthis.VM("128M", network="user", console=console) as vm:
-        pids = of_user_network(vm)
+        pids = network_processes(vm)
         os.kill(pids[victim], signal.SIGKILL)
-        await_true(lambda: sh(vm, "cat /sys/class/net/eth0/carrier").strip() == "0", 30)
-        assert b"the network has gone" in console.text
-        await_true(lambda: not alive(pids.values()), 30)
+        await_true(lambda: sh(vm, "cat /sys/class/net/eth0/carrier").strip() == "0")
+        await_true(lambda: b"the network has gone" in console.text)
+        await_true(lambda: not alive(pids.values()))
         assert sh(vm, "echo lives").strip() == "lives"
 
 
 @needs_passt
 def test_all_of_it_ends_with_the_vm() -> None:
     with teuthis.VM("128M", network="user") as vm:
-        pids = of_user_network(vm)
+        pids = network_processes(vm)
         assert alive(pids.values()) == set(pids.values())
-    await_true(lambda: not alive(pids.values()), 10)
+    await_true(lambda: not alive(pids.values()))
 
 
 @needs_passt
@@ -509,6 +495,6 @@ def test_a_vm_sends_no_faster_than_it_may() -> None:
         sh(slow, "dd if=/dev/zero of=/tmp/page bs=1000 count=2000 2>/dev/null")
         slow.run(["httpd", "-p", "80", "-h", "/tmp"], check=True)
         begun = time.monotonic()
-        page = fetch(other, "10.126.8.1", 60)
+        page = fetch(other, "10.126.8.1", 300)
         assert page == bytes(2_000_000)
         assert time.monotonic() - begun > 3

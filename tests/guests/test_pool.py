@@ -63,7 +63,7 @@ def test_what_cannot_be_started_is_told_and_tried_again(monkeypatch: pytest.Monk
         pool = Pool(1, memory="128M")
         for _ in range(2):
             with pytest.raises(teuthis.HostError, match="full"):
-                pool.take(20)
+                pool.take(100)
     with pool:
         try:
             vm = pool.take(100)
@@ -72,11 +72,21 @@ def test_what_cannot_be_started_is_told_and_tried_again(monkeypatch: pytest.Monk
         assert vm.run(["echo", "again"]).stdout == b"again\n"
 
 
-def test_taking_takes_no_longer_than_it_may() -> None:
+def test_taking_takes_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, asked = Pool._start, threading.Event()
+
+    def wait_and_start(pool: Pool) -> teuthis.VM:
+        asked.wait()
+        return start(pool)
+
     with Pool(1, memory="128M") as pool:
-        pool.take(100)
+        pool.wait(100)
+        monkeypatch.setattr(Pool, "_start", wait_and_start)
+        pool.take(0)
         with pytest.raises(TimeoutError):
             pool.take(0)
+        asked.set()
+        pool.take(100)
 
 
 def test_closing_wakes_those_who_wait() -> None:

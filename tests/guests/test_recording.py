@@ -51,12 +51,12 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     with teuthis.VM(
         "128M",
         disks=[teuthis.Disk(disk)],
-        network="switch:recorded",
+        network=f"switch:recorded-{os.getpid()}",
         console=console,
         record=path,
     ) as vm:
         assert vm.processor == "soft"
-        found = vm.run(["sha256sum", "/dev/sda"], timeout=60)
+        found = vm.run(["sha256sum", "/dev/sda"], timeout=300)
         digest = hashlib.sha256(disk.read_bytes()).hexdigest()
         assert found.stdout.startswith(digest.encode())
         assert vm.run(["cat"], input=b"into the guest").stdout == b"into the guest"

@@ -26,7 +26,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def attack(
-    vm: VM, program: bytes, subject: str, timeout: float = 60
+    vm: VM, program: bytes, subject: str, timeout: float = 300
 ) -> tuple[int, dict[str, Count]]:
     """Runs it; how many attempts the program saw refused, and what the host counted."""
     vm.write_file("/tmp/registers", program, 0o755)
@@ -70,6 +70,6 @@ def test_every_msr_that_the_guest_itself_needs(vm: VM, program: bytes) -> None:
     with VM("128M") as victim:
         load_msr_driver(victim)
         with contextlib.suppress(teuthis.TeuthisError):
-            attack(victim, program, "all-msrs", timeout=10)
+            attack(victim, program, "all-msrs")
     assert victim.closed
     assert vm.run(["echo", "alive"]).stdout == b"alive\n"

@@ -15,9 +15,7 @@ from collections.abc import Iterator
 import pytest
 
 import teuthis
-from tests.guests.processes import CLI, alive, await_true, children, run
-
-PATIENCE = 90.0
+from tests.guests.processes import CLI, PATIENCE, alive, await_true, children, run
 
 
 class Screen:
@@ -131,11 +129,10 @@ def test_a_shell(shell: Screen) -> None:
     assert shown
     shell.size(40, 120)
     os.kill(shell.process.pid, signal.SIGWINCH)
-    time.sleep(0.2)
-    shell.type(b"stty size\r")
+    shell.type(b"until stty size | grep '40 120'; do sleep 0.1; done\r")
     shell.expect(rb"40 120\r\n")
-    shell.type(b"sleep 1000\r")
-    time.sleep(0.5)
+    shell.type(b"sh -c 'echo begun $$; exec sleep 1000'\r")
+    shell.expect(rb"begun \d+\r\n")
     shell.type(b"\x03")  # ^C reaches the program, not the command
     shell.expect(rb"\^C[^#]*# ")
     shell.type(b"printf 'a\\033[31mred\\033]52;c;QUJD\\007b\\033[21t\\033[0m'; echo\r")
@@ -163,8 +160,8 @@ def test_a_full_screen_program(shell: Screen) -> None:
 
 
 def test_the_way_out_and_signals_restore_the_terminal(shell: Screen) -> None:
-    shell.type(b"sleep 1000\r")
-    time.sleep(0.3)
+    shell.type(b"sh -c 'echo begun $$; exec sleep 1000'\r")
+    shell.expect(rb"begun \d+\r\n")
     assert not shell.restored
     pids = children(shell.process.pid)
     shell.type(b"\r~.")
@@ -173,7 +170,7 @@ def test_the_way_out_and_signals_restore_the_terminal(shell: Screen) -> None:
     await_true(lambda: not alive(pids))
     other = Screen("run", "--tty", "--memory", "128M", "--", "sleep", "1000")
     try:
-        await_true(lambda: not other.restored, 60)
+        await_true(lambda: not other.restored)
         other.process.send_signal(signal.SIGTERM)
         assert other.end() == 143
         assert other.restored

@@ -16,8 +16,6 @@ from teuthis.errors import CommandError, ConfigurationError
 from teuthis.images import packages
 from teuthis.images.importing import import_image
 
-pytestmark = pytest.mark.timeout(300)
-
 _APPLETS = (
     *("cat", "chmod", "echo", "grep", "id", "ls", "mkdir", "readlink", "sh", "sleep", "stat"),
     *("stty", "sync", "tar", "test", "touch", "true"),

@@ -14,8 +14,6 @@ import teuthis
 from tests.guests.processes import run
 from teuthis import PIPE, STDOUT, Result
 
-pytestmark = pytest.mark.timeout(300)
-
 IS_WARM = "import sys; print('xml.etree.ElementTree' in sys.modules)"
 STATE = """
 import faulthandler, gc, locale, os, resource, signal, sys, threading, time, warnings
@@ -207,15 +205,19 @@ def test_signals_and_time_limits(vm: teuthis.VM) -> None:
         assert process.stdout.readline() == b"started %d\n" % process.pid
         process.send_signal(signal.SIGINT)
         assert process.stdout.read() == b"interrupted\n"
-        assert process.wait(60) == 5
+        assert process.wait(100) == 5
     with vm.popen(["python3", "-c", script]) as process:
         assert process.stdout.readline() == b"started %d\n" % process.pid
         process.terminate()
-        assert process.wait(60) == -signal.SIGTERM
-    with pytest.raises(teuthis.CommandTimeout) as caught:
-        vm.run(["python3", "-c", script], timeout=5)
-    assert caught.value.result is not None
-    assert caught.value.result.stdout.startswith(b"started")
+        assert process.wait(100) == -signal.SIGTERM
+    for limit in (5, 100):  # on a busy host it may not come to its first word in the first
+        with pytest.raises(teuthis.CommandTimeout) as caught:
+            vm.run(["python3", "-c", script], timeout=limit)
+        assert caught.value.result is not None
+        said = caught.value.result.stdout
+        if said:
+            break
+    assert said.startswith(b"started")
 
 
 def test_children_end_with_a_program_that_is_killed(vm: teuthis.VM) -> None:
@@ -223,8 +225,8 @@ def test_children_end_with_a_program_that_is_killed(vm: teuthis.VM) -> None:
     with vm.popen(["python3", "-c", script], stdin=PIPE) as process:
         child = int(process.stdout.readline())
         process.kill()
-        process.wait(60)
-    deadline = time.monotonic() + 60
+        process.wait(100)
+    deadline = time.monotonic() + 100
     while b"sleep" in vm.run(["ps", "-o", "comm=", "-p", str(child)]).stdout:
         assert time.monotonic() < deadline
 
@@ -251,7 +253,7 @@ def test_on_a_terminal(vm: teuthis.VM) -> None:
                 process.stdin.flush()
                 seen += process.stdout.read(1)
             shown.append(seen + process.stdout.read())
-            assert process.wait(60) == 0
+            assert process.wait(100) == 0
     assert shown[0] == shown[1]
     assert b"True True /dev/pts/" in shown[0]
     assert b"^C" in shown[0]
@@ -263,7 +265,7 @@ def test_the_prompt_on_a_terminal(vm: teuthis.VM) -> None:
         process.stdin.write(b"print(6 * 7)\nexit(4)\n")
         process.stdin.flush()
         assert b"\n42\r\n" in process.stdout.read()
-        assert process.wait(60) == 4
+        assert process.wait(100) == 4
 
 
 def test_several_at_once(vm: teuthis.VM) -> None:

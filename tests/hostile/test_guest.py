@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -11,26 +12,14 @@ from .campaign import Neighbour, attack
 SECONDS = 2.0
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_a_hostile_kernel(seed: int, guest: Path, initrd: Path, neighbour: Neighbour) -> None:
-    verdict = attack(guest, initrd, seed, SECONDS, scribble=False)
-    assert not verdict.defect
-    flows = verdict.flows
-    attacked = [
-        *("msr.unknown", "port.unknown", "hypercall.unknown", "hypercall.post-message"),
-        *("vmbus.unknown", "vmbus.tl-connect-request", "vmbus.gpadl-header"),
-    ]
-    assert [flow for flow in attacked if not flows[flow].rejected] == []
-    # It was let in before it was refused.
-    assert flows["vmbus.offer-channel"].count > 0
-    assert neighbour.failure is None
+def attack_until(
+    refused: set[str], served: set[str], seeds: Iterable[int], guest: Path, initrd: Path
+) -> None:
+    """Attacks until flows were refused, and others served nevertheless: by one guest or by several.
 
-
-def test_a_hostile_disk_driver(guest: Path, initrd: Path, neighbour: Neighbour) -> None:
-    """Attacks until every kind was refused, and disks were read and written nevertheless."""
-    refused = {"storvsp.execute-srb", "ring.gpa-direct", "scsi.read", "scsi.write", "scsi.unknown"}
-    served = {"storvsp.execute-srb", "ring.gpa-direct", "scsi.read", "scsi.write"}
-    for seed in range(100, 130):
+    On a busy host one may not come far in its time.
+    """
+    for seed in seeds:
         verdict = attack(guest, initrd, seed, SECONDS, scribble=False)
         assert not verdict.defect, verdict
         refused -= {flow for flow, count in verdict.flows.items() if count.rejected}
@@ -38,6 +27,23 @@ def test_a_hostile_disk_driver(guest: Path, initrd: Path, neighbour: Neighbour) 
         if not refused and not served:
             break
     assert (refused, served) == (set(), set())
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_hostile_kernel(seed: int, guest: Path, initrd: Path, neighbour: Neighbour) -> None:
+    refused = {
+        *("msr.unknown", "port.unknown", "hypercall.unknown", "hypercall.post-message"),
+        *("vmbus.unknown", "vmbus.tl-connect-request", "vmbus.gpadl-header"),
+    }
+    # It was let in before it was refused.
+    attack_until(refused, {"vmbus.offer-channel"}, range(seed, 1000, 100), guest, initrd)
+    assert neighbour.failure is None
+
+
+def test_a_hostile_disk_driver(guest: Path, initrd: Path, neighbour: Neighbour) -> None:
+    refused = {"storvsp.execute-srb", "ring.gpa-direct", "scsi.read", "scsi.write", "scsi.unknown"}
+    served = {"storvsp.execute-srb", "ring.gpa-direct", "scsi.read", "scsi.write"}
+    attack_until(refused, served, range(100, 140), guest, initrd)
     assert neighbour.failure is None
 
 
@@ -47,9 +53,8 @@ def test_a_minute_of_memory_that_changes_while_it_is_read(
     deadline = time.monotonic() + 60
     seeds = itertools.count(4)
     posted = 0
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline or not posted:
         verdict = attack(guest, initrd, next(seeds), 5 * SECONDS, scribble=True)
         assert not verdict.defect, verdict
         posted += verdict.flows["hypercall.post-message"].count
         assert neighbour.failure is None
-    assert posted > 0

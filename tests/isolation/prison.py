@@ -94,7 +94,7 @@ class Prison:
                 text=True,
                 pass_fds=tuple(given),
                 check=True,
-                timeout=250,
+                timeout=500,
             )
         answers: list[str] = result.stdout.splitlines()
         assert len(answers) == lines.count("\n"), result.stdout + result.stderr

@@ -12,8 +12,6 @@ from teuthis.jail.walls import NAMES
 from .catalogue import CATALOGUE
 from .prison import IS_ROOT, SIGSYS, Prison
 
-pytestmark = pytest.mark.timeout(300)  # many processes, on hosts that have much to do
-
 SECRET_KEY = b"teuthis-test-secret"
 SHARED_MEMORY_KEY = 0x7E07
 LEFT_OPEN = 77

@@ -14,8 +14,6 @@ from teuthis.root import store
 from ..guests.named import home
 from .prison import NOBODY, SIGSYS, Prison, call
 
-pytestmark = pytest.mark.timeout(300)
-
 UNIX, PACKETS = 1, 5
 
 

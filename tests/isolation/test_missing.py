@@ -11,8 +11,6 @@ from teuthis.jail import host, walls
 
 from ..guests.processes import CLI
 
-pytestmark = pytest.mark.timeout(300)  # many processes, on hosts that have much to do
-
 PREPARE = 'echo 0 > /proc/sys/user/max_net_namespaces && exec "$@"'
 MISSING = {"identity", "network-namespace"}
 
@@ -23,7 +21,7 @@ def poor_host(*command: str) -> subprocess.CompletedProcess[str]:
         ["unshare", "--user", "--map-root-user", "sh", "-c", PREPARE, "sh", *command],
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=500,
         check=False,
     )
 

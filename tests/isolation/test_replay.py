@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 import teuthis
 from teuthis.jail.surface import surface
 
@@ -15,7 +13,7 @@ from ..guests.processes import CLI, await_true, children
 from .test_system_calls import REPLAY
 from .test_walls import needs_root, status
 
-pytestmark = [needs_root, pytest.mark.timeout(300)]
+pytestmark = needs_root
 
 
 @contextmanager
@@ -25,7 +23,7 @@ def replaying(path: Path) -> Iterator[int]:
         [*CLI, "replay", "--trace", str(path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as command:
         try:
-            await_true(lambda: _locked(command.pid), timeout=120)
+            await_true(lambda: _locked(command.pid))
             (process,) = children(command.pid)
             yield process
         finally:

@@ -17,11 +17,9 @@ from teuthis.errors import TeuthisError
 from teuthis.jail.surface import surface
 from teuthis.root import zygote
 
-from ..guests.processes import alive, await_true, children
+from ..guests.processes import PATIENCE, alive, await_true, children
 from .test_system_calls import HYPERVISOR, WORKER
 from .test_walls import NAMESPACES, needs_root, status
-
-pytestmark = pytest.mark.timeout(300)  # many processes, on hosts that have much to do
 
 HERE = Path(__file__).parent
 
@@ -40,7 +38,7 @@ def fails(story: str, disks: Sequence[teuthis.Disk] = ()) -> str:
     """What the user of a VM is told whose worker runs `story`; nothing is left behind."""
     before = children(os.getpid())
     with taken_over(story), pytest.raises(TeuthisError) as caught:
-        teuthis.VM("128M", boot_timeout=20, disks=disks)
+        teuthis.VM("128M", boot_timeout=PATIENCE, disks=disks)
     await_true(lambda: children(os.getpid()) <= before)
     return str(caught.value)
 
@@ -184,7 +182,7 @@ def test_no_filter_allows_what_is_never_used(tmp_path: Path, with_disk: bool) ->
     (tmp_path / "traces").mkdir()
     workload = WORKLOAD.format(disks=f"[teuthis.Disk({str(disk)!r})]" if with_disk else "[]")
     command = ["strace", "-ff", "-qq", "-o", str(tmp_path / "traces/trace"), sys.executable, "-c"]
-    subprocess.run([*command, workload], check=True, timeout=280)
+    subprocess.run([*command, workload], check=True, timeout=500)
     allowed = WORKER | (STORAGE if with_disk else set())
     used: dict[str, set[str]] = {"worker": set(), "hypervisor": set()}
     for file in (tmp_path / "traces").iterdir():

@@ -12,8 +12,6 @@ from teuthis.jail.walls import WALLS
 from ..guests.processes import alive, await_true
 from .prison import NOBODY, OF_RUST, PRISONS, Prison, call
 
-pytestmark = pytest.mark.timeout(300)  # many processes, on hosts that have much to do
-
 NAMESPACES = ["user", "net", "ipc", "uts", "cgroup", "mnt"]
 
 

@@ -17,7 +17,7 @@ raise SystemExit(3)
 
 
 def test_kvm_is_there_and_makes_a_processor() -> None:
-    result = machine.run([sys.executable, "-I", "-c", ASK], timeout=60)
+    result = machine.run([sys.executable, "-I", "-c", ASK], timeout=300)
     assert result == machine.Result(3, "version 12\nprocessor True")
 
 

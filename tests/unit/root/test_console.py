@@ -31,7 +31,7 @@ def console_of(data: bytes, sink: io.BytesIO | None = None) -> Console:
     console = Console(read, sink)
     with os.fdopen(write, "wb") as pipe:
         pipe.write(data)
-    console.finish(5)
+    console.finish(100)
     return console
 
 
@@ -72,5 +72,5 @@ def test_the_end_is_not_awaited_for_ever() -> None:
     console = Console(read, None)
     console.finish(0.01)
     os.close(write)
-    console.finish(5)
+    console.finish(100)
     assert threading.active_count() >= 1

@@ -86,7 +86,7 @@ def test_following_through_rotations(tmp_path: Path) -> None:
         time.sleep(0.01)
     log.close()
     over.set()
-    reader.join(30)
+    reader.join(100)
     assert not reader.is_alive()
     text = b"".join(seen)
     # It is read a few times a second: what is older than two files then may be missed, no more.

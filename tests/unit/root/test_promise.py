@@ -16,7 +16,7 @@ def test_a_value_reaches_all_who_wait() -> None:
     assert not promise.done()
     promise.set_result(7)
     for thread in waiting:
-        thread.join(30)
+        thread.join(100)
     assert seen == [7, 7, 7]
     assert promise.done()
     assert promise.exception() is None

@@ -40,9 +40,7 @@ def test_a_deadline() -> None:
         reader = pipes.reader()
         (sink,) = serve(pipes, 1)
         exchange = Exchange(b"", None, [reader], 10)
-        began = time.monotonic()
-        assert not exchange.run(began + 0.05)
-        assert time.monotonic() - began < 2
+        assert not exchange.run(time.monotonic() + 0.05)
         os.close(sink)
         assert exchange.run()
 

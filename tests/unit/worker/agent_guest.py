@@ -140,7 +140,7 @@ class AgentGuest:
         return list({id(task.channel): task for task in self.tasks}.values())
 
     def until(self, condition: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             self.step()
             if condition():

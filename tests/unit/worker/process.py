@@ -159,7 +159,7 @@ sys.exit(main(Birth({self.identity.worker}), socket(fileno={owner.fileno()})))
                 return status
         return None
 
-    def wait_for(self, kind: StatusKind, seconds: float = 60) -> Status:
+    def wait_for(self, kind: StatusKind, seconds: float = 300) -> Status:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             found = self.status(kind)
@@ -178,7 +178,7 @@ sys.exit(main(Birth({self.identity.worker}), socket(fileno={owner.fileno()})))
         self.control.close()
         self.link.close()
         try:
-            assert self.child.wait(10) == 0
+            assert self.child.wait(100) == 0
         finally:
             self.child.kill()
             self.child.wait()

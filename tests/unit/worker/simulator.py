@@ -5,6 +5,7 @@ It has RAM of its own, posts messages, shares rings and speaks hv_sock, over any
 """
 
 import struct
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -14,8 +15,8 @@ from teuthis.worker.memory import PAGE_SIZE, GuestMemory
 VERSION = 0x0005_0003
 HEADER = struct.Struct("<II")
 DESCRIPTOR = struct.Struct("<HHHHQ")
-PATIENCE = 3000
-"""Rounds to wait for the host: in another process, each is some 2 ms."""
+PATIENCE = 300.0
+"""Seconds to wait for the host, which may be another process on a busy machine."""
 TAIL = bytes.fromhex("cbfae611bd5864006a7986d3")
 
 
@@ -243,7 +244,8 @@ class Guest:
 
     def expect(self, kind: int) -> bytes:
         """The next message of that kind; others stay."""
-        for _ in range(PATIENCE):
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
             for index, (found, body) in enumerate(self.inbox):
                 if found == kind:
                     del self.inbox[index]
@@ -290,10 +292,9 @@ class Guest:
         offered: list[Channel] = []
         previous, self.on_offer = self.on_offer, offered.append
         self.post(21, service(own_port) + service(port))
-        for _ in range(PATIENCE):
+        deadline = time.monotonic() + PATIENCE
+        while not offered and time.monotonic() < deadline:
             self.pump()
-            if offered:
-                break
         self.on_offer = previous
         (channel,) = offered
         assert not channel.from_host

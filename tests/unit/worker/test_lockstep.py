@@ -26,7 +26,7 @@ class Played:
 
     def __init__(self) -> None:
         self.parts = Parts(lockstep=True)
-        self.parts.link.settimeout(10)
+        self.parts.link.settimeout(100)
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
@@ -52,7 +52,7 @@ class Played:
 
     def end(self) -> None:
         self.parts.control.close()
-        self.thread.join(10)
+        self.thread.join(100)
         assert not self.thread.is_alive()
         self.parts.close()
 
@@ -87,7 +87,9 @@ def test_a_turn_lasts_as_long_as_the_guest_sleeps_or_until_something_comes(playe
     assert played.turn(3_000_000) == [(OVER, 3_000_000, b"")]
     timer = threading.Timer(0.2, played.parts.control.send, [encode_request(Stop())])
     timer.start()
-    stop, over = played.turn(900_000_000)
+    while len(sent := played.turn(900_000_000)) == 1:
+        pass  # the timer is late
+    stop, over = sent
     assert stop[0] == STOP
     # Sooner than it had to be, and not before it was asked: by our clock, not exactly.
     assert 0 < over[1] <= 900_000_000
@@ -101,13 +103,13 @@ def test_nothing_is_done_between_turns(played: Played) -> None:
     played.parts.link.settimeout(0.2)
     with pytest.raises(TimeoutError):
         played.receive()
-    played.parts.link.settimeout(10)
+    played.parts.link.settimeout(100)
     assert {kind for kind, _, _ in played.turn()} == {STOP, DELIVER, OVER}
 
 
 def test_the_machine_ends_with_the_guest(played: Played) -> None:
     played.parts.link.send(MESSAGE.pack(1, 3, 0, 1, b""))
-    played.thread.join(10)
+    played.thread.join(100)
     assert Status.decode(played.parts.control.recv(64)).kind is StatusKind.ENDED
 
 

@@ -405,7 +405,7 @@ def test_request_that_is_too_large_for_a_frame_fails(process: Process, agent: Ag
 
 def ended(process: Process) -> Ended:
     reason = Ended(process.wait_for(StatusKind.ENDED).value)
-    assert process.child.wait(10) == 0
+    assert process.child.wait(100) == 0
     return reason
 
 
@@ -496,24 +496,26 @@ def test_dead_hypervisor_ends_the_vm(process: Process) -> None:
 def test_guest_that_takes_no_messages_ends(process: Process) -> None:
     process.guest.initiate()
     process.link.settimeout(1)
-    try:
-        for _ in range(100_000):
+    while process.child.poll() is None:
+        try:
             process.post(1, struct.pack("<IIII", 22, 0, 1, 0))
-    except OSError:
-        pass
+        except TimeoutError:
+            continue  # it may be slow, or end just now
+        except OSError:
+            break
     assert ended(process) is Ended.MESSAGES_NOT_TAKEN
 
 
 def test_dead_client_ends_the_worker(process: Process) -> None:
     process.control.close()
-    assert process.child.wait(10) == 0
+    assert process.child.wait(100) == 0
     assert process.link.recv(300)[2] == 16
     assert process.link.recv(300) == b""
 
 
 def test_malformed_request_ends_the_worker(process: Process) -> None:
     process.control.send(b"\xc0")
-    assert process.child.wait(10) == 0
+    assert process.child.wait(100) == 0
 
 
 def test_stop_is_passed_on(process: Process) -> None:
