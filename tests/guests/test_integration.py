@@ -7,6 +7,8 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,26 @@ def test_a_guest_powers_off_in_order() -> None:
         with pytest.raises(teuthis.GuestPowerOff):
             vm.run(["true"])
         vm.shutdown()  # it has
+    assert b"ended in order" in log.getvalue()
+
+
+def test_programs_of_a_guest_that_is_stopped_meanwhile_end_in_order() -> None:
+    """Its clock goes on while the host does not let it run: timed patience would be over."""
+    log = io.BytesIO()
+    with teuthis.VM("192M", console=log) as vm:
+        trap = "trap 'echo told > /dev/kmsg; sleep 1; echo ended in order > /dev/kmsg; exit' TERM"
+        process = vm.popen(["sh", "-c", f"{trap}; echo up; while :; do sleep 0.1; done"])
+        assert process.stdout.readline() == b"up\n"
+        hypervisor = vm.machine.processes["hypervisor"]
+        with ThreadPoolExecutor(1) as pool:
+            ending = pool.submit(vm.shutdown)
+            wait_for(lambda: b"told" in log.getvalue())
+            with suppress(ProcessLookupError):  # we may come late ourselves
+                os.kill(hypervisor, signal.SIGSTOP)
+                time.sleep(3)
+                os.kill(hypervisor, signal.SIGCONT)
+            ending.result()
+        process.close()
     assert b"ended in order" in log.getvalue()
 
 
