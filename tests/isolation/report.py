@@ -9,9 +9,9 @@ from pathlib import Path
 
 from teuthis.jail import landlock
 
-from .catalogue import CATALOGUE
+from .catalogue import CATALOGUE, LEFT_OPEN
 from .prison import SIGSYS, Prison
-from .test_attacks import LEFT_OPEN, bait
+from .test_attacks import bait
 from .test_system_calls import CALLS
 
 HEAD = """\

@@ -3,18 +3,18 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fcntl import F_DUPFD, fcntl
 
 import pytest
 
 from teuthis.jail.kernel import call as kernel
 from teuthis.jail.walls import NAMES
 
-from .catalogue import CATALOGUE
+from .catalogue import CATALOGUE, LEFT_OPEN
 from .prison import IS_ROOT, SIGSYS, Prison
 
 SECRET_KEY = b"teuthis-test-secret"
 SHARED_MEMORY_KEY = 0x7E07
-LEFT_OPEN = 77
 BAD_ADDRESS = "errno 14"
 """What a call says that was permitted, and only then looked at our made-up pointers."""
 
@@ -23,7 +23,7 @@ BAD_ADDRESS = "errno 14"
 def bait() -> Iterator[None]:
     """Things of the host that an attacker would find: an open file, a key, shared memory."""
     opened = os.open("/etc/passwd", os.O_RDONLY)
-    os.dup2(opened, LEFT_OPEN, inheritable=True)
+    assert fcntl(opened, F_DUPFD, LEFT_OPEN) == LEFT_OPEN, "somebody else's descriptor"
     os.close(opened)
     # A session keyring that every process started from here possesses.
     kernel("keyctl", 1, None)
