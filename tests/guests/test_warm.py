@@ -109,6 +109,11 @@ def await_warm(vm: teuthis.VM, env: Mapping[str, str] | None = None) -> None:
         assert time.monotonic() < deadline
 
 
+def kill_all(vm: teuthis.VM) -> None:
+    """All that waits, and what that has just forked."""
+    vm.run(["sh", "-c", "while pkill -9 warm-python; do sleep 0.02; done"], check=True)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -327,7 +332,7 @@ def test_what_it_is_made_of_may_be_killed(vm: teuthis.VM) -> None:
         # One that waits is replaced by its server.
         copy.run(["sh", "-c", "kill -9 $(pgrep -n warm-python)"], check=True)
         await_warm(copy)
-        copy.run(["pkill", "-9", "warm-python"], check=True)
+        kill_all(copy)
         assert not is_warm(copy)
 
 
@@ -343,7 +348,7 @@ def test_whoever_else_answers_harms_only_time(vm: teuthis.VM) -> None:
     )
     (copy,) = vm.fork()
     with copy:
-        copy.run(["pkill", "-9", "warm-python"], check=True)
+        kill_all(copy)
         # A child of the shell's, not of the agent's; init; no number; nobody.
         for answer in ("struct.pack('<i', os.getpid())", "b'\\1\\0\\0\\0'", "b'xx'", "bytes(4)"):
             argv = ["sh", "-c", 'python3 -c "$0" "$1"; :', false, answer]
