@@ -87,7 +87,7 @@ class Greeting:
 class Idle:
     """A connection whose operation is over, kept for the next one.
 
-    To open one costs a guest more than to start a program.
+    To open one and end it costs a guest half of what a small program does.
     """
 
     def __init__(self, agent: "Agent", connection: Connection, counters: Counters) -> None:
